@@ -1,0 +1,1 @@
+"""Schedules and device files, installed as ``tvm_directconv.schedules``."""

@@ -1,0 +1,25 @@
+"""Schedule for ARM: NEON on AArch64, NEON with VFPv4 on ARMv7.
+
+A step multiplies one input channel at one kernel position into all sums of the tile. On AArch64
+a pixel is loaded into one lane (``ldr s``) and multiplied from there (``fmla v.4s, v.4s, v.s[0]``);
+on ARMv7 it is loaded into all lanes (``vld1.32 {d[], d[]}``). Registers: 8 x 2 sums + 2 weights
++ 1 pixel of 32 (AArch64), 4 x 2 + 2 + 1 of 16 (ARMv7).
+
+These cores have small and slow second-level caches, so the paper's loop order, which keeps a
+block of weights in the first level, matters more here than on x86; the model decides it.
+"""
+
+from typing import Any
+
+from tvm_directconv.blocking import Blocking
+from tvm_directconv.device import Device
+from tvm_directconv.workload import ConvWorkload
+
+from .common import direct
+
+
+def schedule(
+    sch: Any, workload: ConvWorkload, device: Device, blocking: Blocking, threads: int
+) -> None:
+    """Schedule a convolution for an ARM processor; parameters as in :mod:`.x86`."""
+    direct(sch, workload, blocking, threads)

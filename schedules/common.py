@@ -1,0 +1,102 @@
+"""The operators that the schedules of all instruction sets are composed of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_directconv.blocking import Blocking, border_tiles
+from tvm_directconv.compute import BLOCK_NAME
+from tvm_directconv.lowering import STEP, TAP, TILE
+from tvm_directconv.workload import ConvWorkload
+
+
+@dataclass
+class Loops:
+    """The loops of a convolution after :func:`split_and_order`, outermost first."""
+
+    task: Any
+    oh: Any
+    tile: Any
+    ic: Any
+    kh: Any
+    kw: Any
+    ic_steps: Any
+    step: Any
+    column: Any
+    vector: Any
+    lane: Any
+
+
+def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loops:
+    """Cut the loops into register tiles and blocks, and put them into the order of `blocking`.
+
+    Parameters
+    ----------
+    sch : tvm.s_tir.Schedule
+        Schedule of :func:`tvm_directconv.compute.conv2d`, changed in place.
+    workload : ConvWorkload
+        What the function convolves, as `blocking` views it.
+    blocking : Blocking
+        The block sizes.
+    """
+    block = sch.get_sblock(BLOCK_NAME)
+    batch, oc, oh, ow, lane, ic, kh, kw, ici = sch.get_loops(block)
+    oc, vector = sch.split(oc, [None, blocking.oc_vectors])
+    rows, oh = sch.split(oh, [None, blocking.oh_block])
+    tile, column = sch.split(ow, [None, blocking.ow_tile])
+    # By whole blocks of the input's layout: then every address is a base plus a constant.
+    together = min(_input_block(sch) or blocking.ic_block, blocking.ic_block)
+    ic_blocks, ic_steps, step = sch.split(
+        ici, [None, together // blocking.ic_unroll, blocking.ic_unroll]
+    )
+    # Of weights and pixels, the fewer stay in registers through a step, the others pass by.
+    inner = [column, vector] if blocking.oc_vectors <= blocking.ow_tile else [vector, column]
+    if blocking.loop_order == "ic_outside":
+        outer = [batch, oc, rows, ic, oh, tile]
+    else:
+        outer = [batch, oc, rows, oh, tile, ic]
+    sch.reorder(*outer, kh, kw, ic_blocks, ic_steps, step, *inner, lane)
+    task = sch.fuse(batch, oc, rows)
+    sch.annotate(tile, TILE, list(border_tiles(workload, blocking.ow_tile)))
+    return Loops(task, oh, tile, ic, kh, kw, ic_steps, step, column, vector, lane)
+
+
+def _input_block(sch: Any) -> int | None:
+    """Return the channel block of the input's layout, None for a plain one."""
+    (function,) = sch.mod.functions.values()
+    shape = function.params[0].shape
+    return int(shape[-1]) if len(shape) == 5 else None
+
+
+def unroll_tile(sch: Any, loops: Loops, blocking: Blocking) -> None:
+    """Unroll the register tile and `ic_unroll` steps, and make vectors of the lanes."""
+    sch.annotate(loops.step, STEP, 1)
+    for loop in (loops.step, loops.column, loops.vector):
+        sch.unroll(loop)
+    sch.vectorize(loops.lane)
+    if blocking.kw_unroll:
+        sch.unroll(loops.kw)
+    else:
+        sch.annotate(loops.kw, TAP, 1)
+
+
+def start_sums(sch: Any, loops: Loops) -> None:
+    """Set the sums to zero before the first block of input channels."""
+    sch.decompose_reduction(sch.get_sblock(BLOCK_NAME), loops.ic)
+
+
+def parallel_tasks(sch: Any, loops: Loops, threads: int) -> None:
+    """Share out batch x output channels x rows among threads.
+
+    All three are one fused loop, of which each thread gets a contiguous part: neighbouring tasks
+    read the same weights, and the parts differ by one task at most.
+    """
+    if threads > 1:
+        sch.parallel(loops.task)
+
+
+def direct(sch: Any, workload: ConvWorkload, blocking: Blocking, threads: int) -> None:
+    """Apply a whole blocking: what the schedules of all instruction sets have in common."""
+    loops = split_and_order(sch, workload, blocking)
+    unroll_tile(sch, loops, blocking)
+    parallel_tasks(sch, loops, threads)
+    start_sums(sch, loops)

@@ -1,0 +1,41 @@
+"""Schedule for x86: SSE4.2, AVX2 with FMA, AVX-512.
+
+A step multiplies one input channel at one kernel position into all sums of the tile:
+
+    for each vector of output channels    load weights             (oc_vectors loads)
+    for each output column                broadcast one pixel      (ow_tile loads)
+        for each vector                   fused multiply-add       (both times: FMAs)
+
+With AVX-512 the broadcast of a pixel that is used once is part of the multiply-add. The sums,
+the smaller of the two operand sets and one more register have to fit the register file:
+14 x 2 + 2 + 1 of 32 registers (AVX-512), 6 x 2 + 2 + 1 of 16 (AVX2).
+"""
+
+from typing import Any
+
+from tvm_directconv.blocking import Blocking
+from tvm_directconv.device import Device
+from tvm_directconv.workload import ConvWorkload
+
+from .common import direct
+
+
+def schedule(
+    sch: Any, workload: ConvWorkload, device: Device, blocking: Blocking, threads: int
+) -> None:
+    """Schedule a convolution for an x86 processor.
+
+    Parameters
+    ----------
+    sch : tvm.s_tir.Schedule
+        Schedule of the function of :func:`tvm_directconv.compute.conv2d`, changed in place.
+    workload : ConvWorkload
+        What the function convolves.
+    device : Device
+        For which processor.
+    blocking : Blocking
+        The block sizes.
+    threads : int
+        1 for a serial function.
+    """
+    direct(sch, workload, blocking, threads)

@@ -1,0 +1,1 @@
+"""Measuring convolutions: peak, baselines, timing and reports."""

@@ -1,0 +1,600 @@
+"""Workload, device and blocking in, a compiled convolution out; export and load it."""
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, blocking as blocks, versions
+from .blocking import Blocking
+from .device import Device, device as find_device
+from .errors import BlockingError, LibraryError, ScheduleError, WorkloadError
+from .layout import (
+    ActivationLayout,
+    WeightLayout,
+    aligned_zeros,
+    checked_packed,
+    checked_plain,
+)
+from .registry import find_schedule
+from .toolchain import elf_info, find_toolchain, link_shared
+from .workload import ConvWorkload
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a compiled convolution that its code does not tell.
+
+    It is written beside an exported library, as JSON, and is all that is needed to run it.
+
+    Attributes
+    ----------
+    workload : ConvWorkload
+    device : str
+        Name of the device it was compiled for.
+    target : dict
+        TVM target.
+    threads : int
+        Threads the blocking was chosen for; the code is serial if 1.
+    blocking : Blocking
+    blocking_source : str
+        Where the blocking came from: ``model``, ``user``, ...
+    symbol : str
+        Name of the function; in the library's symbol table ``__tvm_ffi_`` stands before it.
+    input_layout : ActivationLayout
+    """
+
+    workload: ConvWorkload
+    device: str
+    target: dict[str, Any]
+    threads: int
+    blocking: Blocking
+    blocking_source: str
+    symbol: str
+    input_layout: ActivationLayout
+
+    @property
+    def weight_layout(self) -> WeightLayout:
+        """Layout of the weights."""
+        return self.blocking.weight_layout()
+
+    @property
+    def output_layout(self) -> ActivationLayout:
+        """Layout of the output."""
+        return self.blocking.output_layout()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input in its layout."""
+        return self.input_layout.shape(self.workload.input_shape)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weights in their layout."""
+        return self.weight_layout.shape(self.workload.weight_shape)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output in its layout."""
+        return self.output_layout.shape(self.workload.output_shape)
+
+    def to_dict(self, library: bytes) -> dict[str, Any]:
+        """Return what is written beside the library with these bytes."""
+        return {
+            "format": _FORMAT,
+            "workload": str(self.workload),
+            "name": self.workload.name,
+            "device": self.device,
+            "target": self.target,
+            "threads": self.threads,
+            "blocking": self.blocking.to_dict(),
+            "blocking_source": self.blocking_source,
+            "symbol": self.symbol,
+            "input": {"layout": str(self.input_layout), "shape": self.input_shape},
+            "weight": {"layout": str(self.weight_layout), "shape": self.weight_shape},
+            "output": {"layout": str(self.output_layout), "shape": self.output_shape},
+            "versions": {"tvm-directconv": __version__, **versions.pins()},
+            "sha256": hashlib.sha256(library).hexdigest(),
+        }
+
+    @classmethod
+    def read(cls, path: Path, library: bytes) -> "Manifest":
+        """Read the manifest of the library with these bytes.
+
+        Raises
+        ------
+        LibraryError
+            If it is missing, malformed, or was written for another library.
+        """
+        if not path.is_file():
+            raise LibraryError(
+                f"{path} does not exist: expected the manifest that export() writes beside a "
+                "library; copy both, or export again"
+            )
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["format"] != _FORMAT:
+                raise LibraryError(
+                    f"{path} has format {found['format']!r}: expected {_FORMAT}; export again "
+                    "with this version of tvm-directconv"
+                )
+            from dataclasses import replace
+
+            manifest = cls(
+                workload=replace(ConvWorkload.parse(found["workload"]), name=found["name"]),
+                device=found["device"],
+                target=dict(found["target"]),
+                threads=int(found["threads"]),
+                blocking=Blocking.from_dict(found["blocking"]),
+                blocking_source=found["blocking_source"],
+                symbol=found["symbol"],
+                input_layout=ActivationLayout(found["input"]["layout"]),
+            )
+            digest = found["sha256"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LibraryError(
+                f"{path} is no manifest of a compiled convolution "
+                f"({type(error).__name__}: {error}): export again"
+            ) from error
+        if digest != hashlib.sha256(library).hexdigest():
+            raise LibraryError(
+                f"{path} was written for another library than the one beside it (their SHA-256 "
+                "differ): one of the two is stale; export again, or copy both"
+            )
+        return manifest
+
+
+class CompiledConv:
+    """A convolution that is compiled, in memory or loaded from a library.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        What was compiled, how, and for what.
+    compile_seconds : float or None
+        Wall time of scheduling and compiling; None if loaded.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        module: Any,
+        device: Device | None = None,
+        compile_seconds: float | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.compile_seconds = compile_seconds
+        self._module = module
+        self._device = device
+        self._function: Any = None
+
+    @property
+    def workload(self) -> ConvWorkload:
+        """What is convolved."""
+        return self.manifest.workload
+
+    @property
+    def blocking(self) -> Blocking:
+        """The block sizes."""
+        return self.manifest.blocking
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return f"<CompiledConv {m.workload} for {m.device}, {m.threads} thread(s), {m.blocking}>"
+
+    def pack_input(self, x: np.ndarray) -> np.ndarray:
+        """Copy a plain NCHW input into the layout of :meth:`run`.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no float32 array of the workload's shape.
+        """
+        return self.manifest.input_layout.pack(
+            checked_plain("the input", x, self.workload.input_shape, "NCHW")
+        )
+
+    def pack_weight(self, weight: np.ndarray) -> np.ndarray:
+        """Copy plain OIHW weights into the layout of :meth:`run`.
+
+        Raises
+        ------
+        ArgumentError
+            If they are no float32 array of the workload's shape.
+        """
+        return self.manifest.weight_layout.pack(
+            checked_plain("the weight", weight, self.workload.weight_shape, "OIHW")
+        )
+
+    def unpack_output(self, y: np.ndarray) -> np.ndarray:
+        """Copy an output of :meth:`run` into a plain NCHW array.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no float32 array of the output's packed shape.
+        """
+        m = self.manifest
+        checked_plain("the output", y, m.output_shape, str(m.output_layout))
+        return m.output_layout.unpack(y, self.workload.out_channels)
+
+    def run(
+        self, x: np.ndarray, weight: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Convolve packed arrays. Nothing is copied or allocated but `out`.
+
+        Parameters
+        ----------
+        x, weight : numpy.ndarray
+            Input and weights as :meth:`pack_input` and :meth:`pack_weight` return them.
+        out : numpy.ndarray, optional
+            Receives the output; a new array if not given.
+
+        Returns
+        -------
+        numpy.ndarray
+            The output, in blocks of channels; see :meth:`unpack_output`.
+
+        Raises
+        ------
+        ArgumentError
+            If an array has the wrong dtype, shape, strides or alignment, or cannot be written.
+        LibraryError
+            If this machine cannot run the code.
+        """
+        call = self.bind(x, weight, aligned_zeros(self.manifest.output_shape) if out is None else out)
+        call()
+        return call.out
+
+    def bind(self, x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> "BoundCall":
+        """Check arrays as :meth:`run` does and return the call itself, to be made repeatedly."""
+        m = self.manifest
+        arrays = (
+            checked_packed("the input", x, m.input_shape, str(m.input_layout)),
+            checked_packed("the weight", weight, m.weight_shape, str(m.weight_layout)),
+            checked_packed("the output", out, m.output_shape, str(m.output_layout)),
+        )
+        for other in arrays[:2]:
+            if np.may_share_memory(out, other):
+                from .errors import ArgumentError
+
+                raise ArgumentError(
+                    "the output overlaps an input array: expected memory of its own"
+                )
+        return BoundCall(self._runnable(), arrays, m.threads)
+
+    def __call__(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Convolve plain arrays: NCHW and OIHW in, NCHW out. Packs and unpacks.
+
+        Raises
+        ------
+        ArgumentError
+            If an array has the wrong dtype or shape.
+        LibraryError
+            If this machine cannot run the code.
+        """
+        return self.unpack_output(self.run(self.pack_input(x), self.pack_weight(weight)))
+
+    def _runnable(self) -> Any:
+        if self._function is None:
+            m = self.manifest
+            reason = _reason_not_to_run(m)
+            if reason:
+                raise LibraryError(
+                    f"cannot run code for {m.device} here: {reason}. Export it and run it on the "
+                    "device, or build for device 'native'"
+                )
+            self._function = self._module[m.symbol]
+        return self._function
+
+    def export(self, path: str | Path) -> Path:
+        """Write a shared library or object file, and its manifest beside it.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends in ``.so`` or ``.o``. The manifest is named the same with ``.json`` appended.
+
+        Returns
+        -------
+        Path
+            The library.
+
+        Raises
+        ------
+        LibraryError
+            If the name has another ending, or the folder does not exist.
+        ToolchainError
+            If there is no linker for the device.
+        """
+        path = Path(path)
+        if path.suffix not in (".so", ".o"):
+            raise LibraryError(f"cannot export to {str(path)!r}: expected a name ending in .so or .o")
+        if not path.parent.is_dir():
+            raise LibraryError(f"cannot export to {str(path)!r}: the folder does not exist")
+        with tempfile.TemporaryDirectory() as folder:
+            object_file = Path(folder) / "conv.o"
+            self._module.write_to_file(str(object_file))
+            if path.suffix == ".so":
+                toolchain = find_toolchain(self.manifest.target["mtriple"])
+                link_shared([object_file], path, toolchain)
+            else:
+                path.write_bytes(object_file.read_bytes())
+        manifest = self.manifest.to_dict(path.read_bytes())
+        manifest_path = _manifest_path(path)
+        manifest_path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def assembly(self) -> str:
+        """Return the assembly of the code. Not for loaded libraries."""
+        return self._module.inspect_source("asm")
+
+
+class BoundCall:
+    """A convolution together with its arrays: calling it computes `out` from the others."""
+
+    _threads = 0
+
+    def __init__(self, function: Any, arrays: tuple[np.ndarray, ...], threads: int) -> None:
+        import tvm_ffi
+
+        self.out = arrays[-1]
+        self._function = function
+        self._tensors = tuple(tvm_ffi.from_dlpack(array) for array in arrays)
+        self._wanted = threads
+
+    def __call__(self) -> None:
+        """Compute the output."""
+        if self._wanted > 1 and BoundCall._threads != self._wanted:
+            # TVM has one pool for all functions; a function takes whatever size it has.
+            import tvm_ffi
+
+            tvm_ffi.get_global_func("runtime.config_threadpool")(1, self._wanted)
+            BoundCall._threads = self._wanted
+        self._function(*self._tensors)
+
+
+def _manifest_path(library: Path) -> Path:
+    return library.with_name(library.name + ".json")
+
+
+def _reason_not_to_run(manifest: Manifest) -> str | None:
+    """Return why this machine cannot run the code, None if it can."""
+    from .device import missing_features
+
+    return missing_features(manifest.target)
+
+
+def symbol_of(workload: ConvWorkload) -> str:
+    """Return the name of the function that computes a workload."""
+    return f"directconv_{workload}"
+
+
+def scheduled(
+    workload: ConvWorkload,
+    device: Device,
+    blocking: Blocking,
+    threads: int,
+    input_layout: ActivationLayout,
+    schedule: str | Path | None = None,
+) -> Any:
+    """Return the scheduled function of a convolution, before lowering.
+
+    Parameters
+    ----------
+    workload, device, blocking, threads, input_layout
+        As in :func:`build`, all given.
+    schedule : str or Path, optional
+        A user's schedule file.
+
+    Returns
+    -------
+    tvm.s_tir.Schedule
+        With one function, named :func:`symbol_of` the workload.
+
+    Raises
+    ------
+    ScheduleError
+        If the schedule refuses the workload or fails.
+    """
+    from tvm import IRModule, s_tir
+
+    from . import compute, lowering
+
+    apply = find_schedule(device, schedule)
+    view = blocking.view(workload)
+    weight_layout = blocking.weight_layout()
+    func = compute.conv2d(view, input_layout, weight_layout)
+    # See lowering: loads must not be merged across steps.
+    func = func.with_attr({"global_symbol": symbol_of(workload), "tirx.noalias": False})
+    if view != workload:
+        shapes = (
+            input_layout.shape(workload.input_shape),
+            weight_layout.shape(workload.weight_shape),
+            blocking.output_layout().shape(workload.output_shape),
+        )
+        func = func.with_attr(lowering.SHAPES, [list(shape) for shape in shapes])
+    sch = s_tir.Schedule(IRModule({symbol_of(workload): func}))
+    sch.work_on(symbol_of(workload))
+    try:
+        refusal = apply(sch, view, device, blocking, threads)
+    except Exception as error:
+        if schedule is None:
+            raise
+        raise ScheduleError(
+            f"schedule file {str(schedule)!r} failed on {workload}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if refusal is not None:
+        raise ScheduleError(f"schedule refuses {workload} on {device.name}: {refusal}")
+    return sch
+
+
+def resolve_blocking(
+    blocking: "Blocking | dict[str, Any] | str | Path | None",
+    workload: ConvWorkload,
+    device: Device,
+    threads: int,
+    input_layout: ActivationLayout,
+) -> tuple[Blocking, str]:
+    """Return the blocking to use and where it came from.
+
+    Parameters
+    ----------
+    blocking
+        None or ``"model"`` for the analytical model; a :class:`Blocking` or its knobs by name;
+        or the path of a JSON file with those knobs.
+
+    Raises
+    ------
+    BlockingError
+        If it is none of these, or cannot be used.
+    """
+    if blocking is None or blocking == "model":
+        return blocks.choose(workload, device, threads, input_layout), "model"
+    source = "user"
+    if isinstance(blocking, str | Path):
+        source = f"file {blocking}"
+        path = Path(blocking)
+        if not path.is_file():
+            raise BlockingError(
+                f"blocking is {str(blocking)!r}: expected 'model' or a JSON file of knobs"
+            )
+        try:
+            blocking = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BlockingError(f"blocking file {str(path)!r} is not JSON: {error}") from None
+    if isinstance(blocking, dict):
+        blocking = Blocking.from_dict(blocking.get("blocking", blocking))
+    if not isinstance(blocking, Blocking):
+        raise BlockingError(
+            f"blocking is {blocking!r}: expected a Blocking, its knobs by name, 'model' or a file"
+        )
+    blocks.check(blocking, workload, device, input_layout)
+    return blocking, source
+
+
+def build(
+    workload: ConvWorkload | str,
+    device: Device | str = "native",
+    threads: int = 1,
+    blocking: Blocking | dict[str, Any] | str | Path | None = None,
+    input_layout: str | None = None,
+    schedule: str | Path | None = None,
+) -> CompiledConv:
+    """Compile a convolution.
+
+    Parameters
+    ----------
+    workload : ConvWorkload or str
+        What is convolved, or its descriptor.
+    device : Device or str
+        For what; see :func:`tvm_directconv.device`.
+    threads : int
+        By how many threads; 1 gives serial code.
+    blocking : Blocking, dict, str or Path, optional
+        Block sizes; the analytical model's if not given. See :func:`resolve_blocking`.
+    input_layout : str, optional
+        Layout of the input: ``NCHW``, ``NHWC`` or ``NCHW<block>c``. If not given, plain NCHW for
+        images of up to 3 channels, else blocks as other layers' outputs have them.
+    schedule : str or Path, optional
+        A Python file with a schedule to use instead of the device's.
+
+    Returns
+    -------
+    CompiledConv
+
+    Raises
+    ------
+    WorkloadError
+        If the workload cannot be compiled: it has groups.
+    BlockingError
+        If the blocking or layout cannot be used.
+    DeviceError, ScheduleError
+        If device or schedule cannot be used.
+    """
+    versions.check()
+    from tvm import tirx
+
+    from . import lowering
+
+    if isinstance(workload, str):
+        workload = ConvWorkload.parse(workload)
+    if workload.groups != 1:
+        raise WorkloadError(
+            f"{workload} has {workload.groups} groups: only convolutions with one group can be "
+            "compiled so far"
+        )
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+    target_device = find_device(device)
+    layout = (
+        ActivationLayout(input_layout)
+        if input_layout
+        else blocks.default_input_layout(workload, target_device)
+    )
+    chosen, source = resolve_blocking(blocking, workload, target_device, threads, layout)
+    begin = time.perf_counter()
+    sch = scheduled(workload, target_device, chosen, threads, layout, schedule)
+    target = target_device.target(threads)
+    module = tirx.build(sch.mod, target, pipeline=lowering.PIPELINE)
+    seconds = time.perf_counter() - begin
+    manifest = Manifest(
+        workload=workload,
+        device=target_device.name,
+        target={k: v for k, v in json.loads(str(target)).items()}
+        if isinstance(target, str)
+        else target_device.target_dict(threads),
+        threads=threads,
+        blocking=chosen,
+        blocking_source=source,
+        symbol=symbol_of(workload),
+        input_layout=layout,
+    )
+    return CompiledConv(manifest, module, target_device, seconds)
+
+
+def load(path: str | Path) -> CompiledConv:
+    """Load an exported shared library.
+
+    Parameters
+    ----------
+    path : str or Path
+        A library written by :meth:`CompiledConv.export`, its manifest beside it.
+
+    Returns
+    -------
+    CompiledConv
+
+    Raises
+    ------
+    LibraryError
+        If the file is missing, corrupt, for another machine, or not the manifest's.
+    """
+    versions.check()
+    from tvm.runtime import load_module
+
+    path = Path(path)
+    if not path.is_file():
+        raise LibraryError(f"library {str(path)!r} does not exist")
+    if path.suffix != ".so":
+        raise LibraryError(
+            f"cannot load {str(path)!r}: expected a shared library (.so); object files are for "
+            "linking"
+        )
+    info = elf_info(path)
+    manifest = Manifest.read(_manifest_path(path), path.read_bytes())
+    wanted = f"__tvm_ffi_{manifest.symbol}"
+    if wanted not in info.defined:
+        raise LibraryError(f"library {str(path)!r} does not define {wanted}: export it again")
+    reason = _reason_not_to_run(manifest)
+    if reason:
+        raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
+    return CompiledConv(manifest, load_module(str(path.resolve())))

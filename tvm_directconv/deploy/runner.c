@@ -1,0 +1,415 @@
+/* Runs one kernel of a library that TVM exported, without Python and without TVM's runtime.
+ *
+ * runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] TENSOR...
+ *
+ * Each TENSOR is one argument of the kernel, in order: in:FILE:4,56,56,16 is read from a file of
+ * raw float32 values, out:FILE:SHAPE is written to one afterwards. After --warmup untimed calls,
+ * --repeat batches of --number calls are timed. Standard output is one JSON object:
+ *
+ *   seconds           the time of one call, for each batch
+ *   allocations       memory requests that the kernel made during its first call
+ *   allocated_bytes   their sum, workspaces included
+ *   rss_growth_bytes  how far the first batch of calls raised the peak of resident memory
+ *   status            0, or -1 with an "error" when the kernel refused its arguments
+ *
+ * Exit status: 0, 1 when the kernel failed, 2 when the command line is wrong.
+ * Build: cc -std=c99 -O2 runner.c -o runner -rdynamic -pthread -ldl
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { ALIGNMENT = 64, MAX_DIMS = 8, MAX_TENSORS = 32 };
+
+/* ---- What TVM's generated code expects: DLPack tensors passed as tagged 16-byte values. ---- */
+
+typedef struct {
+    void *data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t type_code, type_bits;
+    uint16_t type_lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} DLTensor;
+
+typedef struct {
+    int32_t type_index;
+    uint32_t padding;
+    union {
+        int64_t integer;
+        void *pointer;
+    } value;
+} Any;
+
+enum { DEVICE_CPU = 1, TYPE_FLOAT = 2, INDEX_TENSOR = 7 };
+typedef int (*Kernel)(void *self, const Any *args, int32_t num_args, Any *result);
+
+typedef char check_tensor[sizeof(DLTensor) == (sizeof(void *) == 8 ? 48 : 40) ? 1 : -1];
+typedef char check_any[sizeof(Any) == 16 ? 1 : -1];
+
+/* ---- Allocation counting: these definitions take precedence over the C library's. ---- */
+
+static int counting;           /* set exactly while the kernel runs */
+static __thread int searching; /* set while looking up the C library's functions */
+static uint64_t allocations, allocated_bytes;
+
+static void count(size_t size) {
+    if (!__atomic_load_n(&counting, __ATOMIC_RELAXED) || searching) return;
+    __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&allocated_bytes, size, __ATOMIC_RELAXED);
+}
+
+/* That search may itself call calloc, which is then served from here. */
+static char early[4096] __attribute__((aligned(16)));
+static size_t early_used;
+
+static void *early_calloc(size_t size) {
+    size = (size + 15) & ~(size_t)15;
+    if (size > sizeof early - early_used) return NULL;
+    early_used += size;
+    return early + early_used - size; /* zero, as none of it is used twice */
+}
+
+static void *find_real(void **real, const char *name) {
+    if (!*real && !searching) {
+        searching = 1;
+        *real = dlsym(RTLD_NEXT, name);
+        searching = 0;
+    }
+    return *real;
+}
+
+#define COUNTED(type, name, params, args, size, otherwise)                             \
+    type name params {                                                                 \
+        static void *real;                                                             \
+        count(size);                                                                   \
+        return find_real(&real, #name) ? ((type(*) params)real)args : otherwise;       \
+    }
+COUNTED(void *, malloc, (size_t n), (n), n, NULL)
+COUNTED(void *, calloc, (size_t k, size_t n), (k, n), k * n, early_calloc(k * n))
+COUNTED(void *, realloc, (void *p, size_t n), (p, n), n, NULL)
+COUNTED(void *, aligned_alloc, (size_t a, size_t n), (a, n), n, NULL)
+COUNTED(void *, memalign, (size_t a, size_t n), (a, n), n, NULL)
+COUNTED(int, posix_memalign, (void **p, size_t a, size_t n), (p, a, n), n, ENOMEM)
+COUNTED(void *, mmap, (void *p, size_t n, int protection, int flags, int fd, off_t offset),
+        (p, n, protection, flags, fd, offset), n, MAP_FAILED)
+
+void free(void *p) {
+    static void *real;
+    if ((uintptr_t)p - (uintptr_t)early < sizeof early) return;
+    if (find_real(&real, "free")) ((void (*)(void *))real)(p);
+}
+
+/* Peak of resident memory so far, in bytes; `reset` first lowers the peak to the present value,
+ * where the kernel permits that (if not, growth below an older peak goes unseen). Its growth over
+ * a call also sees what counting requests cannot: stack, and memory taken by direct system calls.
+ * It is coarse, since pages of code count and the kernel's own counters lag by some dozens of
+ * pages, and in an emulator it includes the emulator's translated code: use it to tell kilobytes
+ * from megabytes. */
+static uint64_t peak_rss(int reset) {
+    static char status[8192]; /* no stdio here: its buffers would show in the measurement */
+    int fd = reset ? open("/proc/self/clear_refs", O_WRONLY) : -1;
+    if (fd >= 0) {
+        ssize_t ignored = write(fd, "5", 1);
+        (void)ignored;
+        close(fd);
+    }
+    fd = open("/proc/self/status", O_RDONLY);
+    ssize_t size = fd >= 0 ? read(fd, status, sizeof status - 1) : 0;
+    if (fd >= 0) close(fd);
+    status[size > 0 ? size : 0] = '\0';
+    const char *line = strstr(status, "VmHWM:");
+    if (line) return strtoull(line + 6, NULL, 10) * 1024;
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (uint64_t)usage.ru_maxrss * 1024;
+}
+
+/* ---- The part of TVM's runtime that kernels call: errors, workspaces, parallel loops. ---- */
+
+static char raised[4096];
+static pthread_mutex_t raised_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t n) {
+    pthread_mutex_lock(&raised_lock);
+    size_t used = (size_t)snprintf(raised, sizeof raised, "%s: ", kind);
+    for (int32_t i = 0; i < n; i++)
+        if (parts[i] && used < sizeof raised)
+            used += (size_t)snprintf(raised + used, sizeof raised - used, "%s", parts[i]);
+    pthread_mutex_unlock(&raised_lock);
+}
+
+static void *alloc_workspace(int device_type, int device_id, uint64_t size, int code, int bits) {
+    (void)device_type, (void)device_id, (void)code, (void)bits;
+    void *p = NULL;
+    if (size > SIZE_MAX || posix_memalign(&p, ALIGNMENT, (size_t)size) != 0) return NULL;
+    return p;
+}
+
+static int free_workspace(int device_type, int device_id, void *p) {
+    (void)device_type, (void)device_id;
+    free(p);
+    return 0;
+}
+
+typedef struct {
+    void *sync_handle;
+    int32_t num_task;
+} ParallelEnv;
+typedef int (*ParallelBody)(int task, ParallelEnv *env, void *data);
+
+/* Worker threads that live as long as the program. The caller of a parallel loop is thread 0.
+ * Waiting begins with a short spin: a loop that follows at once then costs no wake-up. */
+enum { SPIN = 20000 };
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t work, done;
+    int threads, busy, pending, failed;
+    unsigned round; /* counts the loops run so far; a change is the sign to start */
+    ParallelBody body;
+    void *data;
+} pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER,
+          1, 0, 0, 0, 0, NULL, NULL};
+
+static void run_task(int task) {
+    ParallelEnv env = {NULL, pool.threads};
+    if (pool.body(task, &env, pool.data) != 0) __atomic_store_n(&pool.failed, 1, __ATOMIC_RELAXED);
+}
+
+static void *worker(void *thread) {
+    for (unsigned seen = 0;; seen++) {
+        for (int i = 0; i < SPIN && __atomic_load_n(&pool.round, __ATOMIC_ACQUIRE) == seen; i++) {}
+        pthread_mutex_lock(&pool.lock);
+        while (pool.round == seen) pthread_cond_wait(&pool.work, &pool.lock);
+        pthread_mutex_unlock(&pool.lock);
+        run_task((int)(intptr_t)thread);
+        pthread_mutex_lock(&pool.lock);
+        if (__atomic_sub_fetch(&pool.pending, 1, __ATOMIC_RELEASE) == 0)
+            pthread_cond_signal(&pool.done);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return NULL;
+}
+
+/* Generated loops divide their range by env->num_task, so any number of tasks is right: one for
+ * each thread, whatever number is requested, and one for a loop inside another parallel loop. */
+static int parallel_launch(ParallelBody body, void *data, int requested) {
+    (void)requested;
+    if (pool.busy) return body(0, &(ParallelEnv){NULL, 1}, data);
+    pthread_mutex_lock(&pool.lock);
+    pool.body = body;
+    pool.data = data;
+    pool.failed = 0;
+    pool.busy = 1;
+    pool.pending = pool.threads - 1;
+    __atomic_add_fetch(&pool.round, 1, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.lock);
+    run_task(0);
+    for (int i = 0; i < SPIN && __atomic_load_n(&pool.pending, __ATOMIC_ACQUIRE); i++) {}
+    pthread_mutex_lock(&pool.lock);
+    while (pool.pending) pthread_cond_wait(&pool.done, &pool.lock);
+    pool.busy = 0;
+    pthread_mutex_unlock(&pool.lock);
+    return pool.failed ? -1 : 0;
+}
+
+/* ---- The program. ---- */
+
+static void stop(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("runner: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(2);
+}
+
+/* The pointer variables through which a library reaches its runtime exist only where used. */
+static void fill_slots(void *library, const char *path) {
+    static const struct {
+        const char *name;
+        void *function;
+    } slots[] = {
+        {"__TVMBackendParallelLaunch", (void *)parallel_launch},
+        {"__TVMBackendAllocWorkspace", (void *)alloc_workspace},
+        {"__TVMBackendFreeWorkspace", (void *)free_workspace},
+        {"__TVMBackendParallelBarrier", NULL},
+        {"__TVMFFIEnvModLookupFromImports", NULL},
+        {"__TVMFFIErrorSetRaisedFromCStr", NULL},
+        {"__TVMFFIFunctionCall", NULL},
+        {"__TVMFFIHandleInitOnce", NULL},
+    };
+    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
+        void **slot = dlsym(library, slots[i].name);
+        if (slot && !slots[i].function)
+            stop("%s calls %s, which only TVM's runtime has: export a kernel that calls no other "
+                 "packed function", path, slots[i].name + 2);
+        if (slot) *slot = slots[i].function;
+    }
+}
+
+typedef struct {
+    const char *file;
+    int is_output;
+    int64_t shape[MAX_DIMS], strides[MAX_DIMS];
+    size_t bytes;
+    DLTensor dl;
+} Tensor;
+
+static void parse_tensor(Tensor *t, char *text) {
+    char *colon = strrchr(text, ':');
+    t->is_output = strncmp(text, "out:", 4) == 0;
+    t->file = text + (t->is_output ? 4 : 3);
+    if ((!t->is_output && strncmp(text, "in:", 3) != 0) || colon <= t->file)
+        stop("tensor '%s': expected in:FILE:SHAPE or out:FILE:SHAPE", text);
+    int ndim = 0;
+    uint64_t size = sizeof(float);
+    for (char *p = colon, *end; *p; p = end, ndim++) {
+        errno = 0;
+        long long extent = p[1] >= '0' && p[1] <= '9' ? strtoll(p + 1, &end, 10) : 0;
+        if (errno || extent < 1 || (*end && *end != ',') || ndim == MAX_DIMS ||
+            (uint64_t)extent > (uint64_t)PTRDIFF_MAX / size)
+            stop("tensor '%s': expected a shape of 1 to %d positive numbers like 4,56,56,16 that "
+                 "fits into memory", text, MAX_DIMS);
+        t->shape[ndim] = extent;
+        size *= (uint64_t)extent;
+    }
+    *colon = '\0';
+    t->bytes = (size_t)size;
+    for (int64_t i = ndim - 1, stride = 1; i >= 0; stride *= t->shape[i--]) t->strides[i] = stride;
+    void *data = NULL;
+    if (posix_memalign(&data, ALIGNMENT, t->bytes) != 0)
+        stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
+    memset(data, 0xff, t->bytes); /* NaN: an element that the kernel does not write shows */
+    t->dl = (DLTensor){data, DEVICE_CPU, 0, ndim, TYPE_FLOAT, 32, 1, t->shape, t->strides, 0};
+    if (t->is_output) return;
+    FILE *f = fopen(t->file, "rb");
+    if (!f) stop("cannot open input %s: %s", t->file, strerror(errno));
+    size_t got = fread(data, 1, t->bytes, f);
+    if (got != t->bytes || fgetc(f) != EOF)
+        stop("input %s holds %s than the %zu bytes of float32 shape %s", t->file,
+             got < t->bytes ? "less" : "more", t->bytes, colon + 1);
+    fclose(f);
+}
+
+static void write_output(const Tensor *t) {
+    FILE *f = fopen(t->file, "wb");
+    if (!f) stop("cannot write output %s: %s", t->file, strerror(errno));
+    size_t written = fwrite(t->dl.data, 1, t->bytes, f);
+    if (fclose(f) != 0 || written != t->bytes)
+        stop("cannot write output %s: %s", t->file, strerror(errno));
+}
+
+static int parse_count(const char *option, const char *text, int least) {
+    char *end = NULL;
+    errno = 0;
+    long n = text ? strtol(text, &end, 10) : -1;
+    if (!text || end == text || *end || errno || n < least || n > 1000000)
+        stop("%s %s: expected a whole number from %d to 1000000", option, text ? text : "(nothing)",
+             least);
+    return (int)n;
+}
+
+static void print_json_string(const char *text) {
+    putchar('"');
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\') printf("\\%c", c);
+        else if (c < 0x20) printf("\\u%04x", c);
+        else putchar(c);
+    }
+    putchar('"');
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int main(int argc, char **argv) {
+    static Tensor tensors[MAX_TENSORS];
+    static Any args[MAX_TENSORS];
+    int repeat = 1, warmup = 0, number = 1, count_tensors = 0;
+    if (argc < 3)
+        stop("usage: runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] "
+             "in:FILE:SHAPE|out:FILE:SHAPE...");
+    for (int i = 3; i < argc; i++) {
+        char *option = argv[i];
+        if (strcmp(option, "--repeat") == 0) repeat = parse_count(option, argv[++i], 1);
+        else if (strcmp(option, "--warmup") == 0) warmup = parse_count(option, argv[++i], 0);
+        else if (strcmp(option, "--number") == 0) number = parse_count(option, argv[++i], 1);
+        else if (strcmp(option, "--threads") == 0) pool.threads = parse_count(option, argv[++i], 1);
+        else if (option[0] == '-') stop("unknown option %s", option);
+        else if (count_tensors == MAX_TENSORS) stop("more than %d tensors", MAX_TENSORS);
+        else parse_tensor(&tensors[count_tensors++], option);
+    }
+    for (int i = 0; i < count_tensors; i++) {
+        args[i].type_index = INDEX_TENSOR;
+        args[i].value.pointer = &tensors[i].dl;
+    }
+
+    char *path = realpath(argv[1], NULL); /* without a slash, dlopen would search elsewhere */
+    if (!path) stop("cannot open library %s: %s", argv[1], strerror(errno));
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) stop("cannot load library: %s", dlerror());
+    char name[512];
+    if (snprintf(name, sizeof name, "__tvm_ffi_%s", argv[2]) >= (int)sizeof name)
+        stop("the name of the kernel is too long");
+    Kernel kernel;
+    *(void **)&kernel = dlsym(library, name);
+    if (!kernel) stop("no kernel %s in the library: %s", argv[2], dlerror());
+    fill_slots(library, path);
+
+    for (intptr_t i = 1; i < pool.threads; i++) {
+        pthread_t thread;
+        int error = pthread_create(&thread, NULL, worker, (void *)i);
+        if (error) stop("cannot start thread %d of %d: %s", (int)i, pool.threads, strerror(error));
+    }
+    double *seconds = malloc((size_t)repeat * sizeof *seconds);
+    if (!seconds) stop("no memory for %d measurements", repeat);
+    int status = 0;
+    uint64_t rss_before = peak_rss(1), rss_after = rss_before;
+    int first = warmup ? -1 : 0; /* batch -1 is the warm-up */
+    for (int batch = first; batch < repeat && status == 0; batch++) {
+        int calls = batch < 0 ? warmup : number;
+        double start = now();
+        for (int call = 0; call < calls && status == 0; call++) {
+            Any result = {0, 0, {0}};
+            __atomic_store_n(&counting, batch == first && call == 0, __ATOMIC_RELAXED);
+            status = kernel(NULL, args, count_tensors, &result);
+            __atomic_store_n(&counting, 0, __ATOMIC_RELAXED);
+        }
+        if (batch >= 0) seconds[batch] = (now() - start) / calls;
+        if (batch == first) rss_after = peak_rss(0);
+    }
+    if (status != 0) {
+        printf("{\"status\": -1, \"error\": ");
+        print_json_string(raised[0] ? raised : "the kernel failed without a message");
+        puts("}");
+        return 1;
+    }
+    for (int i = 0; i < count_tensors; i++)
+        if (tensors[i].is_output) write_output(&tensors[i]);
+    printf("{\"seconds\": [");
+    for (int i = 0; i < repeat; i++) printf("%s%.9g", i ? ", " : "", seconds[i]);
+    printf("], \"allocations\": %" PRIu64 ", \"allocated_bytes\": %" PRIu64
+           ", \"rss_growth_bytes\": %" PRIu64 ", \"status\": 0}\n",
+           allocations, allocated_bytes, rss_after > rss_before ? rss_after - rss_before : 0);
+    return 0;
+}

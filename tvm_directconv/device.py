@@ -1,0 +1,737 @@
+"""Devices: what is known about a processor, and the TVM target made of it.
+
+The facts stand in ``schedules/devices/*.toml``, one small file per processor
+core, each inheriting from a more general one; ``generic.toml`` explains the
+keys. :func:`device` turns whatever a user may write into a :class:`Device`.
+"""
+
+import difflib
+import functools
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from tvm_directconv.errors import DeviceError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+    from tvm.target import Target
+
+__all__ = ["Device", "Vector", "device", "devices", "native"]
+
+_ROOT = "generic"
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One usable vector width.
+
+    Attributes
+    ----------
+    lanes : int
+        fp32 values per vector.
+    fma_per_cycle : float
+        FMA instructions of this width that one core starts per cycle.
+    """
+
+    lanes: int
+    fma_per_cycle: float
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor core, and the board or chip it usually sits in.
+
+    Attributes
+    ----------
+    name : str
+        Name of the device file; tuning logs are kept under it.
+    chain : tuple of str
+        The device and those it falls back on, from itself to ``generic``.
+    description : str
+        One line for people.
+    schedule : str
+        Module of ``schedules/`` that serves this instruction set.
+    triple : str
+        LLVM target triple (TVM's ``mtriple``).
+    mattr : tuple of str
+        LLVM feature flags, such as ``+neon``.
+    fma : bool
+        False where the core has no fused multiply-add; one multiply and one
+        add then count as one FMA everywhere here.
+    vectors : tuple of Vector
+        Usable widths, widest first.
+    vector_registers : int
+        Architectural vector registers.
+    fma_latency : float
+        Cycles from one FMA to the next one that adds to the same register.
+    loads_per_cycle : float
+        Loads of the widest vector that one core starts per cycle.
+    memory_operand_broadcast : bool
+        An FMA can read one float from memory and use it in every lane.
+    lane_operand : bool
+        An FMA can use one lane of a register in every lane.
+    l1d_bytes, l2_bytes, l3_bytes : int
+        Cache that one core may count on when all work: the size of a private
+        cache, or its share of a shared one. 0 where the level does not exist.
+    cache_line_bytes : int
+        Size of a cache line.
+    cores : int
+        Cores of the usual board or chip; of this machine for :func:`native`.
+    mcpu, mfloat_abi : str, optional
+        LLVM's processor name and float ABI, where they must be given.
+    qemu_cpu : str, optional
+        Processor for ``qemu-<arch> -cpu`` that has this instruction set.
+    mca_cpu : str, optional
+        Processor for ``llvm-mca -mcpu`` whose cycle model is right.
+    boards : tuple of str
+        Where the core is found.
+    aliases : tuple of str
+        Other names of the device.
+    """
+
+    name: str
+    chain: tuple[str, ...]
+    description: str
+    schedule: str
+    triple: str
+    mattr: tuple[str, ...]
+    fma: bool
+    vectors: tuple[Vector, ...]
+    vector_registers: int
+    fma_latency: float
+    loads_per_cycle: float
+    memory_operand_broadcast: bool
+    lane_operand: bool
+    l1d_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    cache_line_bytes: int
+    cores: int
+    mcpu: str | None = None
+    mfloat_abi: str | None = None
+    qemu_cpu: str | None = None
+    mca_cpu: str | None = None
+    boards: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def lanes(self) -> int:
+        """fp32 lanes of the widest vector."""
+        return self.vectors[0].lanes
+
+    @property
+    def peak_flops_per_cycle(self) -> float:
+        """Most fp32 operations one core does per cycle; an FMA counts as two."""
+        return max(2 * vector.lanes * vector.fma_per_cycle for vector in self.vectors)
+
+    @property
+    def is_host_runnable(self) -> bool:
+        """Whether the processor and system that run this program can run the device's code."""
+        if _platform(self.triple) != _platform(_llvm("llvm_get_system_triple")):
+            return False
+        host = _host_features()
+        # LLVM knows nothing about some systems: there the triple has to do.
+        return not host or {f for f in _features(self) if _COMPUTES.fullmatch(f)} <= host
+
+    def target(self, cores: int | None = None) -> "Target":
+        """Return the TVM target of this device.
+
+        Parameters
+        ----------
+        cores : int, optional
+            Cores that parallel code and tuning may use; the device's own
+            number if not given.
+
+        Returns
+        -------
+        tvm.target.Target
+            An ``llvm`` target.
+
+        Raises
+        ------
+        DeviceError
+            If `cores` is not positive, or if LLVM does not know the device's
+            ``triple``, ``mcpu`` or ``mattr``. TVM itself only logs that and
+            compiles for a lesser processor.
+        """
+        if cores is not None and cores < 1:
+            raise DeviceError(f"cores is {cores}: expected at least 1")
+        _features(self)  # Raises what LLVM does not know.
+        return _target(self, cores or self.cores)
+
+
+# Features that LLVM uses in numeric code without being asked. The others of a processor (pku,
+# wbnoinvd, spe, ...) are often hidden by virtual machines and no reason to refuse to run.
+_COMPUTES = re.compile(
+    r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni|neon|lse|sve2?|vfp4|hwdiv-arm"
+)
+
+
+def _llvm(name: str, *args: object) -> Any:
+    # Importing TVM takes a second or two, and reading device files needs none of it.
+    from tvm.target import codegen
+
+    return getattr(codegen, name)(*args)
+
+
+@functools.cache
+def _host_features() -> frozenset[str]:
+    import tvm.target  # noqa: F401  Registers the function.
+    from tvm_ffi import get_global_func
+
+    found = get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return frozenset(str(name) for name, present in found.items() if present)
+
+
+def _target(spec: Device, cores: int, mattr: Iterable[str] | None = None) -> "Target":
+    from tvm.target import Target
+
+    options: dict[str, object] = {"kind": "llvm", "mtriple": spec.triple, "num-cores": cores}
+    if spec.mcpu:
+        options["mcpu"] = spec.mcpu
+    if flags := list(spec.mattr if mattr is None else mattr):
+        options["mattr"] = flags
+    if spec.mfloat_abi:
+        options["mfloat-abi"] = spec.mfloat_abi
+    return Target(options)
+
+
+@functools.cache
+def _features(spec: Device) -> frozenset[str]:
+    """Return what LLVM takes the device to have, after checking that it knows what it is told."""
+    arch = _arch(spec.triple)
+    if arch not in ("x86_64", "aarch64", "arm"):
+        raise DeviceError(
+            f"device {spec.name!r}: triple is {spec.triple!r}: expected one of an x86-64, AArch64 "
+            "or ARMv7 system, such as 'aarch64-linux-gnu'"
+        )
+    if spec.mcpu and not _llvm("llvm_is_valid_cpu", spec.mcpu, spec.triple):
+        known = [str(cpu) for cpu in _llvm("llvm_get_cpu_archlist", _bare(spec.triple))]
+        raise DeviceError(
+            f"device {spec.name!r}: LLVM knows no mcpu {spec.mcpu!r} for {spec.triple!r}"
+            f"{_suggestion(spec.mcpu, known)}"
+        )
+    features = frozenset(map(str, _llvm("llvm_get_cpu_features", _target(spec, 1))))
+    for flag in spec.mattr:
+        # LLVM ignores unknown features, so whether one exists shows only when it is switched on.
+        probe = _target(spec, 1, [f"+{flag[1:]}"])
+        if flag[1:] not in map(str, _llvm("llvm_get_cpu_features", probe)):
+            raise DeviceError(
+                f"device {spec.name!r}: mattr has {flag!r}, a feature that LLVM does not know for "
+                f"{spec.triple!r}: correct or remove it"
+            )
+    return features
+
+
+def _bare(triple: str) -> "Target":
+    from tvm.target import Target
+
+    return Target({"kind": "llvm", "mtriple": triple})
+
+
+def _arch(triple: str) -> str:
+    arch = triple.split("-")[0].lower()
+    if arch in ("amd64", "x86_64h"):
+        return "x86_64"
+    if arch in ("arm64", "aarch64"):
+        return "aarch64"
+    # armv6 and older have no NEON.
+    return "arm" if re.fullmatch(r"arm|armhf|(arm|thumb)v[78]\w*", arch) else arch
+
+
+def _platform(triple: str) -> tuple[str, str, str]:
+    """Return what decides whether code runs: architecture, system and ABI, without the vendor."""
+    parts = triple.lower().split("-")
+    return _arch(triple), "linux" if "linux" in parts else "", parts[-1]
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+# --- Device files -------------------------------------------------------------------------------
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_positive(value: object) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
+
+
+def _is_flag_list(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(flag, str) and re.fullmatch(r"[+-][\w.-]+", flag) for flag in value
+    )
+
+
+def _is_vector_list(value: object) -> bool:
+    if not (isinstance(value, list) and value and all(isinstance(v, dict) for v in value)):
+        return False
+    if not all(
+        v.keys() == {"lanes", "fma_per_cycle"}
+        and _is_whole(v["lanes"], 1)
+        and _is_positive(v["fma_per_cycle"])
+        for v in value
+    ):
+        return False
+    lanes = [v["lanes"] for v in value]
+    return lanes == sorted(set(lanes), reverse=True)
+
+
+class _Kind(NamedTuple):
+    """What a value of a device file must be."""
+
+    expected: str
+    test: Callable[[object], bool]
+
+
+_TEXT = _Kind("a non-empty string", _is_text)
+_TEXTS = _Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_text, v)))
+_FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
+_RATE = _Kind("a number above 0", _is_positive)
+_COUNT = _Kind("a whole number from 1", lambda v: _is_whole(v, 1))
+_BYTES = _Kind("a whole number of bytes from 0", lambda v: _is_whole(v, 0))
+_KEYS = {
+    "parent": _TEXT,
+    "abstract": _FLAG,
+    "description": _TEXT,
+    "aliases": _TEXTS,
+    "boards": _TEXTS,
+    "schedule": _TEXT,
+    "triple": _TEXT,
+    "mcpu": _TEXT,
+    "mattr": _Kind("a list of features, each with + or - in front", _is_flag_list),
+    "mfloat_abi": _Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
+    "fma": _FLAG,
+    "vectors": _Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
+    "vector_registers": _COUNT,
+    "fma_latency": _RATE,
+    "loads_per_cycle": _RATE,
+    "memory_operand_broadcast": _FLAG,
+    "lane_operand": _FLAG,
+    "l1d_bytes": _COUNT,
+    "l2_bytes": _BYTES,
+    "l3_bytes": _BYTES,
+    "cache_line_bytes": _COUNT,
+    "cores": _COUNT,
+    "qemu_cpu": _TEXT,
+    "mca_cpu": _TEXT,
+}
+_NOT_INHERITED = {"abstract", "aliases", "boards"}
+_OPTIONAL = {"mcpu", "mfloat_abi", "qemu_cpu", "mca_cpu", *_NOT_INHERITED}
+
+
+class _File(NamedTuple):
+    """One device file, as it stands."""
+
+    source: str
+    keys: dict[str, Any]
+
+
+def _read(path: "Traversable") -> _File:
+    source = str(path)
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DeviceError(
+            f"device file {source}: cannot be read ({error.strerror}): expected a TOML file"
+        ) from None
+    except ValueError as error:
+        raise DeviceError(
+            f"device file {source}: not valid TOML: {error}. Correct it there"
+        ) from None
+    for key, value in keys.items():
+        if key not in _KEYS:
+            raise DeviceError(
+                f"device file {source}: unknown key {key!r}{_suggestion(key, _KEYS)}: expected one "
+                f"of {', '.join(_KEYS)}"
+            )
+        if not _KEYS[key].test(value):
+            raise DeviceError(
+                f"device file {source}: {key} is {value!r}: expected {_KEYS[key].expected}"
+            )
+    return _File(source, keys)
+
+
+@functools.cache
+def _shipped() -> dict[str, _File]:
+    folder = files("tvm_directconv.schedules") / "devices"
+    paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    return {
+        path.name.removesuffix(".toml"): _read(path)
+        for path in paths
+        if path.name.endswith(".toml")
+    }
+
+
+def _build(name: str, known: Mapping[str, _File]) -> Device:
+    """Make the device of a file, filling in what it inherits."""
+    source = known[name].source
+    if known[name].keys.get("abstract"):
+        raise DeviceError(
+            f"device {name!r} is abstract, nothing can be built for it: expected one of "
+            f"{', '.join(_names())}"
+        )
+    values = dict(known[name].keys)
+    chain = [name]
+    while chain[-1] != _ROOT:
+        last = known[chain[-1]]
+        if "parent" not in last.keys:
+            raise DeviceError(
+                f"device file {last.source}: the key 'parent' is missing: expected the device to "
+                f"inherit from, {_ROOT!r} if nothing is nearer"
+            )
+        parent = last.keys["parent"]
+        if parent not in known:
+            raise DeviceError(
+                f"device file {last.source}: parent is {parent!r}, which does not exist"
+                f"{_suggestion(parent, known)}: expected one of {', '.join(known)}"
+            )
+        if parent in chain:
+            raise DeviceError(
+                f"device file {last.source}: parent is {parent!r}, which closes the circle "
+                f"{' -> '.join([*chain, parent])}: expected a chain that ends in {_ROOT!r}"
+            )
+        chain.append(parent)
+        inherited = known[parent].keys.items()
+        values = {k: v for k, v in inherited if k not in _NOT_INHERITED} | values
+    missing = [key for key in _KEYS if key not in values and key not in _OPTIONAL]
+    if missing:
+        raise DeviceError(
+            f"device file {source}: the key {missing[0]!r} is missing and not inherited from "
+            f"{' -> '.join(chain[1:])}: expected {_KEYS[missing[0]].expected}"
+        )
+    values["vectors"] = tuple(Vector(**vector) for vector in values["vectors"])
+    for key in ("mattr", "boards", "aliases"):
+        values[key] = tuple(values.get(key, ()))
+    known_fields = {field.name for field in fields(Device)}
+    return Device(
+        name=name,
+        chain=tuple(chain),
+        **{key: value for key, value in values.items() if key in known_fields},
+    )
+
+
+def _from_file(path: Path) -> Device:
+    name = path.stem
+    if name in _shipped():
+        raise DeviceError(
+            f"device file {path}: the name {name!r} is taken by a device of this package, and "
+            "tuning logs are kept by name: rename the file"
+        )
+    return _build(name, {**_shipped(), name: _read(path)})
+
+
+# --- What a user may write ----------------------------------------------------------------------
+
+
+def _names() -> list[str]:
+    return [name for name, file in _shipped().items() if not file.keys.get("abstract")]
+
+
+def devices() -> list[Device]:
+    """Return all devices that can be built for, sorted by name.
+
+    Returns
+    -------
+    list of Device
+        Those of this package; users' own files are not searched.
+    """
+    return [_build(name, _shipped()) for name in _names()]
+
+
+def _named(name: str) -> Device | None:
+    """Return the device that has this name or alias."""
+    if name in _shipped():
+        return _build(name, _shipped())
+    for candidate in devices():
+        if name in candidate.aliases:
+            return candidate
+    return None
+
+
+def _choices() -> str:
+    return (
+        f"one of {', '.join(_names())}; 'native' for this machine; a device file of your own "
+        "(my-board.toml); or a TVM target with mcpu"
+    )
+
+
+def _all_names() -> list[str]:
+    return ["native", *(name for d in devices() for name in (d.name, *d.aliases))]
+
+
+def device(spec: "Device | str | os.PathLike[str] | Mapping[str, object] | Target") -> Device:
+    """Return the device that is meant.
+
+    Parameters
+    ----------
+    spec : Device, str, path, mapping or tvm.target.Target
+        A device (returned as it is); the name or an alias of one; ``native``
+        for this machine; the path of a device file, ending in ``.toml``; or a
+        TVM target with ``mcpu``: as an object, a dict, JSON, a tag, or in the
+        string form of older TVM releases (``llvm -mcpu=cortex-a72 ...``).
+
+    Returns
+    -------
+    Device
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device, its file is malformed, or a target asks
+        for something else than the device of its ``mcpu`` has.
+
+    Examples
+    --------
+    >>> device("core-avx2").name
+    'haswell'
+    >>> device("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72 -mattr=+neon").name
+    'cortex-a72'
+    """
+    if isinstance(spec, Device):
+        return spec
+    if isinstance(spec, Mapping):
+        return _from_target(spec, str(dict(spec)))
+    if not isinstance(spec, str | os.PathLike):
+        if hasattr(spec, "export"):
+            return _from_target(spec.export(), str(spec))
+        raise DeviceError(
+            f"device {spec!r} is of type {type(spec).__name__}: expected {_choices()}"
+        )
+    text = os.fspath(spec).strip()
+    if text == "native":
+        return native()
+    if text.endswith(".toml"):
+        return _from_file(Path(text))
+    if text.startswith("{"):
+        return _from_target(_parse_json(text), text)
+    if text == "llvm" or text.startswith("-") or " -" in text:
+        return _from_target(_parse_options(text), text)
+    found = _named(text)
+    if found is not None:
+        return found
+    from tvm.target import Target, list_tags
+
+    if text in (list_tags() or {}):
+        return _from_target(Target(text).export(), text)
+    raise DeviceError(
+        f"unknown device {text!r}{_suggestion(text, _all_names())}: expected {_choices()}"
+    )
+
+
+def _parse_json(text: str) -> Mapping[str, object]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DeviceError(f"target {text!r} is not valid JSON: {error}") from None
+
+
+def _parse_options(text: str) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for position, word in enumerate(text.split()):
+        key, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and equals and value:
+            options[key] = value
+        elif position == 0 and not word.startswith("-"):
+            options["kind"] = word
+        else:
+            raise DeviceError(
+                f"target {text!r}: cannot read {word!r}: expected options of the form -mcpu=NAME"
+            )
+    return options
+
+
+_TARGET_KEYS = ("kind", "mcpu", "mtriple", "mattr", "mfloat-abi", "num-cores")
+# What selected schedules in older TVM releases, or is added by TVM itself, and says nothing about
+# the processor.
+_TARGET_NOISE = re.compile(r"keys|tag|host|device|model|libs|feature\..*")
+
+
+def _from_target(options: Mapping[str, object], text: str) -> Device:
+    """Translate a TVM target; its mcpu, or failing that its triple, decides the device."""
+
+    def value(key: str) -> str | None:
+        found = options.get(key)
+        if found is not None and not _is_text(found):
+            raise DeviceError(f"target {text!r}: {key} is {found!r}: expected a string")
+        return None if found is None else str(found)
+
+    kind = value("kind")
+    if kind not in (None, "llvm"):
+        raise DeviceError(f"target {text!r}: its kind is {kind!r}: expected 'llvm', a CPU")
+    for key in options:
+        if key not in _TARGET_KEYS and not _TARGET_NOISE.fullmatch(key):
+            raise DeviceError(
+                f"target {text!r}: cannot use {key!r}{_suggestion(key, _TARGET_KEYS)}: expected "
+                f"{', '.join(_TARGET_KEYS)}. Put what else you need into a device file"
+            )
+    triple = value("mtriple")
+    found = _device_of(value("mcpu"), triple, text)
+    if triple and _platform(triple) != _platform(found.triple):
+        if _arch(triple) != _arch(found.triple):
+            advice = "correct one of the two"
+        else:
+            advice = f"leave it out, or {_derived(found, 'triple', triple)}"
+        raise DeviceError(
+            f"target {text!r}: mtriple is {triple!r}, but device {found.name!r} has "
+            f"{found.triple!r}: {advice}"
+        )
+    float_abi = value("mfloat-abi")
+    if float_abi not in (None, found.mfloat_abi):
+        raise DeviceError(
+            f"target {text!r}: mfloat-abi is {float_abi!r}, but device {found.name!r} has "
+            f"{found.mfloat_abi!r}: leave it out"
+        )
+    for flag in _flags(options.get("mattr", ()), text):
+        if (flag[1:] in _features(found)) != (flag[0] == "+"):
+            raise DeviceError(
+                f"target {text!r}: mattr asks for {flag!r}, but code for device {found.name!r} is "
+                f"built {'without' if flag[0] == '+' else 'with'} it: leave it out, or "
+                f"{_derived(found, 'mattr', [*found.mattr, flag])}"
+            )
+    if "num-cores" in options:
+        try:
+            cores = int(str(options["num-cores"]))
+        except ValueError:
+            cores = 0
+        if cores < 1:
+            raise DeviceError(
+                f"target {text!r}: num-cores is {options['num-cores']!r}: expected a whole number "
+                "from 1"
+            )
+        found = replace(found, cores=cores)
+    return found
+
+
+def _derived(base: Device, key: str, value: object) -> str:
+    return f'write a device file with parent = "{base.name}" and {key} = {json.dumps(value)}'
+
+
+def _flags(mattr: object, text: str) -> list[str]:
+    flags = mattr.split(",") if isinstance(mattr, str) else mattr
+    flags = list(flags) if isinstance(flags, Iterable) else flags
+    if not _is_flag_list(flags):
+        raise DeviceError(
+            f"target {text!r}: mattr is {mattr!r}: expected {_KEYS['mattr'].expected}"
+        )
+    return cast(list[str], flags)
+
+
+def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
+    arch = _arch(triple) if triple else None
+    if mcpu == "native":
+        return native()
+    if mcpu in (None, "generic"):
+        # Every Armv8-A processor has NEON and FMA, so there the triple says enough.
+        if arch == "aarch64":
+            return _build("aarch64", _shipped())
+        if arch == "arm":
+            return _build("armv7", _shipped())
+        raise DeviceError(
+            f"target {text!r} names no processor (mcpu): TVM would silently compile for the oldest "
+            f"one, on x86 to SSE code without FMA. Expected {_choices()}"
+        )
+    assert mcpu is not None
+    found = _named(mcpu)
+    if found is None:
+        raise DeviceError(
+            f"target {text!r}: no device serves mcpu {mcpu!r}{_suggestion(mcpu, _all_names())}, "
+            "and TVM silently compiles a name it does not know to code without FMA. Expected "
+            f"{_choices()}"
+        )
+    # The 64-bit cores run 32-bit code too, and the device for that is always the same.
+    if arch == "arm" and found.schedule == "arm":
+        return _build("armv7", _shipped())
+    return found
+
+
+def native() -> Device:
+    """Return the device of this machine.
+
+    The processor is matched by LLVM's name for it, else by its features. If
+    the system hides some of them, as virtual machines do, the first device of
+    the fallback chain that runs here is taken. Cache sizes and cores are then
+    this machine's; the name stays that of the core, so that tuning logs of
+    equal cores can be shared.
+
+    Returns
+    -------
+    Device
+
+    Raises
+    ------
+    DeviceError
+        If no device fits.
+    """
+    triple = str(_llvm("llvm_get_system_triple"))
+    cpu = str(_llvm("llvm_get_system_cpu"))
+    nearest = {"x86_64": "x86-64-v4", "aarch64": "aarch64", "arm": "armv7"}.get(_arch(triple))
+    if nearest is None:
+        raise DeviceError(f"this machine's triple is {triple!r}: expected x86-64 or ARM")
+    match = _named(cpu) if nearest != "armv7" else None
+    for name in match.chain if match else _build(nearest, _shipped()).chain:
+        if _shipped()[name].keys.get("abstract"):
+            continue
+        found = _build(name, _shipped())
+        if "linux" not in triple:
+            # Device files speak of Linux; elsewhere object files and ABI differ.
+            found = replace(found, triple=triple)
+        if found.is_host_runnable:
+            return replace(found, cores=_usable_cores(), **_cache_sizes())
+    raise DeviceError(
+        f"this machine's processor ({cpu}, {triple}) is older than any device: expected at least "
+        "SSE4.2 on x86-64, or NEON and VFPv4 on ARM"
+    )
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cache_sizes() -> dict[str, Any]:
+    """Return the cache fields of this machine that Linux tells, see :class:`Device`."""
+    sizes: dict[str, Any] = {}
+    threads_per_core = 1
+    try:
+        for index in sorted(_CACHES.glob("index*")):
+            level = (index / "level").read_text().strip()
+            if (index / "type").read_text().strip() == "Instruction":
+                continue
+            size = int((index / "size").read_text().strip().removesuffix("K")) * 1024
+            threads = _count((index / "shared_cpu_list").read_text())
+            if level == "1":
+                threads_per_core = threads
+                sizes["cache_line_bytes"] = int((index / "coherency_line_size").read_text())
+            key = {"1": "l1d_bytes", "2": "l2_bytes", "3": "l3_bytes"}.get(level)
+            if key:
+                sizes[key] = size // max(1, threads // threads_per_core)
+    except (OSError, ValueError):
+        return {}
+    return sizes
+
+
+def _count(cpus: str) -> int:
+    """Count the processors in a list such as ``0-3,8``."""
+    ends = [part.split("-") for part in cpus.strip().split(",")]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)

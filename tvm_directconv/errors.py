@@ -1,0 +1,38 @@
+"""Errors a user can meet, one class for each thing that can be wrong.
+
+Every message names the offending value, what was expected and what to do.
+All of them derive from :class:`DirectConvError`, which the command line turns
+into ``error: ...`` and exit status 2.
+"""
+
+
+class DirectConvError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class WorkloadError(DirectConvError, ValueError):
+    """A convolution is described wrongly, or its sizes are impossible."""
+
+
+class DeviceError(DirectConvError, ValueError):
+    """A device, target string or device file is unknown or malformed."""
+
+
+class BlockingError(DirectConvError, ValueError):
+    """A blocking does not fit the workload or the device."""
+
+
+class ScheduleError(DirectConvError, ValueError):
+    """A schedule file cannot be used, or refuses the workload."""
+
+
+class ArgumentError(DirectConvError, ValueError):
+    """An array has the wrong shape, dtype, layout, alignment or strides."""
+
+
+class LibraryError(DirectConvError, RuntimeError):
+    """A compiled library or its manifest cannot be used."""
+
+
+class ToolchainError(DirectConvError, RuntimeError):
+    """A compiler, linker or emulator is missing or failed."""

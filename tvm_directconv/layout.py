@@ -1,0 +1,191 @@
+"""Plain and blocked layouts of activations and weights, and the arrays in them.
+
+The paper's layouts (section 4) split channels into blocks that lie innermost, so that one vector
+load reads neighbouring output channels:
+
+=================  ==========================================================
+activations        ``NCHW16c``: batch, C/16, H, W, 16. Input and output alike.
+first layer        ``NCHW`` or ``NHWC``, as the image comes
+weights            ``OIHW8i16o``: C_o/16, C_i/8, H_f, W_f, 8, 16
+=================  ==========================================================
+
+A channel count that the block does not divide is filled up with zeros.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import ArgumentError, BlockingError
+
+ALIGNMENT = 64
+"""Bytes. Kernels use aligned vector instructions, and TVM promises LLVM this much."""
+
+
+def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Return a float32 array of zeros whose data begins on a boundary of :data:`ALIGNMENT`."""
+    size = int(np.prod(shape)) * 4
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def _check_shape(what: str, array: np.ndarray, expected: tuple[int, ...], layout: str) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ArgumentError(f"{what} is a {type(array).__name__}: expected a numpy.ndarray")
+    if array.dtype != np.float32:
+        raise ArgumentError(
+            f"{what} has dtype {array.dtype}: expected float32, use {what}.astype('float32')"
+        )
+    if array.shape != expected:
+        raise ArgumentError(f"{what} has shape {array.shape}: expected {expected} ({layout})")
+
+
+@dataclass(frozen=True)
+class ActivationLayout:
+    """How the elements of an input or output lie in memory.
+
+    Parameters
+    ----------
+    name : str
+        ``NCHW``, ``NHWC``, or ``NCHW<block>c``.
+
+    Raises
+    ------
+    BlockingError
+        If the name is none of these.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in ("NCHW", "NHWC") and not re.fullmatch(r"NCHW[1-9]\d*c", self.name):
+            raise BlockingError(
+                f"layout is {self.name!r}: expected NCHW, NHWC or NCHW<block>c such as NCHW16c"
+            )
+
+    @classmethod
+    def blocked(cls, block: int) -> "ActivationLayout":
+        """Return the layout with channels in blocks of `block`."""
+        return cls(f"NCHW{block}c")
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def block(self) -> int | None:
+        """Channels in a block; None for the plain layouts."""
+        return int(self.name[4:-1]) if self.name.endswith("c") else None
+
+    def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
+        """Return the shape in this layout of a tensor with NCHW shape `plain`."""
+        n, c, h, w = plain
+        if self.block:
+            return (n, -(-c // self.block), h, w, self.block)
+        return (n, h, w, c) if self.name == "NHWC" else plain
+
+    def pack(self, array: np.ndarray) -> np.ndarray:
+        """Copy a plain NCHW array into this layout, aligned.
+
+        Parameters
+        ----------
+        array : numpy.ndarray
+            float32, NCHW, any strides.
+
+        Returns
+        -------
+        numpy.ndarray
+            Contiguous, in this layout; channels that only fill the last block are zero.
+        """
+        n, c, h, w = array.shape
+        packed = aligned_zeros(self.shape((n, c, h, w)))
+        if self.block is None:
+            packed[...] = array.transpose(0, 2, 3, 1) if self.name == "NHWC" else array
+        for start in range(0, c if self.block else 0, self.block or 1):
+            part = array[:, start : start + self.block]  # type: ignore[operator]
+            packed[:, start // self.block, ..., : part.shape[1]] = part.transpose(0, 2, 3, 1)  # type: ignore[operator]
+        return packed
+
+    def unpack(self, array: np.ndarray, channels: int) -> np.ndarray:
+        """Copy an array in this layout into a new plain NCHW array of `channels` channels."""
+        if self.block is None:
+            plain = array.transpose(0, 3, 1, 2) if self.name == "NHWC" else array
+        else:
+            n, blocks, h, w, block = array.shape
+            plain = array.transpose(0, 1, 4, 2, 3).reshape(n, blocks * block, h, w)[:, :channels]
+        return np.array(plain, np.float32, order="C")
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """How weights lie in memory: C_o/oc_block, C_i/ic_block, H_f, W_f, ic_block, oc_block.
+
+    Parameters
+    ----------
+    ic_block : int
+        Input channels in a block; divides C_i.
+    oc_block : int
+        Output channels in a block: the lanes of the vectors that are computed with.
+    """
+
+    ic_block: int
+    oc_block: int
+
+    def __str__(self) -> str:
+        return f"OIHW{self.ic_block}i{self.oc_block}o"
+
+    def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
+        """Return the shape in this layout of weights with OIHW shape `plain`."""
+        o, i, h, w = plain
+        return (-(-o // self.oc_block), i // self.ic_block, h, w, self.ic_block, self.oc_block)
+
+    def pack(self, array: np.ndarray) -> np.ndarray:
+        """Copy plain OIHW weights into this layout, aligned; missing output channels are zero."""
+        o, i, h, w = array.shape
+        shape = self.shape((o, i, h, w))
+        packed = aligned_zeros(shape)
+        for start in range(0, o, self.oc_block):
+            part = array[start : start + self.oc_block]
+            split = part.reshape(len(part), shape[1], self.ic_block, h, w)
+            packed[start // self.oc_block, ..., : len(part)] = split.transpose(1, 3, 4, 2, 0)
+        return packed
+
+
+def checked_plain(what: str, array: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
+    """Return a plain array after checking its dtype and shape.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no float32 array of this shape.
+    """
+    _check_shape(what, array, shape, layout)
+    return array
+
+
+def checked_packed(what: str, array: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
+    """Return an array a kernel may be given as it is, after checking all a kernel relies on.
+
+    Raises
+    ------
+    ArgumentError
+        If dtype, shape, strides, alignment or writability are not what kernels need.
+    """
+    _check_shape(what, array, shape, layout)
+    if not array.flags.c_contiguous:
+        raise ArgumentError(
+            f"{what} is not contiguous (strides {array.strides}): expected C order, "
+            "use the pack functions or numpy.ascontiguousarray"
+        )
+    if array.ctypes.data % ALIGNMENT:
+        raise ArgumentError(
+            f"{what} begins at address {array.ctypes.data:#x}: expected a multiple of "
+            f"{ALIGNMENT} bytes, use the pack functions or layout.aligned_zeros"
+        )
+    if not array.flags.writeable:
+        raise ArgumentError(
+            f"{what} is read-only: the tensor interface cannot pass such arrays on; "
+            "expected a writable one, use a copy"
+        )
+    return array

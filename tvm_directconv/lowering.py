@@ -1,0 +1,343 @@
+"""From a scheduled convolution to code: TVM's lowering with five passes of our own.
+
+TVM's own pipeline would put the register tile into a workspace, compute products with padding,
+and let LLVM reorder the inner loop until the accumulators no longer fit the registers. The
+passes here keep what the schedule decided. Schedules talk to them with loop annotations:
+
+====================  =======================================================================
+``directconv.tile``   on the loop over register tiles: how many tiles at its beginning and at
+                      its end see padding or are narrower than the others, ``[left, right]``
+``directconv.tap``    on the loop over kernel columns: unrolled in those border tiles, so that
+                      which products are with padding is known when compiling
+``directconv.step``   on a loop of which each round is one step: one input channel, one kernel
+                      position, all products of the tile
+====================  =======================================================================
+"""
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir.expr import Call, StringImm, TensorLoad, Var
+from tvm.tirx import (
+    AllocBuffer,
+    AttrStmt,
+    BufferStore,
+    Evaluate,
+    For,
+    ForKind,
+    IfThenElse,
+    PrimFunc,
+    SeqStmt,
+    compilation_pipeline,
+)
+
+TILE = "directconv.tile"
+TAP = "directconv.tap"
+STEP = "directconv.step"
+SHAPES = "directconv.shapes"
+"""Function attribute: shapes of the parameters as callers see them, where they differ."""
+
+PIPELINE = "directconv"
+"""Name of the pipeline in ``tvm.compile(..., tir_pipeline=...)``."""
+
+# No instruction comes of it, but LLVM must not move loads across it. Without it, LLVM merges the
+# loads of neighbouring kernel columns and steps, more values live at once than there are
+# registers, and accumulators are spilled. It can only reach memory that may alias, which is why
+# compiled functions must not carry tirx.noalias.
+_FENCE = """
+define i32 @directconv_fence() {
+  call void asm sideeffect "", "~{memory}"()
+  ret i32 0
+}
+"""
+
+
+def _pass(function: Any) -> Any:
+    return tirx.transform.prim_func_pass(function, opt_level=0, name=function.__name__)
+
+
+def _rebuilt(loop: For, body: Any, kind: ForKind | None = None) -> For:
+    return For(
+        loop.loop_var,
+        loop.min,
+        loop.extent,
+        loop.kind if kind is None else kind,
+        body,
+        loop.thread_binding,
+        {k: v for k, v in loop.annotations.items() if not k.startswith("directconv.")},
+        loop.step,
+    )
+
+
+def _uses(expression: Any, variable: Var) -> bool:
+    found = []
+    tvm_ffi.structural_walk(
+        expression, (Var, lambda v: found.append(v) if v.same_as(variable) else None)
+    )
+    return bool(found)
+
+
+def _conjuncts(condition: Any) -> list[Any]:
+    if isinstance(condition, tirx.And):
+        return _conjuncts(condition.a) + _conjuncts(condition.b)
+    return [condition]
+
+
+@_pass
+def present_shapes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Give the parameters the shapes that callers see; the body reads them flat by now."""
+    if not func.attrs or SHAPES not in func.attrs:
+        return func
+    seen = [
+        tirx.decl_buffer([int(extent) for extent in shape], "float32", name=param.name)
+        for param, shape in zip(func.params, func.attrs[SHAPES], strict=True)
+    ]
+
+    def renamed(variable: Var) -> Var:
+        for old, new in zip(func.params, seen, strict=True):
+            if variable.same_as(old):
+                return new
+        return variable
+
+    body = tvm_ffi.structural_map(func.body, (Var, renamed))
+    return PrimFunc(seen, body, func.ret_type, func.attrs).without_attr(SHAPES)
+
+
+@_pass
+def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Turn ``sum += (inside ? x : 0) * w`` into ``if inside: sum += x * w``, tested early.
+
+    Each part of the condition moves out of all loops that it does not depend on: rows of the
+    kernel that lie in the padding cost one branch each.
+    """
+
+    def guarded(store: BufferStore) -> Any:
+        total = store.value
+        if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
+            return store
+        read = total.b.a
+        if not (isinstance(read, Call) and read.op.name == "prim.if_then_else"):
+            return store
+        inside, value, otherwise = read.args
+        if not (isinstance(otherwise, tirx.FloatImm) and otherwise.value == 0):
+            return store
+        product = BufferStore(store.buffer, total.a + value * total.b.b, store.indices)
+        return IfThenElse(inside, product, None)
+
+    def hoisted(loop: For) -> Any:
+        test = loop.body
+        if not (isinstance(test, IfThenElse) and test.else_case is None):
+            return loop
+        parts = _conjuncts(test.condition)
+        inner = [part for part in parts if _uses(part, loop.loop_var)]
+        outer = [part for part in parts if not _uses(part, loop.loop_var)]
+        if not outer:
+            return loop
+        body = IfThenElse(tirx.all(*inner), test.then_case, None) if inner else test.then_case
+        return IfThenElse(tirx.all(*outer), loop_with(loop, body), None)
+
+    def loop_with(loop: For, body: Any) -> For:
+        return For(
+            loop.loop_var,
+            loop.min,
+            loop.extent,
+            loop.kind,
+            body,
+            loop.thread_binding,
+            loop.annotations,
+            loop.step,
+        )
+
+    return func.with_body(tvm_ffi.structural_map(func.body, [(BufferStore, guarded), (For, hoisted)]))
+
+
+@_pass
+def fence_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Keep LLVM from moving loads from one step into another."""
+    fence = Evaluate(tirx.call_extern("int32", "directconv_fence"))
+
+    def fenced(loop: For) -> For:
+        if STEP not in loop.annotations:
+            return loop
+        return _rebuilt(loop, SeqStmt([fence, loop.body]))
+
+    body = tvm_ffi.structural_map(func.body, (For, fenced))
+    return func.with_body(
+        AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(_FENCE), body)
+    )
+
+
+@_pass
+def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Give each border tile code of its own, with constant indices, and the others a loop."""
+
+    def unrolled_tap(loop: For) -> For:
+        return _rebuilt(loop, loop.body, ForKind.UNROLLED) if TAP in loop.annotations else loop
+
+    def marked(body: Any) -> AttrStmt:
+        return AttrStmt(tirx.const(0, "int32"), TILE, tirx.const(1, "int32"), body)
+
+    def peeled(loop: For) -> Any:
+        if TILE not in loop.annotations:
+            return loop
+        left, right = (int(count) for count in loop.annotations[TILE])
+        tiles = int(loop.extent)
+        if left + right >= tiles:
+            left, right = tiles, 0
+
+        def border(index: int) -> AttrStmt:
+            number = tirx.const(index, loop.loop_var.ty.dtype)
+            body = tvm_ffi.structural_map(
+                loop.body, (Var, lambda v: number if v.same_as(loop.loop_var) else v)
+            )
+            return marked(tvm_ffi.structural_map(body, (For, unrolled_tap)))
+
+        parts: list[Any] = [border(index) for index in range(left)]
+        if left + right < tiles:
+            first, count = tirx.const(left, "int32"), tirx.const(tiles - left - right, "int32")
+            parts.append(For(loop.loop_var, first, count, loop.kind, marked(loop.body)))
+        parts += [border(index) for index in range(tiles - right, tiles)]
+        return parts[0] if len(parts) == 1 else SeqStmt(parts)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (For, peeled)))
+
+
+@_pass
+def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Keep the outputs of a tile in one register each, from their first product to their last.
+
+    Within a tile, every vector of outputs gets a buffer of its own size, which LLVM turns into a
+    register. Sums that other products went into before are loaded first (the paper's loop order);
+    all are stored at the end.
+    """
+
+    def promoted(mark: AttrStmt) -> Any:
+        if mark.attr_key != TILE:
+            return mark
+        registers: dict[Any, tuple[BufferStore, Any]] = {}
+        unfinished = []
+
+        def key(buffer: Any, indices: Any) -> Any:
+            return tvm_ffi.StructuralKey(tvm_ffi.convert([buffer, *indices]))
+
+        def note(store: BufferStore) -> None:
+            place = key(store.buffer, store.indices)
+            if place in registers:
+                return
+            lanes = store.value.ty.dtype.lanes if hasattr(store.value.ty, "dtype") else 1
+            register = tirx.decl_buffer((lanes,), "float32", name=f"sum{len(registers)}")
+            registers[place] = store, register
+            read = []
+            tvm_ffi.structural_walk(
+                store.value,
+                (TensorLoad, lambda e: read.append(e) if e.source.same_as(store.buffer) else None),
+            )
+            if read:
+                unfinished.append(place)
+
+        tvm_ffi.structural_walk(mark.body, (BufferStore, note), order="pre")
+
+        def whole(register: Any) -> list[Any]:
+            lanes = int(register.shape[0])
+            return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
+
+        def load(read: TensorLoad) -> Any:
+            found = registers.get(key(read.source, read.indices))
+            return tirx.BufferLoad(found[1], whole(found[1])) if found else read
+
+        def store(write: BufferStore) -> BufferStore:
+            found = registers.get(key(write.buffer, write.indices))
+            return BufferStore(found[1], write.value, whole(found[1])) if found else write
+
+        body = tvm_ffi.structural_map(mark.body, [(TensorLoad, load), (BufferStore, store)])
+        before: list[Any] = [AllocBuffer(register) for _, register in registers.values()]
+        for place in unfinished:
+            write, register = registers[place]
+            earlier = tirx.BufferLoad(write.buffer, write.indices)
+            before.append(BufferStore(register, earlier, whole(register)))
+        after = [
+            BufferStore(write.buffer, tirx.BufferLoad(register, whole(register)), write.indices)
+            for write, register in registers.values()
+        ]
+        return SeqStmt([*before, body, *after])
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (AttrStmt, promoted)))
+
+
+def _lowered() -> list[Any]:
+    """Passes from a schedule to loops over flat buffers with the tile in registers."""
+    return [
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        present_shapes,
+        skip_padding,
+        fence_steps,
+        peel_borders,
+        tirx.transform.ConvertSSA(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        promote_accumulators,
+        tirx.transform.RemoveNoOp(),
+    ]
+
+
+def lower(func: PrimFunc) -> PrimFunc:
+    """Return the loops that are compiled: what `build` does before LLVM.
+
+    Parameters
+    ----------
+    func : tvm.tirx.PrimFunc
+        A scheduled convolution.
+
+    Returns
+    -------
+    tvm.tirx.PrimFunc
+        The same function, lowered.
+    """
+    module = tvm.IRModule({"conv": func})
+    return tvm.ir.transform.Sequential(_lowered())(module)["conv"]
+
+
+def allocated_bytes(func: PrimFunc) -> int:
+    """Return the bytes of the largest single allocation in a lowered function, 0 if none.
+
+    Accumulators are allocations of one vector each; anything larger would be memory.
+    """
+    sizes = [0]
+
+    def note(alloc: AllocBuffer) -> None:
+        size = 4
+        for extent in alloc.buffer.shape:
+            size *= int(extent)
+        sizes.append(size)
+
+    tvm_ffi.structural_walk(func.body, (AllocBuffer, note))
+    return max(sizes)
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    passes = [
+        *_lowered(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+    ]
+    return (
+        tvm.ir.transform.Sequential(passes),
+        compilation_pipeline.finalize_host_passes,
+        compilation_pipeline.finalize_device_passes,
+    )
+
+
+compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)

@@ -1,0 +1,164 @@
+"""The oracle: convolution in plain NumPy and float64, and how to compare with it.
+
+It shares no code with the kernels it judges, and pads by copying, which they do not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .errors import ArgumentError
+from .workload import ConvWorkload
+
+_EXACT_FLOAT32 = 2**24  # every integer up to this size is a float32
+
+
+def conv2d_reference(x: np.ndarray, weight: np.ndarray, workload: ConvWorkload) -> np.ndarray:
+    """Convolve in float64.
+
+    As in deep learning, the kernel is not flipped (a cross-correlation)::
+
+        out[n, o, y, x] = sum over i, r, s of
+            weight[o, i, r, s] * padded[n, first(o) + i, y * stride_h + r * dilation_h,
+                                                         x * stride_w + s * dilation_w]
+
+    where first(o) is the first input channel of the group that o belongs to.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        Input, NCHW, of shape `workload.input_shape` and any real type.
+    weight : numpy.ndarray
+        Weights, OIHW, of shape `workload.weight_shape` and any real type.
+    workload : ConvWorkload
+        The convolution.
+
+    Returns
+    -------
+    numpy.ndarray
+        Output, NCHW, of shape `workload.output_shape`, float64.
+
+    Raises
+    ------
+    ArgumentError
+        If an array does not have the shape the workload says, or is not of real numbers.
+    """
+    x = _checked("x", x, workload.input_shape, "NCHW")
+    weight = _checked("weight", weight, workload.weight_shape, "OIHW")
+
+    w = workload
+    top, left, bottom, right = w.padding
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    group_in, group_out = w.in_channels // w.groups, w.out_channels // w.groups
+    positions = w.out_height * w.out_width
+    (stride_h, stride_w), (dilation_h, dilation_w) = w.stride, w.dilation
+
+    out = np.zeros((w.batch, w.groups, group_out, positions))
+    for row in range(w.kernel[0]):
+        for column in range(w.kernel[1]):
+            top_row, left_column = row * dilation_h, column * dilation_w
+            # The input elements that meet this kernel element, one for each output position.
+            seen = padded[
+                :,
+                :,
+                top_row : top_row + (w.out_height - 1) * stride_h + 1 : stride_h,
+                left_column : left_column + (w.out_width - 1) * stride_w + 1 : stride_w,
+            ].reshape(w.batch, w.groups, group_in, positions)
+            taps = weight[:, :, row, column].reshape(w.groups, group_out, group_in)
+            out += taps @ seen
+    return out.reshape(w.output_shape)
+
+
+def max_error(actual: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference, in units of the largest absolute reference value.
+
+    Parameters
+    ----------
+    actual : numpy.ndarray
+        What was computed.
+    reference : numpy.ndarray
+        What is right, of the same shape; finite.
+
+    Returns
+    -------
+    float
+        Infinite if `actual` holds a NaN or an infinity. If `reference` is zero everywhere there
+        is no unit, and the result is the largest absolute value of `actual`.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes differ or are empty, or `reference` is not finite.
+    """
+    reference = _checked("reference", reference, np.shape(reference), "any")
+    actual = _checked("actual", actual, reference.shape, "that of reference")
+    if not reference.size or not np.isfinite(reference).all():
+        raise ArgumentError(
+            f"reference of shape {reference.shape} must hold numbers, and finite ones only; "
+            "compute it from finite tensors"
+        )
+    if not np.isfinite(actual).all():
+        return math.inf
+    return float(np.abs(actual - reference).max() / (np.abs(reference).max() or 1.0))
+
+
+def random_tensors(
+    workload: ConvWorkload, seed: int, integers: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make an input and weights, the same ones each time for a workload and seed.
+
+    Parameters
+    ----------
+    workload : ConvWorkload
+        The convolution.
+    seed : int
+        Seed of the random numbers, 0 or more.
+    integers : bool
+        Draw integers so small that float32 holds every sum of products exactly, whatever the
+        order of the additions: results must then equal the reference bit for bit. Otherwise the
+        numbers are uniform between -1 and 1.
+
+    Returns
+    -------
+    x, weight : numpy.ndarray
+        Input (NCHW) and weights (OIHW), float32.
+
+    Raises
+    ------
+    ArgumentError
+        If the seed is negative, or integers are asked for and the reduction is too long for them.
+    """
+    if seed < 0:
+        raise ArgumentError(f"seed is {seed}; expected an integer of 0 or more")
+    rng = np.random.default_rng(seed)
+    shapes = workload.input_shape, workload.weight_shape
+    if not integers:
+        x, weight = (2 * rng.random(shape, dtype=np.float32) - 1 for shape in shapes)
+        return x, weight
+
+    # With values up to `largest`, sums of products are at most reduction * largest**2. The cap
+    # leaves room for what follows the convolution (bias, residual) while reductions are short.
+    reduction = math.prod(workload.weight_shape[1:])
+    largest = min(8, math.isqrt(_EXACT_FLOAT32 // reduction))
+    if largest == 0:
+        raise ArgumentError(
+            f"each output of {workload} sums {reduction} products; integers are exact up to "
+            f"{_EXACT_FLOAT32} of them: use integers=False"
+        )
+    x, weight = (
+        rng.integers(-largest, largest, shape, dtype=np.int8, endpoint=True).astype(np.float32)
+        for shape in shapes
+    )
+    return x, weight
+
+
+def _checked(name: str, value: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
+    """Return `value` as float64 if it has this shape and holds real numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ArgumentError(f"{name} has dtype {array.dtype}; expected real numbers")
+    if array.shape != shape:
+        raise ArgumentError(f"{name} has shape {array.shape}; expected {shape} ({layout})")
+    return array.astype(np.float64)

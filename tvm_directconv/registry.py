@@ -1,0 +1,71 @@
+"""Finds the schedule for a device, or a user's own file."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .device import Device
+from .errors import ScheduleError
+
+_PARAMETERS = ("sch", "workload", "device", "blocking", "threads")
+
+
+def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..., Any]:
+    """Return the function that schedules convolutions.
+
+    Parameters
+    ----------
+    device : Device
+        Its ``schedule`` names a module of ``schedules/``.
+    path : str or Path, optional
+        A Python file to use instead. It defines ``schedule(sch, workload, device, blocking,
+        threads)``, which changes the ``tvm.s_tir.Schedule`` in place, as those in ``schedules/``
+        do, and may return a string: the reason why it does not serve this case.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    ScheduleError
+        If there is no such module or file, it cannot be imported, or has no such function.
+    """
+    if path is None:
+        name = f"tvm_directconv.schedules.{device.schedule}"
+        try:
+            module = import_module(name)
+        except ModuleNotFoundError as error:
+            raise ScheduleError(
+                f"device {device.name!r} asks for schedule {device.schedule!r}: there is no "
+                "module of that name in schedules/; expected 'x86' or 'arm'"
+            ) from error
+        return module.schedule
+    file = Path(path)
+    if not file.is_file():
+        raise ScheduleError(f"schedule file {str(file)!r} does not exist: expected a Python file")
+    spec = importlib.util.spec_from_file_location(f"_directconv_schedule_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ScheduleError(f"schedule file {str(file)!r}: expected a name that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # Whatever a user's file may do wrong.
+        raise ScheduleError(
+            f"schedule file {str(file)!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, "schedule", None)
+    if not callable(function):
+        raise ScheduleError(
+            f"schedule file {str(file)!r} has no function 'schedule': expected "
+            f"schedule({', '.join(_PARAMETERS)})"
+        )
+    if len(inspect.signature(function).parameters) != len(_PARAMETERS):
+        raise ScheduleError(
+            f"schedule file {str(file)!r}: schedule{inspect.signature(function)} has the wrong "
+            f"parameters: expected schedule({', '.join(_PARAMETERS)})"
+        )
+    return function

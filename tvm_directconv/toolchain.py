@@ -1,0 +1,426 @@
+"""C compilers and emulators: what links a kernel, and what runs it.
+
+TVM's LLVM writes object files for every supported processor by itself; only a
+linker is missing, and for foreign processors an emulator to run the result.
+The two are separate needs: linking works without the emulator. This module
+does not import TVM, so it also serves a machine that has none.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm_directconv.errors import LibraryError, ToolchainError
+
+__all__ = [
+    "ElfInfo",
+    "Toolchain",
+    "elf_info",
+    "find_toolchain",
+    "link_shared",
+    "run_cc",
+]
+
+
+@dataclass(frozen=True)
+class _Port:
+    """What is known about one supported architecture."""
+
+    triple: str
+    pattern: str
+    """Spellings of the triple, as a regular expression."""
+    emulator: str
+    cc_package: str
+    """The Debian package of the cross compiler."""
+    libc_package: str
+    """The Debian package of the C library that emulated programs load."""
+
+
+_PORTS = (
+    _Port(
+        triple="x86_64-linux-gnu",
+        pattern=r"(x86_64|amd64)((-\w+)?-linux(-gnu)?)?",
+        emulator="qemu-x86_64",
+        cc_package="gcc-x86-64-linux-gnu",
+        libc_package="libc6-amd64-cross",
+    ),
+    _Port(
+        triple="aarch64-linux-gnu",
+        pattern=r"(aarch64|arm64)((-\w+)?-linux(-gnu)?)?",
+        emulator="qemu-aarch64",
+        cc_package="gcc-aarch64-linux-gnu",
+        libc_package="libc6-arm64-cross",
+    ),
+    _Port(
+        triple="arm-linux-gnueabihf",
+        pattern=r"(arm|armv7\w*|armv8l)((-\w+)?-linux-(gnu)?eabihf)?",
+        emulator="qemu-arm",
+        cc_package="gcc-arm-linux-gnueabihf",
+        libc_package="libc6-armhf-cross",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C compiler for one kind of machine, and the way to run its programs.
+
+    Attributes
+    ----------
+    triple : str
+        ``x86_64-linux-gnu``, ``aarch64-linux-gnu`` or ``arm-linux-gnueabihf``.
+    cc : tuple of str
+        Command that compiles C and links, to which arguments are appended.
+    emulator : tuple of str
+        Command that runs a program of this machine, to which the program and
+        its arguments are appended. Empty when the host runs it itself. It may
+        name an emulator that is not installed: :meth:`command` checks.
+    description : str
+        One line for people.
+    """
+
+    triple: str
+    cc: tuple[str, ...]
+    emulator: tuple[str, ...]
+    description: str
+
+    @property
+    def machine(self) -> str:
+        """The machine as :class:`ElfInfo` names it: ``x86_64``, ``aarch64`` or ``arm``."""
+        return self.triple.split("-")[0]
+
+    def command(self, *program: str) -> list[str]:
+        """Return the command line that runs a program of this machine.
+
+        Parameters
+        ----------
+        *program : str
+            The program and its arguments.
+
+        Returns
+        -------
+        list of str
+            The same, behind the emulator where one is needed.
+
+        Raises
+        ------
+        ToolchainError
+            If the emulator or the C library it needs is not installed.
+        """
+        if self.emulator:
+            port = _port(self.triple)
+            if shutil.which(self.emulator[0]) is None:
+                raise ToolchainError(
+                    f"cannot run {self.triple} programs here: {self.emulator[0]} was not found. "
+                    f"Install it, on Debian with: apt install qemu-user {port.libc_package}"
+                )
+            for flag, value in zip(self.emulator, self.emulator[1:], strict=False):
+                if flag == "-L" and not os.path.isdir(value):
+                    raise ToolchainError(
+                        f"cannot run {self.triple} programs here: their C library was expected "
+                        f"in {value}. Install it, on Debian with: apt install {port.libc_package}"
+                    )
+        return [*self.emulator, *program]
+
+
+def find_toolchain(triple: str, qemu_cpu: str | None = None) -> Toolchain:
+    """Find a C compiler for a machine, and the emulator if it is a foreign one.
+
+    Parameters
+    ----------
+    triple : str
+        Target triple of x86-64, AArch64 or hard-float ARMv7 Linux with glibc,
+        in any common spelling, or the bare architecture.
+    qemu_cpu : str, optional
+        CPU that the emulator imitates, e.g. ``cortex-a72``: an instruction
+        that it lacks then ends the program. Not used where the host runs the
+        binaries itself.
+
+    Returns
+    -------
+    Toolchain
+        The system's compiler for the host, Debian's cross compiler for
+        another machine, and ``ziglang`` where neither is installed.
+
+    Raises
+    ------
+    ToolchainError
+        If the triple is not supported or no compiler is installed.
+    """
+    port = _port(triple)
+    native = _is_host(port)
+    names = ("cc", "gcc", "clang") if native else (f"{port.triple}-gcc",)
+    found = next(filter(None, map(shutil.which, names)), None)
+    cc: tuple[str, ...]
+    if found is not None:
+        cc = (found,)
+        compiler = found
+    elif importlib.util.find_spec("ziglang") is not None:
+        # glibc 2.17 is AArch64's oldest: what is linked for it loads on all that is newer.
+        cc = (sys.executable, "-m", "ziglang", "cc", "-target", f"{port.triple}.2.17")
+        compiler = "ziglang"
+    else:
+        package = "gcc" if native else port.cc_package
+        raise ToolchainError(
+            f"no C compiler for {port.triple}: looked for {', '.join(names)} on PATH and for the "
+            f"Python package ziglang. Install one, on Debian with: apt install {package}, "
+            "or anywhere with: pip install ziglang"
+        )
+    if native:
+        return Toolchain(port.triple, cc, (), f"{port.triple}: {compiler}, run natively")
+    candidates = (port.emulator, f"{port.emulator}-static")
+    emulator = (
+        next(filter(None, map(shutil.which, candidates)), port.emulator),
+        "-L",
+        f"/usr/{port.triple}",
+        *(("-cpu", qemu_cpu) if qemu_cpu else ()),
+    )
+    description = f"{port.triple}: {compiler}, run by {' '.join(emulator)}"
+    return Toolchain(port.triple, cc, emulator, description)
+
+
+def run_cc(arguments: Sequence[str], output: str | Path, toolchain: Toolchain) -> None:
+    """Run the compiler and put its one output file in place atomically.
+
+    Whoever looks at `output` meanwhile sees the old file or the new one, never
+    a half-written one; after an error the old one is still there.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Compiler arguments without ``-o``.
+    output : str or Path
+        File to create or replace.
+    toolchain : Toolchain
+        The compiler.
+
+    Raises
+    ------
+    ToolchainError
+        If the compiler fails, with what it printed, or `output` cannot be
+        written.
+    """
+    output = Path(output)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+            result = Path(scratch, output.name)
+            process = subprocess.run(
+                [*toolchain.cc, *arguments, "-o", str(result)],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+            if process.returncode != 0:
+                raise ToolchainError(
+                    f"{' '.join(toolchain.cc)} failed to make {output} for {toolchain.triple} "
+                    f"(status {process.returncode}). It was run as\n"
+                    f"  {' '.join(process.args)}\nand said\n{process.stderr.strip()}"
+                )
+            os.replace(result, output)
+    except OSError as error:
+        raise ToolchainError(f"cannot make {output} with {toolchain.cc[0]}: {error}") from error
+
+
+def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: Toolchain) -> None:
+    """Link object files into a shared library, put in place atomically.
+
+    Parameters
+    ----------
+    objects : sequence of str or Path
+        Object files of the toolchain's machine.
+    output : str or Path
+        Library to create or replace.
+    toolchain : Toolchain
+        The linker.
+
+    Raises
+    ------
+    ToolchainError
+        If linking fails, with what the linker printed.
+    """
+    # An epilogue may call expf and the like: a library that does must load libm by itself, and one
+    # that does not should not ask for it.
+    run_cc(["-shared", *map(str, objects), "-Wl,--as-needed", "-lm"], output, toolchain)
+
+
+def _port(triple: str) -> _Port:
+    for port in _PORTS:
+        if re.fullmatch(port.pattern, triple):
+            return port
+    raise ToolchainError(
+        f"unsupported target triple {triple!r}: expected one of "
+        f"{', '.join(port.triple for port in _PORTS)} (32-bit ARM only with hard float). "
+        "For another system, link the object file with that system's own tools."
+    )
+
+
+def _is_host(port: _Port) -> bool:
+    machine = platform.machine()
+    if machine == "aarch64" and sys.maxsize < 2**32:
+        # A 32-bit system on a 64-bit kernel, common on small boards: its cc makes 32-bit code.
+        machine = "armv7l"
+    return platform.system() == "Linux" and re.fullmatch(port.pattern, machine) is not None
+
+
+@dataclass(frozen=True)
+class ElfInfo:
+    """What an object file or a shared library says about itself.
+
+    Attributes
+    ----------
+    machine : str
+        ``x86_64``, ``aarch64`` or ``arm``; for any other the number that ELF
+        has for it, as ``e_machine 243``.
+    bits : int
+        32 or 64.
+    undefined : tuple of str
+        Symbols that another file must define, sorted. Weak ones, which may
+        stay undefined, are left out.
+    defined : tuple of str
+        Symbols that other files can use, sorted.
+    """
+
+    machine: str
+    bits: int
+    undefined: tuple[str, ...]
+    defined: tuple[str, ...]
+
+
+_MACHINES = {40: "arm", 62: "x86_64", 183: "aarch64"}
+_RELOCATABLE, _SHARED = 1, 3
+_SYMTAB, _DYNSYM = 2, 11
+_LOCAL, _WEAK = 0, 2
+
+
+@dataclass(frozen=True)
+class _ElfClass:
+    """Layouts of the structures that differ between 32 and 64 bits."""
+
+    bits: int
+    header: struct.Struct
+    section: struct.Struct
+    symbol: struct.Struct
+    info_index: int
+    """Where st_info is in a symbol; st_shndx is two fields further, st_name always first."""
+
+
+_CLASSES = {
+    1: _ElfClass(
+        32,
+        struct.Struct("<HHIIIIIHHHHHH"),
+        struct.Struct("<10I"),
+        struct.Struct("<IIIBBH"),
+        3,
+    ),
+    2: _ElfClass(
+        64,
+        struct.Struct("<HHIQQQIHHHHHH"),
+        struct.Struct("<IIQQQQIIQQ"),
+        struct.Struct("<IBBHQQ"),
+        1,
+    ),
+}
+
+
+def elf_info(path: str | Path) -> ElfInfo:
+    """Read machine and symbols of a little-endian ELF file.
+
+    A shared library is read by its dynamic symbols, the ones that count when
+    it is loaded, and an object file by its symbol table.
+
+    Parameters
+    ----------
+    path : str or Path
+        A shared library or an object file.
+
+    Returns
+    -------
+    ElfInfo
+        Its machine and its symbols.
+
+    Raises
+    ------
+    LibraryError
+        If the file cannot be read, is no such file, or is damaged.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise LibraryError(f"cannot read library {path}: {error}") from error
+    try:
+        return _parse_elf(data)
+    except _Malformed as error:
+        raise LibraryError(
+            f"{path} {error}; expected a Linux shared library (.so) or object file (.o). "
+            "If it should be one, export it again."
+        ) from None
+
+
+class _Malformed(Exception):
+    """What is wrong with the file, as the end of a sentence that begins with its name."""
+
+
+def _parse_elf(data: bytes) -> ElfInfo:
+    if data[:4] != b"\x7fELF":
+        raise _Malformed("is not an ELF file")
+    ident = _bytes_at(data, 0, 16)
+    if ident[4] not in _CLASSES or ident[5] != 1:
+        raise _Malformed("is not a little-endian 32- or 64-bit ELF file")
+    elf = _CLASSES[ident[4]]
+    kind, machine, _, _, _, offset, _, _, _, _, entry_size, count, _ = elf.header.unpack(
+        _bytes_at(data, 16, elf.header.size)
+    )
+    if kind not in (_RELOCATABLE, _SHARED):
+        raise _Malformed("is an ELF file but neither a shared library nor an object file")
+    if entry_size != elf.section.size:
+        raise _Malformed("is damaged or stripped: it has no table of sections")
+    table = _bytes_at(data, offset, count * elf.section.size)
+    sections = list(elf.section.iter_unpack(table))
+    wanted = _DYNSYM if kind == _SHARED else _SYMTAB
+    undefined: set[str] = set()
+    defined: set[str] = set()
+    for section in sections:
+        if section[1] == wanted:
+            break
+    else:
+        raise _Malformed("is damaged or stripped: it has no table of symbols")
+    _, _, _, _, offset, size, strings_index, _, _, entry_size = section
+    if entry_size != elf.symbol.size or size % entry_size or strings_index >= len(sections):
+        raise _Malformed("is damaged: its table of symbols is malformed")
+    _, _, _, _, strings_offset, strings_size, *_ = sections[strings_index]
+    strings = _bytes_at(data, strings_offset, strings_size)
+    for symbol in elf.symbol.iter_unpack(_bytes_at(data, offset, size)):
+        binding = symbol[elf.info_index] >> 4
+        is_defined = symbol[elf.info_index + 2] != 0
+        if binding == _LOCAL or (binding == _WEAK and not is_defined):
+            continue
+        end = strings.find(b"\0", symbol[0])
+        if end < 0:
+            raise _Malformed("is damaged: the name of a symbol lies outside its table of names")
+        (defined if is_defined else undefined).add(
+            strings[symbol[0] : end].decode("utf-8", "replace")
+        )
+    return ElfInfo(
+        _MACHINES.get(machine, f"e_machine {machine}"),
+        elf.bits,
+        tuple(sorted(undefined)),
+        tuple(sorted(defined)),
+    )
+
+
+def _bytes_at(data: bytes, offset: int, size: int) -> bytes:
+    """Slice, but fail where a slice would silently come out shorter."""
+    if offset + size > len(data):
+        raise _Malformed(
+            f"is truncated or damaged: it refers to byte {offset + size} of {len(data)}"
+        )
+    return data[offset : offset + size]

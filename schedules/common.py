@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_directconv.blocking import Blocking, border_tiles
+from tvm_directconv.blocking import Blocking, border_tiles, neighbours
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.lowering import STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
@@ -43,8 +43,7 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     oc, vector = sch.split(oc, [None, blocking.oc_vectors])
     rows, oh = sch.split(oh, [None, blocking.oh_block])
     tile, column = sch.split(ow, [None, blocking.ow_tile])
-    # By whole blocks of the input's layout: then every address is a base plus a constant.
-    together = min(_input_block(sch) or blocking.ic_block, blocking.ic_block)
+    together = neighbours(blocking.ic_block, _input_block(sch))
     ic_blocks, ic_steps, step = sch.split(
         ici, [None, together // blocking.ic_unroll, blocking.ic_unroll]
     )

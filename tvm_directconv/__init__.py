@@ -1,45 +1,35 @@
 """Direct convolutions without memory overhead, compiled by Apache TVM.
 
-The names below are loaded when first used: importing TVM takes seconds, and much of the package
-(workloads, devices, reference) does without.
+None of the modules imports TVM before something is compiled or run: it takes seconds, and much of
+the package (workloads, devices, the model, the reference) does without.
 """
 
-from importlib import import_module
 from importlib.metadata import version
-from typing import Any
 
 __version__ = version("tvm-directconv")
 
-_HOMES = {
-    "ConvWorkload": "workload",
-    "networks": "workload",
-    "workloads": "workload",
-    "Device": "device",
-    "device": "device",
-    "devices": "device",
-    "Blocking": "blocking",
-    "explain": "explain",
-    "CompiledConv": "build",
-    "build": "build",
-    "load": "build",
-    "conv2d_reference": "reference",
-    "max_error": "reference",
-    "random_tensors": "reference",
-    "DirectConvError": "errors",
-}
+# isort: split
+from .blocking import Blocking
+from .build import CompiledConv, build, load
+from .device import Device, device, devices
+from .errors import DirectConvError
+from .reference import conv2d_reference, max_error, random_tensors
+from .workload import ConvWorkload, networks, workloads
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # From now on the name means this, also where a module of the package has the same name:
-    # importing a submodule sets the attribute to the module.
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = [
+    "Blocking",
+    "CompiledConv",
+    "ConvWorkload",
+    "Device",
+    "DirectConvError",
+    "__version__",
+    "build",
+    "conv2d_reference",
+    "device",
+    "devices",
+    "load",
+    "max_error",
+    "networks",
+    "random_tensors",
+    "workloads",
+]

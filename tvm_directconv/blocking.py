@@ -176,6 +176,14 @@ def border_tiles(workload: ConvWorkload, ow_tile: int) -> tuple[int, int]:
     return left, right
 
 
+def neighbours(ic_block: int, input_block: int | None) -> int:
+    """Return how many channels of a block lie side by side in the input.
+
+    Straight-line code goes over these: their addresses differ by constants.
+    """
+    return input_block if input_block and ic_block % input_block == 0 else ic_block
+
+
 def reasons_against(
     blocking: Blocking, workload: ConvWorkload, device: Device, input_layout: ActivationLayout
 ) -> list[str]:
@@ -202,15 +210,15 @@ def reasons_against(
         reasons.append(
             f"ic_block is {b.ic_block}: does not divide {workload.in_channels} input channels"
         )
-    block = input_layout.block or b.ic_block
-    if b.ic_block % block and block % b.ic_block and b.ic_block != workload.in_channels:
+    block = input_layout.block
+    if block and b.ic_block % block and block % b.ic_block and b.ic_block != workload.in_channels:
         reasons.append(
             f"ic_block is {b.ic_block}: neither a part nor a multiple of the input's blocks of "
             f"{block} channels"
         )
-    together = min(block, b.ic_block) if b.ic_block % block == 0 else b.ic_block
+    together = neighbours(b.ic_block, block)
     if together % b.ic_unroll:
-        reasons.append(f"ic_unroll is {b.ic_unroll}: does not divide {together}")
+        reasons.append(f"ic_unroll is {b.ic_unroll}: does not divide {together} channels")
     if b.flat_rows:
         pixels = workload.in_height * workload.in_width
         if not can_flatten(workload):
@@ -382,7 +390,7 @@ def candidates(
                 break
             flat_rows = _flat_rows(workload, ow_tile, threads)
             limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
-            inner = min(together, input_layout.block or together)
+            inner = neighbours(together, input_layout.block)
             ic_unroll = max(d for d in _divisors(inner) if d <= limit)
             base = Blocking(
                 lanes, oc_vectors, ow_tile, together, ic_unroll, flat_rows=flat_rows

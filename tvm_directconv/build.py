@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from . import __version__, blocking as blocks, versions
 from .blocking import Blocking
-from .device import Device, device as find_device
-from .errors import BlockingError, LibraryError, ScheduleError, WorkloadError
+from .device import Device, device as find_device, host_lacks
+from .errors import ArgumentError, BlockingError, LibraryError, ScheduleError, WorkloadError
 from .layout import (
     ActivationLayout,
     WeightLayout,
@@ -125,8 +125,6 @@ class Manifest:
                     f"{path} has format {found['format']!r}: expected {_FORMAT}; export again "
                     "with this version of tvm-directconv"
                 )
-            from dataclasses import replace
-
             manifest = cls(
                 workload=replace(ConvWorkload.parse(found["workload"]), name=found["name"]),
                 device=found["device"],
@@ -166,13 +164,11 @@ class CompiledConv:
         self,
         manifest: Manifest,
         module: Any,
-        device: Device | None = None,
         compile_seconds: float | None = None,
     ) -> None:
         self.manifest = manifest
         self.compile_seconds = compile_seconds
         self._module = module
-        self._device = device
         self._function: Any = None
 
     @property
@@ -263,8 +259,6 @@ class CompiledConv:
         )
         for other in arrays[:2]:
             if np.may_share_memory(out, other):
-                from .errors import ArgumentError
-
                 raise ArgumentError(
                     "the output overlaps an input array: expected memory of its own"
                 )
@@ -285,7 +279,7 @@ class CompiledConv:
     def _runnable(self) -> Any:
         if self._function is None:
             m = self.manifest
-            reason = _reason_not_to_run(m)
+            reason = host_lacks(m.target)
             if reason:
                 raise LibraryError(
                     f"cannot run code for {m.device} here: {reason}. Export it and run it on the "
@@ -363,13 +357,6 @@ class BoundCall:
 
 def _manifest_path(library: Path) -> Path:
     return library.with_name(library.name + ".json")
-
-
-def _reason_not_to_run(manifest: Manifest) -> str | None:
-    """Return why this machine cannot run the code, None if it can."""
-    from .device import missing_features
-
-    return missing_features(manifest.target)
 
 
 def symbol_of(workload: ConvWorkload) -> str:
@@ -543,22 +530,19 @@ def build(
     chosen, source = resolve_blocking(blocking, workload, target_device, threads, layout)
     begin = time.perf_counter()
     sch = scheduled(workload, target_device, chosen, threads, layout, schedule)
-    target = target_device.target(threads)
-    module = tirx.build(sch.mod, target, pipeline=lowering.PIPELINE)
+    module = tirx.build(sch.mod, target_device.target(threads), pipeline=lowering.PIPELINE)
     seconds = time.perf_counter() - begin
     manifest = Manifest(
         workload=workload,
         device=target_device.name,
-        target={k: v for k, v in json.loads(str(target)).items()}
-        if isinstance(target, str)
-        else target_device.target_dict(threads),
+        target=target_device.target_options(threads),
         threads=threads,
         blocking=chosen,
         blocking_source=source,
         symbol=symbol_of(workload),
         input_layout=layout,
     )
-    return CompiledConv(manifest, module, target_device, seconds)
+    return CompiledConv(manifest, module, seconds)
 
 
 def load(path: str | Path) -> CompiledConv:
@@ -594,7 +578,7 @@ def load(path: str | Path) -> CompiledConv:
     wanted = f"__tvm_ffi_{manifest.symbol}"
     if wanted not in info.defined:
         raise LibraryError(f"library {str(path)!r} does not define {wanted}: export it again")
-    reason = _reason_not_to_run(manifest)
+    reason = host_lacks(manifest.target)
     if reason:
         raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
     return CompiledConv(manifest, load_module(str(path.resolve())))

@@ -75,6 +75,8 @@ class Device:
         Cycles from one FMA to the next one that adds to the same register.
     loads_per_cycle : float
         Loads of the widest vector that one core starts per cycle.
+    l2_bytes_per_cycle : float
+        Bytes that stream from the second-level cache into one core per cycle.
     memory_operand_broadcast : bool
         An FMA can read one float from memory and use it in every lane.
     lane_operand : bool
@@ -109,6 +111,7 @@ class Device:
     vector_registers: int
     fma_latency: float
     loads_per_cycle: float
+    l2_bytes_per_cycle: float
     memory_operand_broadcast: bool
     lane_operand: bool
     l1d_bytes: int
@@ -136,14 +139,16 @@ class Device:
     @property
     def is_host_runnable(self) -> bool:
         """Whether the processor and system that run this program can run the device's code."""
-        if _platform(self.triple) != _platform(_llvm("llvm_get_system_triple")):
-            return False
-        host = _host_features()
-        # LLVM knows nothing about some systems: there the triple has to do.
-        return not host or {f for f in _features(self) if _COMPUTES.fullmatch(f)} <= host
+        return host_lacks(_options(self, 1)) is None
 
     def target(self, cores: int | None = None) -> "Target":
-        """Return the TVM target of this device.
+        """Return the TVM target of this device; parameters as in :meth:`target_options`."""
+        from tvm.target import Target
+
+        return Target(self.target_options(cores))
+
+    def target_options(self, cores: int | None = None) -> dict[str, object]:
+        """Return what the TVM target of this device is made of.
 
         Parameters
         ----------
@@ -153,8 +158,8 @@ class Device:
 
         Returns
         -------
-        tvm.target.Target
-            An ``llvm`` target.
+        dict
+            Options of an ``llvm`` target, as JSON has them.
 
         Raises
         ------
@@ -166,7 +171,32 @@ class Device:
         if cores is not None and cores < 1:
             raise DeviceError(f"cores is {cores}: expected at least 1")
         _features(self)  # Raises what LLVM does not know.
-        return _target(self, cores or self.cores)
+        return _options(self, cores or self.cores)
+
+
+def host_lacks(options: Mapping[str, object]) -> str | None:
+    """Return why this machine cannot run code for a TVM target.
+
+    Parameters
+    ----------
+    options : Mapping
+        As :meth:`Device.target_options` returns them.
+
+    Returns
+    -------
+    str or None
+        What is missing; None if the code runs here.
+    """
+    from tvm.target import Target
+
+    here, there = str(_llvm("llvm_get_system_triple")), str(options["mtriple"])
+    if _platform(there) != _platform(here):
+        return f"the code is for {there}, this machine is {here}"
+    host = _host_features()
+    needed = map(str, _llvm("llvm_get_cpu_features", Target(dict(options))))
+    # LLVM knows nothing about some systems: there the triple has to do.
+    missing = sorted(f for f in needed if _COMPUTES.fullmatch(f) and f not in host) if host else []
+    return f"this machine's processor has no {', '.join(missing)}" if missing else None
 
 
 # Features that LLVM uses in numeric code without being asked. The others of a processor (pku,
@@ -192,9 +222,9 @@ def _host_features() -> frozenset[str]:
     return frozenset(str(name) for name, present in found.items() if present)
 
 
-def _target(spec: Device, cores: int, mattr: Iterable[str] | None = None) -> "Target":
-    from tvm.target import Target
-
+def _options(
+    spec: Device, cores: int, mattr: Iterable[str] | None = None
+) -> dict[str, object]:
     options: dict[str, object] = {"kind": "llvm", "mtriple": spec.triple, "num-cores": cores}
     if spec.mcpu:
         options["mcpu"] = spec.mcpu
@@ -202,7 +232,7 @@ def _target(spec: Device, cores: int, mattr: Iterable[str] | None = None) -> "Ta
         options["mattr"] = flags
     if spec.mfloat_abi:
         options["mfloat-abi"] = spec.mfloat_abi
-    return Target(options)
+    return options
 
 
 @functools.cache
@@ -220,10 +250,12 @@ def _features(spec: Device) -> frozenset[str]:
             f"device {spec.name!r}: LLVM knows no mcpu {spec.mcpu!r} for {spec.triple!r}"
             f"{_suggestion(spec.mcpu, known)}"
         )
-    features = frozenset(map(str, _llvm("llvm_get_cpu_features", _target(spec, 1))))
+    from tvm.target import Target
+
+    features = frozenset(map(str, _llvm("llvm_get_cpu_features", Target(_options(spec, 1)))))
     for flag in spec.mattr:
         # LLVM ignores unknown features, so whether one exists shows only when it is switched on.
-        probe = _target(spec, 1, [f"+{flag[1:]}"])
+        probe = Target(_options(spec, 1, [f"+{flag[1:]}"]))
         if flag[1:] not in map(str, _llvm("llvm_get_cpu_features", probe)):
             raise DeviceError(
                 f"device {spec.name!r}: mattr has {flag!r}, a feature that LLVM does not know for "
@@ -325,6 +357,7 @@ _KEYS = {
     "vector_registers": _COUNT,
     "fma_latency": _RATE,
     "loads_per_cycle": _RATE,
+    "l2_bytes_per_cycle": _RATE,
     "memory_operand_broadcast": _FLAG,
     "lane_operand": _FLAG,
     "l1d_bytes": _COUNT,

@@ -1,0 +1,102 @@
+"""Measurements that can be believed on a noisy machine, and the rows they are reported in."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..build import CompiledConv
+from ..device import Device
+from ..layout import aligned_zeros
+from ..reference import conv2d_reference, max_error, random_tensors
+from ..toolchain import find_toolchain
+from .peak import Burst
+
+_SHORTEST = 1e-3  # seconds: calls are timed in groups that take at least this long
+
+
+def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> dict[str, Any]:
+    """Check a convolution, then time it between bursts of multiply-adds.
+
+    Each repeat is burst, kernel, burst: what slows the machine down for a while slows down both,
+    and the ratio stays.
+
+    Parameters
+    ----------
+    conv : CompiledConv
+        For this machine.
+    device : Device
+        What `conv` was built for.
+    repeat : int
+        Repeats; medians and percentiles are over these.
+    burst : Burst
+        For as many threads as `conv`.
+
+    Returns
+    -------
+    dict
+        One row; keys as the README lists them. Times in seconds, sizes in bytes.
+    """
+    workload = conv.workload
+    x, weight = random_tensors(workload, seed=0)
+    packed = conv.pack_input(x), conv.pack_weight(weight)
+    out = aligned_zeros(conv.manifest.output_shape)
+    call = conv.bind(*packed, out)
+    call()
+    error = max_error(conv.unpack_output(out), conv2d_reference(x, weight, workload))
+
+    begin = time.perf_counter()
+    call()
+    number = max(1, round(_SHORTEST / max(time.perf_counter() - begin, 1e-7)))
+    seconds, peaks, ratios = [], [], []
+    for _ in range(repeat):
+        before = burst()
+        begin = time.perf_counter()
+        for _ in range(number):
+            call()
+        seconds.append((time.perf_counter() - begin) / number)
+        peaks.append((before + burst()) / 2)
+        ratios.append(workload.flops / seconds[-1] / 1e9 / peaks[-1])
+    p20, p50, p80 = (float(np.percentile(seconds, p)) for p in (20, 50, 80))
+    return {
+        "network": workload.network,
+        "layer": workload.layer,
+        "workload": str(workload),
+        "device": conv.manifest.device,
+        "threads": conv.manifest.threads,
+        "seconds_p20": p20,
+        "seconds_p50": p50,
+        "seconds_p80": p80,
+        "gflops": workload.flops / p50 / 1e9,
+        "peak_gflops": float(np.median(peaks)),
+        "of_peak": float(np.median(ratios)),
+        "extra_bytes": extra_bytes(conv, device, packed),
+        "max_error": error,
+        "compile_seconds": conv.compile_seconds,
+        "blocking": str(conv.blocking),
+        "blocking_source": conv.manifest.blocking_source,
+    }
+
+
+def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ...]) -> int:
+    """Return the bytes that are allocated while the kernel runs.
+
+    The exported library is run once by the C runner, which counts all calls of malloc and its
+    kin, mmap, and the workspace functions of TVM's interface.
+    """
+    from ..deploy.runner import run_library
+
+    toolchain = find_toolchain(device.triple, device.qemu_cpu)
+    with tempfile.TemporaryDirectory() as folder:
+        library = conv.export(Path(folder) / "conv.so")
+        report = run_library(
+            library,
+            conv.manifest.symbol,
+            list(packed),
+            [conv.manifest.output_shape],
+            toolchain,
+            threads=conv.manifest.threads,
+        )
+    return report.allocated_bytes

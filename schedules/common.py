@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_directconv.blocking import Blocking, border_tiles, neighbours
+from tvm_directconv.blocking import IC_OUTSIDE, Blocking, border_tiles, neighbours
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.lowering import STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
@@ -49,12 +49,10 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     )
     # Of weights and pixels, the fewer stay in registers through a step, the others pass by.
     inner = [column, vector] if blocking.oc_vectors <= blocking.ow_tile else [vector, column]
-    if blocking.loop_order == "ic_outside":
-        outer = [batch, oc, rows, ic, oh, tile]
-    else:
-        outer = [batch, oc, rows, oh, tile, ic]
-    sch.reorder(*outer, kh, kw, ic_blocks, ic_steps, step, *inner, lane)
-    task = sch.fuse(batch, oc, rows)
+    tasks = [batch, rows, oc] if blocking.rows_outside else [batch, oc, rows]
+    within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
+    sch.reorder(*tasks, *within, kh, kw, ic_blocks, ic_steps, step, *inner, lane)
+    task = sch.fuse(*tasks)
     sch.annotate(tile, TILE, list(border_tiles(workload, blocking.ow_tile)))
     return Loops(task, oh, tile, ic, kh, kw, ic_steps, step, column, vector, lane)
 
@@ -66,15 +64,20 @@ def _input_block(sch: Any) -> int | None:
     return int(shape[-1]) if len(shape) == 5 else None
 
 
-def unroll_tile(sch: Any, loops: Loops, blocking: Blocking) -> None:
-    """Unroll the register tile and `ic_unroll` steps, and make vectors of the lanes."""
-    sch.annotate(loops.step, STEP, 1)
+def unroll_tile(
+    sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blocking, finished: int
+) -> None:
+    """Unroll the register tile and `ic_unroll` steps, and make vectors of the lanes.
+
+    `finished` is how many sums of a step LLVM must finish before the next one, 0 for all.
+    """
+    sch.annotate(loops.step, STEP, finished)
     for loop in (loops.step, loops.column, loops.vector):
         sch.unroll(loop)
     sch.vectorize(loops.lane)
     if blocking.kw_unroll:
         sch.unroll(loops.kw)
-    else:
+    elif workload.padding[1] or workload.padding[3]:
         sch.annotate(loops.kw, TAP, 1)
 
 
@@ -93,9 +96,11 @@ def parallel_tasks(sch: Any, loops: Loops, threads: int) -> None:
         sch.parallel(loops.task)
 
 
-def direct(sch: Any, workload: ConvWorkload, blocking: Blocking, threads: int) -> None:
+def direct(
+    sch: Any, workload: ConvWorkload, blocking: Blocking, threads: int, finished: int
+) -> None:
     """Apply a whole blocking: what the schedules of all instruction sets have in common."""
     loops = split_and_order(sch, workload, blocking)
-    unroll_tile(sch, loops, blocking)
+    unroll_tile(sch, workload, loops, blocking, finished)
     parallel_tasks(sch, loops, threads)
     start_sums(sch, loops)

@@ -38,4 +38,6 @@ def schedule(
     threads : int
         1 for a serial function.
     """
-    direct(sch, workload, blocking, threads)
+    # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
+    # the others until operands spill. At the quarters of the tile it does neither.
+    direct(sch, workload, blocking, threads, finished=3)

@@ -175,7 +175,7 @@ def test_target_survives_the_round_trip(name):
 def test_armv7_target_has_what_linking_and_vfma_need():
     target = DEVICES["armv7"].target().export()
     assert target["mfloat-abi"] == "hard"
-    assert list(target["mattr"]) == ["+neon", "+vfp4", "+hwdiv-arm"]
+    assert list(target["mattr"]) == ["+neon", "+vfp4", "+hwdiv-arm", "+use-misched"]
     assert "mcpu" not in target
 
 
@@ -327,6 +327,8 @@ def test_a_users_file_may_inherit_from_an_abstract_device(tmp_path):
         vector_registers = 16
         fma_latency = 5
         loads_per_cycle = 1
+        scalar_loads_per_cycle = 2
+        l2_bytes_per_cycle = 8
         l2_bytes = 1048576
         l3_bytes = 0
         """,

@@ -13,6 +13,7 @@ from .blocking import Blocking
 from .build import CompiledConv, build, load
 from .device import Device, device, devices
 from .errors import DirectConvError
+from .explain import explain
 from .reference import conv2d_reference, max_error, random_tensors
 from .workload import ConvWorkload, networks, workloads
 
@@ -27,6 +28,7 @@ __all__ = [
     "conv2d_reference",
     "device",
     "devices",
+    "explain",
     "load",
     "max_error",
     "networks",

@@ -29,6 +29,16 @@ _ORDERS = (IC_INSIDE, IC_OUTSIDE)
 # Straight-line code longer than this no longer pays: 256 FMAs are some 2 KiB of instructions,
 # and beyond about 400 LLVM begins to move FMAs between steps and to spill.
 _STRAIGHT_FMAS = 256
+# Constants of the cost model, fitted to a few hundred blockings measured with AVX2 code.
+_LOADS_REACHED = 0.75
+_PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
+_LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
+_STORED_SUMS = 1.02  # Sums that leave the registers have been slower than counted.
+_L3_SLOWER = 2.0
+_MEMORY_SLOWER = 6.0
+_STREAMS = 16
+_PER_VISIT = 12  # cycles
+_NOT_HIDDEN = 0.1  # of the shorter of two things done at once
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
 
@@ -57,7 +67,11 @@ class Blocking:
     kw_unroll : bool
         Whether kernel columns are straight-line code, too.
     oh_block : int
-        Output rows in one task, that is between changes of thread; divides the rows.
+        Output rows in one task; divides the rows. Tasks are what threads share out.
+    rows_outside : bool
+        Order of the tasks. False: all rows of one tile of output channels, whose weights stay in
+        the cache while the image passes by. True: all output channels of the same rows, which
+        stay while the weights pass by.
     flat_rows : int
         For 1x1 kernels without stride and padding, in how many rows the image's pixels are
         counted; 0 leaves the image as it is.
@@ -71,6 +85,7 @@ class Blocking:
     loop_order: str = IC_INSIDE
     kw_unroll: bool = False
     oh_block: int = 1
+    rows_outside: bool = False
     flat_rows: int = 0
 
     @classmethod
@@ -231,11 +246,11 @@ def reasons_against(
             reasons.append(f"ow_tile is {b.ow_tile}: a row has only {view.out_width} columns")
         if view.out_height % b.oh_block:
             reasons.append(f"oh_block is {b.oh_block}: does not divide {view.out_height} rows")
-    needed = registers(b.oc_vectors, b.ow_tile)
-    if needed > device.vector_registers:
+    needed, usable = registers(b.oc_vectors, b.ow_tile), usable_registers(device)
+    if needed > usable:
         reasons.append(
             f"{b.ow_tile} x {b.oc_vectors} sums with their operands need {needed} registers: "
-            f"{device.name} has {device.vector_registers}"
+            f"{device.name} has {device.vector_registers}, {usable} of them for tiles"
         )
     return reasons
 
@@ -263,6 +278,11 @@ def registers(oc_vectors: int, ow_tile: int) -> int:
     the others pass.
     """
     return oc_vectors * ow_tile + min(oc_vectors, ow_tile) + 1
+
+
+def usable_registers(device: Device) -> int:
+    """Return the vector registers that a tile of a device may need."""
+    return device.vector_registers - device.spare_registers
 
 
 @dataclass(frozen=True)
@@ -314,41 +334,71 @@ def estimate(
     """
     b, view = blocking, blocking.view(workload)
     rate = next(v.fma_per_cycle for v in device.vectors if v.lanes == b.lanes)
-    taps = view.kernel[0] * view.kernel[1]
+    kernel_rows, kernel_columns = view.kernel
     outside = b.loop_order == IC_OUTSIDE
-    sums_over = b.ic_block if outside else view.in_channels
-    steps = sums_over * taps
-    visits = view.in_channels // sums_over
+    channels = b.ic_block if outside else view.in_channels  # Summed up in one visit of a tile.
+    visits = view.in_channels // channels
+    steps = channels * kernel_rows * kernel_columns
+    vector = b.oc_vectors * b.lanes * 4
+    oc_tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
 
-    # Does what a tile reads again and again stay in the first-level cache? Weights of the tile,
-    # and the rows of the input that lie under the kernel.
-    weight_bytes = steps * b.oc_vectors * b.lanes * 4
-    row_bytes = sums_over * view.kernel[0] * view.in_width * 4
-    from_l2 = 0.0
-    if weight_bytes + row_bytes > device.l1d_bytes:
-        # Whatever is larger goes through the cache and pushes itself out.
-        from_l2 = b.oc_vectors * b.lanes * 4
+    # Bytes that are read again and again: by the next tile of the row, by the next row, and by
+    # the next task. How much lies between two readings decides about the cache they come from.
+    tile_weights = steps * vector
+    columns_read = b.ow_tile * view.stride[1] + kernel_columns - 1
+    tile_input = channels * kernel_rows * columns_read * 4
+    row_input = channels * kernel_rows * view.in_width * 4
+    task_weights = view.in_channels * kernel_rows * kernel_columns * vector
+    task_rows = (b.oh_block - 1) * view.stride[0] + kernel_rows
+    task_input = min(task_rows, view.in_height) * view.in_width * view.in_channels * 4
+    all_weights = task_weights * oc_tiles
+    all_input = view.in_height * view.in_width * view.in_channels * 4
+    task_output = b.oh_block * view.out_width * vector
+
+    def per_byte(between: float) -> float:
+        """Return the cycles for a byte that is read again after `between` others."""
+        if between <= 0.75 * device.l1d_bytes:
+            return 0.0
+        if between <= 0.75 * device.l2_bytes:
+            return 1 / device.l2_bytes_per_cycle
+        if between <= 0.75 * (device.l3_bytes or device.l2_bytes):
+            return _L3_SLOWER / device.l2_bytes_per_cycle
+        return _MEMORY_SLOWER / device.l2_bytes_per_cycle
+
+    weight_again = per_byte(tile_weights + tile_input)
+    input_again = per_byte(row_input + tile_weights)
+    sums_again = per_byte(task_output) if outside else 0.0
+    if b.rows_outside:
+        next_weights, next_input = per_byte(all_weights), per_byte(task_input + task_weights)
+    else:
+        next_weights = per_byte(task_weights + task_input)
+        next_input = per_byte(all_input)
+    if channels // (b.lanes if channels % b.lanes == 0 else 1) > _STREAMS:
+        # Every block of channels is a stream of its own, and prefetchers follow only so many.
+        next_input *= 2
 
     def tile_cycles(columns: int) -> float:
         fmas = columns * b.oc_vectors
-        fma = fmas / rate
-        load = (columns + b.oc_vectors) / device.loads_per_cycle
-        latency = device.fma_latency
-        second_level = (from_l2 + columns * 4 if from_l2 else 0) / device.l2_bytes_per_cycle
-        # The longest of the four decides; the others never overlap with it completely.
-        parts = sorted((fma, load, latency, second_level))
-        step = parts[-1] + 0.03 * (parts[-2] + parts[-3])
-        # Once per visit of the tile: sums are set or loaded, stored, and addresses computed.
-        around = fmas / device.loads_per_cycle * (2 if outside else 1) + 12
-        return steps * step + around
+        # Loads go at their full rate only on paper: what they miss in the cache has to be
+        # repeated.
+        load = columns / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
+        load /= _LOADS_REACHED
+        core = steps * max(fmas / rate, load, device.fma_latency * _LATENCY_SLACK)
+        core += steps * load * _PER_LOAD
+        # Once per visit: sums are set or loaded, stored, and addresses computed.
+        core += fmas / device.loads_per_cycle * (2 if outside else 1) + _PER_VISIT
+        memory = tile_weights * weight_again + tile_input * columns / b.ow_tile * input_again
+        memory += fmas * b.lanes * 8 * sums_again
+        return max(core, memory) + _NOT_HIDDEN * min(core, memory)
 
     full, rest = divmod(view.out_width, b.ow_tile)
     row = full * tile_cycles(b.ow_tile) + (tile_cycles(rest) if rest else 0)
-    oc_tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
+    task = row * visits * b.oh_block
+    first = task_weights * next_weights + task_input * next_input
+    task = max(task, first) + _NOT_HIDDEN * min(task, first)
     tasks = view.batch * oc_tiles * (view.out_height // b.oh_block)
-    share = ceil(tasks / threads) * threads
-    balance = tasks / share
-    cycles = row * visits * view.out_height * oc_tiles * view.batch / threads / balance
+    balance = tasks / (ceil(tasks / threads) * threads)
+    cycles = task * tasks / threads / balance * (_STORED_SUMS if outside else 1)
     ideal = workload.flops / device.peak_flops_per_cycle / threads
     return Estimate(cycles, ideal, balance)
 
@@ -357,16 +407,26 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def _flat_rows(workload: ConvWorkload, ow_tile: int, threads: int) -> int:
-    """Return in how many rows to count pixels: enough for the threads, else as few as possible."""
+def _flat_rows(workload: ConvWorkload, ow_tile: int) -> list[int]:
+    """Return in how many rows to count the pixels of an image: a few sensible numbers."""
     if not can_flatten(workload):
-        return 0
+        return [0]
     pixels = workload.in_height * workload.in_width
-    rows = [
-        r for r in _divisors(pixels) if pixels // r >= ow_tile and (pixels // r) % ow_tile == 0
-    ] or [r for r in _divisors(pixels) if pixels // r >= 8 * ow_tile] or [1]
-    enough = [r for r in rows if r >= 4 * threads] if threads > 1 else []
-    return enough[0] if enough else rows[-1] if threads > 1 else rows[0]
+    even = [r for r in _divisors(pixels) if pixels // r % ow_tile == 0]
+    rows = even or [r for r in _divisors(pixels) if pixels // r >= 4 * ow_tile] or [1]
+    # From one row for all to some 50 pixels a row: what tasks and caches may ask for.
+    return sorted({min(rows, key=lambda r: abs(r - near)) for near in (1, 8, pixels // 50)})
+
+
+def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
+    """Return row blocks that leave the threads evenly busy: one row, a few, and all."""
+    def balance(rows: int) -> float:
+        tasks = view.batch * oc_tiles * (view.out_height // rows)
+        return tasks / (ceil(tasks / threads) * threads)
+
+    best = max(balance(rows) for rows in _divisors(view.out_height))
+    even = [r for r in _divisors(view.out_height) if balance(r) > best - 0.02]
+    return sorted({min(even, key=lambda r: abs(r - near)) for near in (1, 4, 8, even[-1])})
 
 
 def candidates(
@@ -383,41 +443,38 @@ def candidates(
     if together < 4 and channels <= 32:
         together = channels
     # Blocks for the paper's order; one block of all channels is the other order.
-    blocks = [n for n in _divisors(channels) if n % together == 0 and n <= 256]
-    for oc_vectors in _divisors(vectors):
-        for ow_tile in range(1, device.vector_registers):
-            if registers(oc_vectors, ow_tile) > device.vector_registers:
+    blocks = [n for n in _divisors(channels) if n % together == 0 and n <= 256 and n < channels]
+    inner = neighbours(together, input_layout.block)
+    # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
+    # ships them; they are for numbers of vectors that have no small divisor.
+    few = [n for n in _divisors(vectors) if n <= 4]
+    for oc_vectors in few if len(few) > 1 else _divisors(vectors):
+        for ow_tile in range(1, usable_registers(device)):
+            if registers(oc_vectors, ow_tile) > usable_registers(device):
                 break
-            flat_rows = _flat_rows(workload, ow_tile, threads)
             limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
-            inner = neighbours(together, input_layout.block)
             ic_unroll = max(d for d in _divisors(inner) if d <= limit)
-            base = Blocking(
-                lanes, oc_vectors, ow_tile, together, ic_unroll, flat_rows=flat_rows
-            )
-            view = base.view(workload)
-            if ow_tile > view.out_width:
-                break
             straight = ic_unroll * oc_vectors * ow_tile * workload.kernel[1]
-            base = replace(
-                base, kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_FMAS
+            tile = Blocking(
+                lanes,
+                oc_vectors,
+                ow_tile,
+                together,
+                ic_unroll,
+                kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_FMAS,
             )
-            yield base
-            for ic_block in blocks:
-                if ic_block < channels:
-                    oh_block = _oh_block(view, vectors // oc_vectors, threads)
-                    yield replace(
-                        base, ic_block=ic_block, loop_order=IC_OUTSIDE, oh_block=oh_block
-                    )
-
-
-def _oh_block(view: ConvWorkload, oc_tiles: int, threads: int) -> int:
-    """Return as many rows for a task as leave the threads evenly busy."""
-    def balance(rows: int) -> float:
-        tasks = view.batch * oc_tiles * (view.out_height // rows)
-        return tasks / (ceil(tasks / threads) * threads)
-
-    return max(_divisors(view.out_height), key=lambda rows: (round(balance(rows), 2), rows))
+            for flat_rows in _flat_rows(workload, ow_tile):
+                view = replace(tile, flat_rows=flat_rows).view(workload)
+                if ow_tile > view.out_width:
+                    continue
+                for oh_block in _oh_blocks(view, vectors // oc_vectors, threads):
+                    for rows_outside in (False, True):
+                        base = replace(
+                            tile, flat_rows=flat_rows, oh_block=oh_block, rows_outside=rows_outside
+                        )
+                        yield base
+                        for ic_block in blocks:
+                            yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
 
 
 def choose(
@@ -444,6 +501,7 @@ def choose(
     Blocking
     """
     layout = input_layout or default_input_layout(workload, device)
+    # Of equals, min() takes the first: candidates come with the plainer one first.
     return min(
         candidates(workload, device, layout, threads),
         key=lambda b: estimate(b, workload, device, threads).cycles,

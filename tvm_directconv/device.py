@@ -71,10 +71,15 @@ class Device:
         Usable widths, widest first.
     vector_registers : int
         Architectural vector registers.
+    spare_registers : int
+        How many of them the compiler needs beyond those a register tile is counted for, to load
+        operands ahead of their use.
     fma_latency : float
         Cycles from one FMA to the next one that adds to the same register.
     loads_per_cycle : float
         Loads of the widest vector that one core starts per cycle.
+    scalar_loads_per_cycle : float
+        Loads of one float, be it into one lane or into all.
     l2_bytes_per_cycle : float
         Bytes that stream from the second-level cache into one core per cycle.
     memory_operand_broadcast : bool
@@ -109,8 +114,10 @@ class Device:
     fma: bool
     vectors: tuple[Vector, ...]
     vector_registers: int
+    spare_registers: int
     fma_latency: float
     loads_per_cycle: float
+    scalar_loads_per_cycle: float
     l2_bytes_per_cycle: float
     memory_operand_broadcast: bool
     lane_operand: bool
@@ -340,6 +347,7 @@ _TEXTS = _Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_i
 _FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
 _RATE = _Kind("a number above 0", _is_positive)
 _COUNT = _Kind("a whole number from 1", lambda v: _is_whole(v, 1))
+_WHOLE = _Kind("a whole number from 0", lambda v: _is_whole(v, 0))
 _BYTES = _Kind("a whole number of bytes from 0", lambda v: _is_whole(v, 0))
 _KEYS = {
     "parent": _TEXT,
@@ -355,8 +363,10 @@ _KEYS = {
     "fma": _FLAG,
     "vectors": _Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
     "vector_registers": _COUNT,
+    "spare_registers": _WHOLE,
     "fma_latency": _RATE,
     "loads_per_cycle": _RATE,
+    "scalar_loads_per_cycle": _RATE,
     "l2_bytes_per_cycle": _RATE,
     "memory_operand_broadcast": _FLAG,
     "lane_operand": _FLAG,

@@ -10,7 +10,8 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
 ``directconv.tap``    on the loop over kernel columns: unrolled in those border tiles, so that
                       which products are with padding is known when compiling
 ``directconv.step``   on a loop of which each round is one step: one input channel, one kernel
-                      position, all products of the tile
+                      position, all products of the tile. Its value says how many sums, spread
+                      over the tile, LLVM must finish before the next step; 0 for all
 ====================  =======================================================================
 """
 
@@ -42,15 +43,18 @@ SHAPES = "directconv.shapes"
 PIPELINE = "directconv"
 """Name of the pipeline in ``tvm.compile(..., tir_pipeline=...)``."""
 
-# No instruction comes of it, but LLVM must not move loads across it. Without it, LLVM merges the
-# loads of neighbouring kernel columns and steps, more values live at once than there are
-# registers, and accumulators are spilled. It can only reach memory that may alias, which is why
-# compiled functions must not carry tirx.noalias.
-_FENCE = """
-define i32 @directconv_fence() {
-  call void asm sideeffect "", "~{memory}"()
-  ret i32 0
-}
+_MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
+
+# No instruction comes of this function either. For LLVM it may change the memory and its argument:
+# no load moves from one step into another, and no step begins before that sum is done. Without
+# it, LLVM merges the loads of neighbouring kernel columns, hoists those of later steps and puts
+# off FMAs; more values live at once than there are registers, and sums are spilled.
+# It can only reach memory that may alias, which is why functions must not carry tirx.noalias.
+_PIN = """
+define <{lanes} x float> @directconv_pin(<{lanes} x float> %sum) {{
+  %same = call <{lanes} x float> asm sideeffect "", "={register},0,~{{memory}}"(<{lanes} x float> %sum)
+  ret <{lanes} x float> %same
+}}
 """
 
 
@@ -154,19 +158,16 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @_pass
-def fence_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
-    """Keep LLVM from moving loads from one step into another."""
-    fence = Evaluate(tirx.call_extern("int32", "directconv_fence"))
+def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Put a mark before each step, which stays there when loops are unrolled."""
 
-    def fenced(loop: For) -> For:
+    def marked(loop: For) -> For:
         if STEP not in loop.annotations:
             return loop
-        return _rebuilt(loop, SeqStmt([fence, loop.body]))
+        mark = Evaluate(tirx.call_extern("int32", _MARK, loop.annotations[STEP]))
+        return _rebuilt(loop, SeqStmt([mark, loop.body]))
 
-    body = tvm_ffi.structural_map(func.body, (For, fenced))
-    return func.with_body(
-        AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(_FENCE), body)
-    )
+    return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
 
 
 @_pass
@@ -251,7 +252,24 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             found = registers.get(key(write.buffer, write.indices))
             return BufferStore(found[1], write.value, whole(found[1])) if found else write
 
-        body = tvm_ffi.structural_map(mark.body, [(TensorLoad, load), (BufferStore, store)])
+        def pin(call: Evaluate) -> Any:
+            if not (isinstance(call.value, Call) and _is_mark(call.value)):
+                return call
+            sums = [register for _, register in registers.values()]
+            asked = int(call.value.args[1])
+            apart = max(1, len(sums) // (asked + 1)) if asked else 1
+            pinned = [Evaluate(0)]
+            for register in sums[apart::apart] or sums if asked else sums:
+                lanes = int(register.shape[0])
+                value = tirx.BufferLoad(register, whole(register))
+                same = tirx.call_extern(f"float32x{lanes}", "directconv_pin", value)
+                pinned.append(BufferStore(register, same, whole(register)))
+                widths.add(lanes)
+            return SeqStmt(pinned)
+
+        body = tvm_ffi.structural_map(
+            mark.body, [(TensorLoad, load), (BufferStore, store), (Evaluate, pin)]
+        )
         before: list[Any] = [AllocBuffer(register) for _, register in registers.values()]
         for place in unfinished:
             write, register = registers[place]
@@ -263,7 +281,16 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         ]
         return SeqStmt([*before, body, *after])
 
-    return func.with_body(tvm_ffi.structural_map(func.body, (AttrStmt, promoted)))
+    widths: set[int] = set()
+    body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
+    for lanes in widths:
+        code = _PIN.format(lanes=lanes, register="w" if "arm" in str(func.attrs["target"]) or "aarch64" in str(func.attrs["target"]) else "v")
+        body = AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
+    return func.with_body(body)
+
+
+def _is_mark(call):
+    return call.op.name == "tirx.call_extern" and str(call.args[0].value) == _MARK
 
 
 def _lowered() -> list[Any]:
@@ -279,7 +306,7 @@ def _lowered() -> list[Any]:
         tirx.transform.NarrowDataType(32),
         present_shapes,
         skip_padding,
-        fence_steps,
+        mark_steps,
         peel_borders,
         tirx.transform.ConvertSSA(),
         tirx.transform.StmtSimplify(),

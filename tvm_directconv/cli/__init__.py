@@ -1,1 +1,93 @@
-"""The command line: one thin module per subcommand."""
+"""The command line: one thin module per subcommand.
+
+Subcommands are imported when they are used, so that those that need no TVM do not wait for it.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__, versions
+from ..errors import DirectConvError
+
+_PROGRAM = "tvm-directconv"
+_COMMANDS = {
+    "devices": "list the processors that code can be compiled for",
+    "layers": "list the convolutions of networks, or what a spec stands for",
+    "explain": "say which blocking the analytical model chooses, and why",
+    "compile": "compile convolutions to shared libraries or object files",
+    "run": "run a compiled library and compare its output with the reference",
+    "bench": "measure convolutions on this machine",
+    "doctor": "check what is installed, and say how to get what is missing",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; the process's own if not given.
+
+    Returns
+    -------
+    int
+        Exit status: 0 for success, 1 for a result that is not as it should be, 2 for an error.
+
+    Raises
+    ------
+    SystemExit
+        After ``--help`` and ``--version``, and with status 2 for arguments that cannot be parsed.
+    """
+    try:
+        try:
+            return _run(_parse(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # Here, where a closed pipe can still be handled.
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (DirectConvError, OSError) as error:
+        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        status: int = arguments.run(arguments)
+    except ImportError:
+        versions.check()  # Knows more to say, if it is TVM that is missing.
+        raise
+    return status
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="Direct convolutions without memory overhead, compiled by Apache TVM.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # Before the subcommand there are only flags, so it is the first word that is none.
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+        )
+        if name == chosen:
+            module = import_module(f"{__name__}.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    if chosen is not None and chosen not in _COMMANDS:
+        near = difflib.get_close_matches(chosen, _COMMANDS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        parser.error(f"unknown command {chosen!r}{hint}: expected one of {', '.join(_COMMANDS)}")
+    return parser.parse_args(words)

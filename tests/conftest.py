@@ -1,0 +1,106 @@
+"""What several test files share: layers of the networks, exact data, and running libraries."""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvm_directconv import (
+    CompiledConv,
+    ConvWorkload,
+    Device,
+    build,
+    conv2d_reference,
+    device,
+    devices,
+    networks,
+    random_tensors,
+    workloads,
+)
+from tvm_directconv.deploy.runner import RunReport, run_library
+from tvm_directconv.layout import aligned_zeros
+from tvm_directconv.toolchain import find_toolchain
+
+# Equal layers of several networks are one.
+LAYERS = list(dict.fromkeys(w for name in networks() for w in workloads(name) if w.groups == 1))
+DEVICES = [d.name for d in devices()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the runner programs that tests build out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@functools.cache
+def compiled(workload: ConvWorkload, device_name: str, threads: int = 1) -> CompiledConv:
+    """Build with the model's blocking, each case once per process."""
+    return build(workload, device_name, threads)
+
+
+def covering(
+    layers: Iterable[ConvWorkload], features: Callable[[ConvWorkload], set[Hashable]]
+) -> list[ConvWorkload]:
+    """Choose few layers that together have every feature that any of them has."""
+    remaining = list(layers)
+    missing = set().union(*map(features, remaining))
+    chosen = []
+    while missing:
+        # Of equally good ones, the cheapest.
+        best = max(remaining, key=lambda w: (len(features(w) & missing), -w.flops))
+        chosen.append(best)
+        missing -= features(best)
+    return chosen
+
+
+def exact_case(workload: ConvWorkload) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return input, weights and output of whole numbers, of which float32 holds every sum."""
+    x, weight = random_tensors(workload, seed=7, integers=True)
+    return x, weight, conv2d_reference(x, weight, workload).astype(np.float32)
+
+
+def assert_exact(conv: CompiledConv) -> None:
+    """Run a convolution here and compare every bit of its output, filled-up channels included."""
+    x, weight, expected = exact_case(conv.workload)
+    out = aligned_zeros(conv.manifest.output_shape)
+    out.fill(np.nan)
+    conv.run(conv.pack_input(x), conv.pack_weight(weight), out)
+    np.testing.assert_array_equal(out, conv.manifest.output_layout.pack(expected))
+
+
+def run_exact(conv: CompiledConv, target: Device, folder: Path, threads: int = 1) -> RunReport:
+    """Do the same with the C runner, emulated where the device is a foreign one."""
+    x, weight, expected = exact_case(conv.workload)
+    report = run_library(
+        conv.export(folder / "conv.so"),
+        conv.manifest.symbol,
+        [conv.pack_input(x), conv.pack_weight(weight)],
+        [conv.manifest.output_shape],
+        find_toolchain(target.triple, target.qemu_cpu),
+        threads=threads,
+    )
+    np.testing.assert_array_equal(
+        report.outputs[0], conv.manifest.output_layout.pack(expected)
+    )
+    return report
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """Return this machine as if it had AVX-512: LLVM makes two vectors of each.
+
+    So code blocked for 16 lanes and 32 registers runs wherever the tests do.
+    """
+    path = tmp_path_factory.mktemp("devices") / "wide.toml"
+    path.write_text(
+        f"""
+        parent = "{device("native").name}"
+        vectors = [{{ lanes = 16, fma_per_cycle = 1 }}, {{ lanes = 8, fma_per_cycle = 1 }}]
+        vector_registers = 32
+        """
+    )
+    return device(path)

@@ -1,0 +1,684 @@
+"""The command line: every subcommand, every format, every way to get it wrong."""
+
+import argparse
+import csv
+import importlib.util
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tvm_directconv as dc
+from tvm_directconv import versions
+from tvm_directconv.bench import measure as measure_module
+from tvm_directconv.cli import _output, bench, layers, main
+
+SMALL = "ic16ih9oc16oh9kh3ph1"
+OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
+KNOBS = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4}
+COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "doctor")
+FORMATS = ("table", "json", "csv", "markdown")
+ROW_KEYS = {
+    "network",
+    "layer",
+    "workload",
+    "device",
+    "threads",
+    "seconds_p20",
+    "seconds_p50",
+    "seconds_p80",
+    "gflops",
+    "peak_gflops",
+    "of_peak",
+    "extra_bytes",
+    "max_error",
+    "compile_seconds",
+    "blocking",
+    "blocking_source",
+}
+FOREIGN = "x86-64-v2" if platform.machine() == "aarch64" else "cortex-a72"
+
+Result = tuple[int, str, str]
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with a library for this machine and one for another."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        assert main(["compile", SMALL, "-o", str(folder / "here.so")]) == 0
+        command = ["compile", SMALL, "--device", FOREIGN, "-o", str(folder / "foreign.so")]
+        assert main(command) == 0
+        yield folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with copies of the libraries, good ones and spoilt ones."""
+    for name in ("here", "foreign"):
+        for ending in (".so", ".so.json"):
+            shutil.copy(shared / f"{name}{ending}", tmp_path)
+    library, manifest = (tmp_path / "here.so").read_bytes(), (tmp_path / "here.so.json").read_text()
+    for name in ("orphan", "corrupt", "other-format", "stale"):
+        (tmp_path / f"{name}.so").write_bytes(library)
+    (tmp_path / "corrupt.so.json").write_text(manifest[:100])
+    (tmp_path / "other-format.so.json").write_text(manifest.replace('"format": 1', '"format": 99'))
+    (tmp_path / "stale.so.json").write_text((tmp_path / "foreign.so.json").read_text())
+    (tmp_path / "no.json").write_text("{")
+    (tmp_path / "unknown.json").write_text(json.dumps({**KNOBS, "bogus": 1}))
+    (tmp_path / "impossible.json").write_text(json.dumps({**KNOBS, "ow_tile": 99}))
+    (tmp_path / "good.json").write_text(json.dumps(KNOBS))
+    (tmp_path / "bad.npy").write_text("nothing")
+    np.save(tmp_path / "double.npy", np.zeros((1, 16, 9, 9)))
+    np.save(tmp_path / "shape.npy", np.zeros((1, 16, 9, 8), np.float32))
+    (tmp_path / "schedule.py").write_text("def schedule(sch): pass\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs the command line in this process."""
+
+    def command(*words: str) -> Result:
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else -1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command
+
+
+def process(*words: str, code: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    start = ["-c", code] if code else ["-m", "tvm_directconv"]
+    return subprocess.run(
+        [sys.executable, *start, *words], capture_output=True, encoding="utf-8", **options
+    )
+
+
+def parsed(text: str, form: str) -> list[dict[str, Any]]:
+    """Read rows back from what a command printed. Tables without empty cells only."""
+    if form == "json":
+        rows = json.loads(text)
+        assert isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        return rows
+    if form == "csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    lines = text.split("\n\n")[0].splitlines()
+    if form == "markdown":
+        assert re.fullmatch(r"\|( -{3}:? \|)+", lines[1])
+        cells = [re.split(r" (?<!\\)\| ", line.strip("| ") + " ") for line in lines]
+        del cells[1]
+    else:
+        cells = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    return [dict(zip(map(str.strip, cells[0]), map(str.strip, c), strict=True)) for c in cells[1:]]
+
+
+# --- The frame --------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command(run: Command) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert re.findall(r"^    (\w+) ", out, re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(run: Command, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0 and out.startswith(f"usage: tvm-directconv {command}")
+
+
+def test_version(run: Command) -> None:
+    assert run("--version") == (0, f"tvm-directconv {dc.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["compile", "--help"],
+        ["bench", "--help"],
+        ["run", "--help"],
+        ["devices"],
+        ["devices", "cortex-a72"],
+        ["layers"],
+        ["explain", SMALL, "--device", "haswell"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_tvm_does_not_import_it(words: list[str]) -> None:
+    code = (
+        "import sys; from tvm_directconv.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('tvm' in sys.modules)"
+    )
+    assert process(*words, code=code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["devices"], "cortex-a72"),
+        (["layers", "alexnet"], "conv5"),
+        (["explain", SMALL], "Predicted: "),
+        (["compile", SMALL, "-o", "new.so"], "new.so: "),
+        (["run", "here.so"], "max_error 0\n"),
+        (["bench", SMALL, "--repeat", "1"], "no network: "),
+        (["doctor"], "apache-tvm-ffi"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_each_command_runs_as_a_process(folder: Path, words: list[str], said: str) -> None:
+    done = process(*words, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
+
+
+def test_the_installed_command_is_the_same() -> None:
+    command = Path(sys.executable).with_name("tvm-directconv")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True)
+    assert done.stdout == f"tvm-directconv {dc.__version__}\n"
+
+
+def test_an_interrupt_is_quiet(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers, "run", interrupted)
+    assert run("layers") == (130, "", "")
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "tvm_directconv", "layers"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+ERRORS = {
+    # What argparse finds
+    "wrong command": (["benhc"], "unknown command 'benhc' (did you mean 'bench'?)"),
+    "no such command": (["xyz"], "unknown command 'xyz': expected one of devices, layers"),
+    "no command": ([], "COMMAND"),
+    "wrong flag": (["bench", "--repeats", "3"], "unrecognized arguments: --repeats"),
+    "abbreviated flag": (["bench", "--rep", "3"], "unrecognized arguments: --rep"),
+    "wrong format": (["layers", "--format", "xml"], "invalid choice: 'xml'"),
+    "no threads": (["explain", SMALL, "--threads", "0"], "'0' is not a whole number from 1"),
+    "no output": (["compile", SMALL], "-o/--output"),
+    "seed is no number": (["run", "here.so", "--seed", "x"], "invalid int value: 'x'"),
+    # What the package finds
+    "unknown device": (["devices", "cortex-a27"], "did you mean 'cortex-a7'"),
+    "missing device file": (["explain", SMALL, "--device", "my.toml"], "my.toml: cannot be read"),
+    "unknown network": (["layers", "vgg19"], "unknown network 'vgg19'"),
+    "unknown layer": (["explain", "vgg16:conv9"], "no layer of vgg16 matches 'conv9'"),
+    "bad descriptor": (["explain", "ic8ih8"], "missing 'oc'"),
+    "missing shapes": (["layers", "@nothing.txt"], "cannot read the shapes file 'nothing.txt'"),
+    "groups explained": (["explain", "mobilenetv1:dw1"], "groups: not supported yet"),
+    "groups compiled": (["compile", "mobilenetv1:dw1", "-o", "a.so"], "has 32 groups"),
+    "bad layout": (["explain", SMALL, "--input-layout", "CHW"], "layout is 'CHW'"),
+    "missing blocking": (["compile", SMALL, "--blocking", "x.json", "-o", "a.so"], "'x.json'"),
+    "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' is not JSON"),
+    "blocking unknown": (["bench", SMALL, "--blocking", "unknown.json"], "unknown knob 'bogus'"),
+    "blocking impossible": (
+        ["compile", SMALL, "--blocking", "impossible.json", "-o", "a.so"],
+        "ow_tile is 99: a row has only 9 columns",
+    ),
+    "missing schedule": (
+        ["compile", SMALL, "--schedule", "none.py", "-o", "a.so"],
+        "schedule file 'none.py' does not exist",
+    ),
+    "wrong schedule": (
+        ["compile", SMALL, "--schedule", "schedule.py", "-o", "a.so"],
+        "schedule(sch) has the wrong parameters",
+    ),
+    "missing folder": (["compile", SMALL, "-o", "none/a.so"], "there is no folder 'none'"),
+    "wrong ending": (["compile", SMALL, "-o", "a.dll"], "expected a name ending in .so or .o"),
+    "one file for many": (["compile", "alexnet", "-o", "a.so"], "there are 5 convolutions"),
+    "folder is a file": (["compile", "alexnet", "-o", "no.json"], "cannot make folder 'no.json'"),
+    "missing library": (["run", "none.so"], "cannot read library 'none.so'"),
+    "missing manifest": (["run", "orphan.so"], "orphan.so.json does not exist"),
+    "corrupt manifest": (["run", "corrupt.so"], "is no manifest of a compiled convolution"),
+    "other manifest format": (["run", "other-format.so"], "has format 99: expected 1"),
+    "stale manifest": (["run", "stale.so"], "was written for another library"),
+    "corrupt, emulated": (["run", "corrupt.so", "--emulate"], "is no manifest"),
+    "foreign library": (["run", "foreign.so"], "Run it there, or here with --emulate"),
+    "negative seed": (["run", "here.so", "--seed", "-1"], "seed is -1"),
+    "missing input": (["run", "here.so", "--input", "none.npy"], "cannot read array file"),
+    "input no array": (["run", "here.so", "--weight", "bad.npy"], "cannot read array file"),
+    "input of doubles": (["run", "here.so", "--input", "double.npy"], "dtype float64"),
+    "input of other shape": (["run", "here.so", "--input", "shape.npy"], "shape (1, 16, 9, 8)"),
+    "output not writable": (["run", "here.so", "--output", "x/y.npy"], "cannot write 'x/y.npy'"),
+    "bench elsewhere": (
+        ["bench", SMALL, "--device", FOREIGN],
+        f"cannot measure code for {FOREIGN} here",
+    ),
+    "bench names emulation": (["bench", SMALL, "--target", FOREIGN], "run --emulate"),
+    "bench not writable": (["bench", SMALL, "-o", "none/b.csv"], "cannot write 'none/b.csv'"),
+    "bench of nothing": (["bench", "mobilenetv1:dw*"], "nothing is left to measure"),
+}
+
+
+@pytest.mark.parametrize("mistake", ERRORS)
+def test_mistakes_end_with_an_error(run: Command, folder: Path, mistake: str) -> None:
+    words, message = ERRORS[mistake]
+    before = sorted(folder.iterdir())
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    last = err.strip().splitlines()[-1]
+    assert re.match(r"tvm-directconv( \w+)?: error: ", last) and message in err
+    assert "Traceback" not in err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_without_tvm_it_says_how_to_get_it() -> None:
+    code = (
+        "import sys; sys.modules['tvm'] = None\n"
+        "from tvm_directconv import versions; from tvm_directconv.cli import main\n"
+        "versions.installed = lambda name: None\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    for words in (["devices", "--native"], ["explain", SMALL], ["compile", SMALL, "-o", "/x.so"]):
+        done = process(*words, code=code)
+        assert done.returncode == 2 and "Run: pip install apache-tvm==" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# --- devices, layers, explain -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_devices_lists_all(run: Command, form: str) -> None:
+    status, out, err = run("devices", "--format", form)
+    assert (status, err) == (0, "")
+    names = [device.name for device in dc.devices()]
+    if form == "table":  # Some have no board, so columns cannot be told apart by spaces.
+        assert [line.split()[0] for line in out.splitlines()] == ["name", *names]
+        for device in dc.devices():
+            assert device.description in out and ", ".join(device.chain[1:]) in out
+    else:
+        rows = parsed(out, form)
+        assert [row["name"] for row in rows] == names
+        assert "here" not in rows[0]
+
+
+def test_devices_marks_the_native_one_when_asked(run: Command) -> None:
+    _, out, _ = run("devices", "--native", "--format", "json")
+    here = [row["name"] for row in json.loads(out) if row["here"]]
+    assert here == [dc.device("native").name]
+    _, out, _ = run("devices", "--native")
+    assert [line.split()[0] for line in out.splitlines() if line.endswith(" here")] == [
+        "name",
+        *here,
+    ]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_devices_shows_everything_about_named_ones(run: Command, folder: Path, form: str) -> None:
+    (folder / "my-board.toml").write_text('parent = "cortex-a72"\ncores = 6\n')
+    names = ["my-board.toml", "core-avx2", "llvm -mcpu=cortex-a53 -mtriple=aarch64-linux-gnu"]
+    status, out, _ = run("devices", *names, "--format", form)
+    assert status == 0
+    if form in ("json", "csv"):
+        rows = parsed(out, form)
+        assert [row["name"] for row in rows] == ["my-board", "haswell", "cortex-a53"]
+        assert [int(row["cores"]) for row in rows] == [6, 4, 4]
+        assert [int(float(row["peak_flops_per_cycle"])) for row in rows] == [8, 32, 8]
+    else:
+        assert len(out.strip().split("\n\n")) == 3
+        assert re.search(r"\bcores\b[ |]+6\b", out) and "fma_latency" in out
+
+
+def test_layers_of_all_networks_is_the_default(run: Command) -> None:
+    status, out, _ = run("layers", "--format", "json")
+    assert status == 0
+    rows = json.loads(out)
+    assert list(dict.fromkeys(row["network"] for row in rows)) == dc.networks()
+    found = [dc.ConvWorkload.parse(row["descriptor"]) for row in rows]
+    assert found == dc.workloads(dc.networks())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_layers_can_be_read_back(run: Command, form: str) -> None:
+    _, out, err = run("layers", "alexnet", "vgg16:conv3_*", "--format", form)
+    assert err == ""
+    rows, found = parsed(out, form), dc.workloads(["alexnet", "vgg16:conv3_*"])
+    assert [row["descriptor"] for row in rows] == [w.descriptor for w in found]
+    for row, workload in zip(rows, found, strict=True):
+        assert (row["network"], row["layer"]) == (workload.network, workload.layer)
+        assert int(row["count"]) == workload.count
+        sizes = {
+            "gflop": workload.flops / 1e9,
+            "input_mb": workload.input_bytes / 1e6,
+            "weight_mb": workload.weight_bytes / 1e6,
+            "output_mb": workload.output_bytes / 1e6,
+            "im2col_mb": workload.im2col_bytes / 1e6,
+        }
+        for key, value in sizes.items():
+            assert float(row[key]) == pytest.approx(value, rel=1e-3)
+
+
+def test_explain_prints_what_the_function_returns(run: Command) -> None:
+    words = ("--device", "cortex-a72", "--threads", "4", "--input-layout", "NHWC")
+    status, out, _ = run("explain", SMALL, OTHER, *words)
+    assert status == 0
+    texts = [dc.explain(w, "cortex-a72", 4, "NHWC") for w in dc.workloads([SMALL, OTHER])]
+    assert [text.strip() for text in out.split("-" * 80)] == texts
+
+
+# --- compile, run -----------------------------------------------------------------------------
+
+
+def test_compile_writes_one_file(run: Command) -> None:
+    for name in ("a.so", "a.o"):
+        status, out, err = run("compile", SMALL, "--target", "cortex-a72", "-o", name)
+        assert (status, err) == (0, "")
+        manifest = json.loads(Path(f"{name}.json").read_text())
+        assert (manifest["device"], manifest["workload"]) == ("cortex-a72", SMALL)
+        size = int(re.match(rf"{name}: ([\d,]+) bytes", out)[1].replace(",", ""))  # type: ignore[index]
+        assert size == Path(name).stat().st_size
+        knobs = dc.Blocking.from_dict(manifest["blocking"])
+        assert out.endswith(f"blocking (model) {knobs}\n")
+
+
+def test_compile_fills_a_folder(run: Command) -> None:
+    same_name = 'ic8ih8oc8oh6kh3n"toy:first?layer"'
+    status, out, _ = run("compile", SMALL, OTHER, same_name, "-o", "made/for/it")
+    assert status == 0
+    written = [line.split(": ")[0] for line in out.splitlines()]
+    names = [f"{SMALL}.so", "toy_first_layer.so", "toy_first_layer-2.so"]
+    assert written == [f"made/for/it/{name}" for name in names]
+    for path, workload in zip(written, dc.workloads([SMALL, OTHER, same_name]), strict=True):
+        assert dc.load(path).workload == workload
+    assert run("compile", SMALL, "-o", "made")[1].startswith(f"made/{SMALL}.so: ")
+
+
+def test_compile_takes_every_choice(run: Command, folder: Path) -> None:
+    (folder / "own.py").write_text(
+        "from tvm_directconv.schedules.common import direct\n"
+        "def schedule(sch, workload, device, blocking, threads):\n"
+        "    direct(sch, workload, blocking, threads)\n"
+    )
+    words = ["--device", FOREIGN, "--threads", "2", "--blocking", "good.json"]
+    words += ["--input-layout", "NHWC", "--schedule", "own.py", "-o", "a.so"]
+    status, out, _ = run("compile", SMALL, *words)
+    assert status == 0 and "blocking (file good.json) lanes=4 oc_vectors=1 ow_tile=3" in out
+    manifest = json.loads(Path("a.so.json").read_text())
+    assert (manifest["threads"], manifest["input"]["layout"]) == (2, "NHWC")
+    assert run("run", "a.so", "--emulate")[1].splitlines()[1] == "max_error 0"
+
+
+def test_blocking_auto_is_the_models_for_now(run: Command) -> None:
+    _, automatic, _ = run("compile", SMALL, "--blocking", "auto", "-o", "a.so")
+    _, model, _ = run("compile", SMALL, "--blocking", "model", "-o", "a.so")
+    assert "blocking (model)" in automatic
+    assert automatic.split("blocking")[1:] == model.split("blocking")[1:]
+
+
+@pytest.mark.parametrize(
+    "words", [["here.so"], ["here.so", "--emulate"], ["foreign.so", "--emulate"]]
+)
+def test_run_is_exact_on_integers(run: Command, words: list[str]) -> None:
+    status, out, err = run("run", *words, "--seed", "3")
+    assert (status, err) == (0, "")
+    assert SMALL in out and "max_error 0\n" in out
+    assert float(re.search(r"^seconds ([\d.e-]+) \(", out, re.MULTILINE)[1]) > 0  # type: ignore[index]
+    assert ("qemu-" in out) == (words[0] == "foreign.so")
+    assert ("-cpu" in out) == (words[0] == "foreign.so" and FOREIGN == "cortex-a72")
+
+
+@pytest.mark.parametrize("words", [["here.so"], ["foreign.so", "--emulate"]])
+def test_run_takes_and_gives_arrays(run: Command, words: list[str]) -> None:
+    workload = dc.ConvWorkload.parse(SMALL)
+    x, weight = dc.random_tensors(workload, seed=7)
+    np.save("x.npy", x)
+    np.save("w.npy", weight)
+    arrays = ["--input", "x.npy", "--weight", "w.npy", "--output", "y.out"]
+    status, out, _ = run("run", *words, *arrays)
+    assert status == 0
+    y = np.load("y.out")
+    assert y.dtype == np.float32
+    error = dc.max_error(y, dc.conv2d_reference(x, weight, workload))
+    assert float(re.search("max_error (.*)", out)[1]) == pytest.approx(error, rel=1e-4)  # type: ignore[index]
+    assert 0 < error < 1e-5
+
+
+def test_run_fails_if_the_result_is_wrong(run: Command, folder: Path) -> None:
+    # A library that computes something else: the manifest claims another padding.
+    path = folder / "here.so.json"
+    right = json.loads(path.read_text())
+    path.write_text(json.dumps({**right, "workload": SMALL.replace("oh9kh3ph1", "oh9kh3ph0")}))
+    status, out, _ = run("run", "here.so")
+    assert status == 1 and "expected up to 0.0001" in out
+
+
+# --- bench ------------------------------------------------------------------------------------
+
+
+def test_bench_rows_say_everything(run: Command) -> None:
+    status, out, err = run("bench", SMALL, OTHER, "--repeat", "2", "--format", "json")
+    assert (status, err) == (0, "")
+    rows = json.loads(out)
+    assert [row["layer"] for row in rows] == ["", "first layer"]
+    assert [row["network"] for row in rows] == ["", "toy"]
+    for row, workload in zip(rows, dc.workloads([SMALL, OTHER]), strict=True):
+        assert row.keys() == ROW_KEYS
+        assert row["workload"] == str(workload)
+        assert row["extra_bytes"] == 0
+        assert 0 < row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
+        assert row["gflops"] == pytest.approx(workload.flops / row["seconds_p50"] / 1e9)
+        assert row["of_peak"] > 0 and row["peak_gflops"] > 0 and row["compile_seconds"] > 0
+        assert row["max_error"] < 1e-5
+        assert (row["device"], row["threads"]) == (dc.device("native").name, 1)
+        assert (row["blocking_source"], row["blocking"][:6]) == ("model", "lanes=")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Measure nothing: rows are made of these."""
+    facts = {"of_peak": 0.5, "max_error": 1e-7}
+
+    def measure(conv: dc.CompiledConv, *_: object) -> dict[str, Any]:
+        row: dict[str, Any] = dict.fromkeys(sorted(ROW_KEYS), 1)
+        w = conv.workload
+        return {**row, "network": w.network, "layer": w.layer, "workload": str(w), **facts}
+
+    monkeypatch.setattr(measure_module, "measure", measure)
+    return facts
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_bench_output_can_be_read_back(run: Command, measured: dict, form: str) -> None:
+    words = ("bench", OTHER, SMALL, "--format", form)
+    _, out, err = run(*words)
+    assert err == ""
+    rows = parsed(out, form)
+    if form in ("json", "csv"):
+        assert [row["layer"] for row in rows] == ["first layer", ""]
+        assert rows[0].keys() == ROW_KEYS
+    else:
+        assert [row["layer"] for row in rows] == ["toy:first layer", SMALL]
+        assert [row["of peak"] for row in rows] == ["50.0%"] * 2
+        assert out.count("geometric mean 50.0% of peak, minimum 50.0%") == 2
+    assert run(*words, "-o", "rows.out") == (0, "", "")
+    assert Path("rows.out").read_text() == out
+
+
+def test_bench_sums_up_each_network() -> None:
+    rows = [
+        {"network": "a", "layer": "x", "workload": "", "of_peak": 0.4, "compile_seconds": 1.0},
+        {"network": "b", "layer": "y", "workload": "", "of_peak": 0.7, "compile_seconds": 5.0},
+        {"network": "a", "layer": "z", "workload": "", "of_peak": 0.9, "compile_seconds": 2.0},
+    ]
+    assert bench._summaries(rows) == [
+        "a: geometric mean 60.0% of peak, minimum 40.0% (x), 1.50 s to compile (median), "
+        "2 different layers",
+        "b: geometric mean 70.0% of peak, minimum 70.0% (y), 5.00 s to compile (median), "
+        "1 different layer",
+    ]
+
+
+def test_bench_skips_groups_and_says_so(run: Command, measured: dict) -> None:
+    _, out, err = run("bench", "mobilenetv1:dw1*", SMALL, "--format", "json")
+    assert len(json.loads(out)) == 1
+    names = ", ".join(w.name for w in dc.workloads("mobilenetv1:dw1*"))
+    assert err == f"skipped, groups are not supported yet: {names}\n"
+
+
+def test_bench_stops_at_a_wrong_result(run: Command, measured: dict) -> None:
+    for error in (2e-4, float("nan"), float("inf")):
+        measured["max_error"] = error
+        status, out, err = run("bench", SMALL)
+        assert (status, out) == (2, "")
+        assert f"{SMALL} is computed wrongly with blocking lanes=" in err
+
+
+def test_bench_shows_progress_on_a_terminal_only(
+    run: Command, measured: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, out, err = run("bench", SMALL, OTHER, "--format", "json")
+    assert f"1/2 {SMALL}" in err and "2/2 toy:first layer" in err
+    assert len(json.loads(out)) == 2
+
+
+# --- doctor -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_doctor_finds_everything(run: Command, form: str) -> None:
+    status, out, err = run("doctor", "--format", form)
+    assert (status, err) == (0, "")
+    if form != "table":  # It has empty cells.
+        rows = {row["check"]: row for row in parsed(out, form)}
+        for check in ("Python", "apache-tvm", "apache-tvm-ffi", "numpy", "rich", "LLVM in TVM"):
+            assert rows[check]["status"] == "ok"
+        assert rows["apache-tvm"]["found"] == versions.pins()["apache-tvm"]
+        assert dc.device("native").name in rows["device of this machine"]["found"]
+
+
+def doctor(run: Command) -> tuple[int, dict[str, dict[str, Any]]]:
+    status, out, err = run("doctor", "--format", "json")
+    assert err == ""
+    return status, {row["check"]: row for row in json.loads(out)}
+
+
+@pytest.mark.parametrize("found", ["0.26.0", None])
+def test_doctor_survives_another_tvm(
+    run: Command, monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    real = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda n: found if n == "apache-tvm" else real(n))
+    status, rows = doctor(run)
+    assert status == 1
+    assert rows["apache-tvm"]["status"] == ("wrong" if found else "missing")
+    assert (
+        rows["apache-tvm"]["advice"] == f"pip install apache-tvm=={versions.pins()['apache-tvm']}"
+    )
+    assert rows["apache-tvm-ffi"]["status"] == "ok"
+    assert rows["LLVM in TVM"]["status"] == rows["device of this machine"]["status"] == "missing"
+
+
+def test_doctor_does_not_load_a_tvm_of_another_version() -> None:
+    code = (
+        "import sys; from tvm_directconv import versions; from tvm_directconv.cli import main\n"
+        "versions.installed = lambda name: '0.1.15'\n"
+        "assert main(['doctor']) == 1; sys.exit('tvm' in sys.modules)"
+    )
+    assert process(code=code).returncode == 0
+
+
+def test_doctor_survives_a_tvm_that_cannot_be_imported() -> None:
+    code = (
+        "import sys; sys.modules['tvm'] = None; from tvm_directconv.cli import main\n"
+        "sys.exit(main(['doctor', '--format', 'json']))"
+    )
+    done = process(code=code)
+    assert (done.returncode, done.stderr) == (1, "")
+    rows = {row["check"]: row for row in json.loads(done.stdout)}
+    assert rows["apache-tvm"]["status"] == "ok"
+    assert rows["LLVM in TVM"]["status"] == "missing"
+    assert "ModuleNotFoundError" in rows["LLVM in TVM"]["found"]
+
+
+def test_doctor_prints_without_rich(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda n: None if n == "rich" else real(n))
+    monkeypatch.setitem(sys.modules, "rich", None)
+    status, out, _ = run("doctor")
+    assert status == 1
+    rows = {row["check"]: row for row in parsed(out, "markdown")}
+    assert (rows["rich"]["status"], rows["rich"]["advice"]) == ("missing", "pip install rich")
+
+
+def test_doctor_tells_required_tools_from_others(
+    run: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dc.device("native")  # TVM imports lazily, with what is taken away below.
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler
+    (folder / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    status, rows = doctor(run)
+    assert status == 1
+    assert rows["C compiler of this machine"]["status"] == "missing"
+    assert "apt install gcc" in rows["C compiler of this machine"]["advice"]
+
+    (folder / "bin" / "cc").symlink_to(compiler)
+    status, rows = doctor(run)
+    assert status == 0
+    for name in ("cross compiler for aarch64", "emulator for armv7l", "llvm-mca (cycle model)"):
+        assert rows[name]["status"] == "missing" and rows[name]["advice"]
+        assert rows[name]["required"] is False
+
+
+# --- Output -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{f"column {n}": chr(ord("a") + n) * (40 + n) for n in range(20)}]
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("COLUMNS", "30")
+        text = _output.render(rows, "table")
+        for value in rows[0].values():
+            assert text.count(value[0]) >= len(value)
+            assert (value in text) != terminal
+        assert "…" not in text
+
+
+def test_cells_are_written_as_they_are() -> None:
+    row = {"a": "x|y [bold]", "b": None, "c": True, "d": [1, 2], "e": 1 / 3, "f": 'q"\n,'}
+    assert (
+        _output.render([row], "markdown")
+        .splitlines()[2]
+        .startswith(r"| x\|y [bold] |  | yes | 1, 2 | 0.3333 |")
+    )
+    assert "x|y [bold]" in _output.render([row], "table")
+    assert json.loads(_output.render([row], "json")) == [row]
+    (back,) = csv.DictReader(io.StringIO(_output.render([row], "csv")))
+    assert back["f"] == 'q"\n,' and float(back["e"]) == 1 / 3 and back["d"] == "1, 2"

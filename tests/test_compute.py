@@ -1,0 +1,181 @@
+"""The algorithm on random workloads in random blockings: every result equals the reference."""
+
+from dataclasses import fields
+from math import ceil
+
+import pytest
+from conftest import assert_exact
+from hypothesis import HealthCheck, assume, given, seed, settings
+from hypothesis import strategies as st
+
+from tvm_directconv import Blocking, ConvWorkload, Device, build, device
+from tvm_directconv.blocking import (
+    IC_INSIDE,
+    IC_OUTSIDE,
+    can_flatten,
+    neighbours,
+    reasons_against,
+    registers,
+)
+from tvm_directconv.layout import ActivationLayout
+
+SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27]
+# Some channel counts are typical, others are divided by nothing.
+CHANNELS = st.one_of(st.sampled_from([3, 8, 16, 24, 32, 48, 64, 112, 208]), st.integers(1, 70))
+LAYOUTS = ["NCHW", "NHWC", "NCHW3c", "NCHW4c", "NCHW8c", "NCHW16c"]
+MOST_FLOPS = 30e6
+MOST_STRAIGHT = 400  # multiply-adds: LLVM takes long over more
+
+
+def divisors(number: int, most: int | None = None) -> list[int]:
+    return [d for d in range(1, min(number, most or number) + 1) if number % d == 0]
+
+
+@st.composite
+def random_workload(draw: st.DrawFn) -> ConvWorkload:
+    """Draw any workload that is small enough to be compiled and checked in a moment."""
+    axes = []
+    pixelwise = draw(st.sampled_from([False, False, False, True]))
+    for _ in "hw":
+        kernel = 1 if pixelwise else draw(st.sampled_from([1, 2, 3, 3, 4, 5, 6, 7]))
+        dilation = draw(st.sampled_from([1, 1, 2, 3]))
+        stride = 1 if pixelwise else draw(st.sampled_from([1, 1, 2, 3]))
+        extent = (kernel - 1) * dilation + 1
+        before, after = draw(
+            st.one_of(
+                st.just((0, 0)),
+                st.just((extent // 2, extent // 2)),
+                st.tuples(st.integers(0, extent - 1), st.integers(0, extent - 1)),
+            )
+        )
+        size = draw(st.sampled_from([s for s in [*SIZES, 28] if s + before + after >= extent]))
+        axes.append((size, kernel, stride, dilation, before, after))
+    (ih, kh, sh, dh, top, bottom), (iw, kw, sw, dw, left, right) = axes
+    workload = ConvWorkload(
+        batch=draw(st.sampled_from([1, 1, 2, 3])),
+        in_channels=draw(CHANNELS),
+        in_height=ih,
+        in_width=iw,
+        out_channels=draw(CHANNELS),
+        kernel=(kh, kw),
+        stride=(sh, sw),
+        padding=(top, left, bottom, right),
+        dilation=(dh, dw),
+    )
+    assume(workload.flops <= MOST_FLOPS)
+    return workload
+
+
+@st.composite
+def random_blocking(
+    draw: st.DrawFn, workload: ConvWorkload, target: Device, layout: ActivationLayout
+) -> Blocking:
+    """Draw any blocking that can be used, knobs that are yes or no included."""
+    def chosen(values: list[int]) -> int:
+        # Large ones first: what is drawn without a preference is mostly small.
+        return draw(st.sampled_from(values[::-1]))
+
+    lanes = chosen([v.lanes for v in reversed(target.vectors)])
+    flat_rows = 0
+    if can_flatten(workload) and draw(st.booleans()):
+        flat_rows = chosen(divisors(workload.in_height * workload.in_width))
+    columns = workload.in_height * workload.in_width // flat_rows if flat_rows else workload.out_width
+    oc_vectors = chosen(divisors(ceil(workload.out_channels / lanes), 8))
+    tiles = range(1, columns + 1)
+    ow_tile = chosen([n for n in tiles if registers(oc_vectors, n) <= target.vector_registers])
+    ic_block = chosen(divisors(workload.in_channels))
+    most = max(1, MOST_STRAIGHT // (oc_vectors * ow_tile * workload.kernel[1]))
+    knobs = {
+        "lanes": lanes,
+        "oc_vectors": oc_vectors,
+        "ow_tile": ow_tile,
+        "ic_block": ic_block,
+        "ic_unroll": chosen(divisors(neighbours(ic_block, layout.block), most)),
+        "loop_order": draw(st.sampled_from([IC_INSIDE, IC_OUTSIDE])),
+        "oh_block": chosen(divisors(flat_rows or workload.out_height)),
+        "flat_rows": flat_rows,
+    }
+    yes_or_no = [field.name for field in fields(Blocking) if field.type is bool]
+    blocking = Blocking(**knobs, **{name: draw(st.booleans()) for name in yes_or_no})
+    assume(not reasons_against(blocking, workload, target, layout))
+    return blocking
+
+
+def check_random(target: Device, chunk: int, count: int) -> None:
+    done = set()
+
+    @seed(chunk)
+    @settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        workload = data.draw(random_workload(), "workload")
+        layout = data.draw(st.sampled_from(LAYOUTS), "layout")
+        blocking = data.draw(random_blocking(workload, target, ActivationLayout(layout)))
+        threads = data.draw(st.sampled_from([1, 2]), "threads")
+        case = workload, threads, blocking, layout
+        if case not in done:
+            assert_exact(build(workload, target, *case[1:]))
+            done.add(case)
+
+    check()
+    # Some are drawn twice, and what does not fit is not counted.
+    assert len(done) > 0.75 * count
+
+
+# In chunks, so that several processes can share the work.
+@pytest.mark.parametrize("chunk", range(6))
+def test_random_blockings(chunk: int) -> None:
+    check_random(device("native"), chunk, 60)
+
+
+@pytest.mark.parametrize("chunk", range(6, 9))
+def test_random_blockings_of_wide_vectors(chunk: int, wide: Device) -> None:
+    check_random(wide, chunk, 30)
+
+
+SMALL = {"in_channels": 3, "out_channels": 5}
+
+
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+@pytest.mark.parametrize(
+    ("workload", "ow_tile"),
+    [
+        pytest.param(
+            ConvWorkload(in_height=1, in_width=1, kernel=2, dilation=2, padding=1, **SMALL),
+            1,
+            id="every product is with padding",
+        ),
+        pytest.param(
+            ConvWorkload(
+                in_height=5, in_width=40, kernel=(3, 7), dilation=3, padding=(3, 18), **SMALL
+            ),
+            1,
+            id="more border tiles than get code of their own",
+        ),
+        pytest.param(
+            ConvWorkload(in_height=3, in_width=2, kernel=7, padding=6, **SMALL),
+            3,
+            id="padding wider than the input",
+        ),
+        pytest.param(
+            ConvWorkload(in_height=9, in_width=9, kernel=1, stride=3, **SMALL),
+            2,
+            id="input that no output reads",
+        ),
+    ],
+)
+def test_corner_cases(workload: ConvWorkload, ow_tile: int, order: str) -> None:
+    target = device("native")
+    for ic_block, kw_unroll in [(1, False), (3, True)]:
+        blocking = Blocking(
+            lanes=target.vectors[-1].lanes,
+            oc_vectors=1,
+            ow_tile=ow_tile,
+            ic_block=ic_block,
+            ic_unroll=ic_block,
+            loop_order=order,
+            kw_unroll=kw_unroll,
+        )
+        assert_exact(build(workload, target, 1, blocking, "NCHW"))

@@ -1,0 +1,60 @@
+"""Compiled here, run in an emulator: layers for ARM give the same bits as the reference."""
+
+from collections.abc import Hashable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import LAYERS, covering, run_exact
+
+from tvm_directconv import ConvWorkload, build, device
+
+
+def shrunk(layer: ConvWorkload) -> ConvWorkload:
+    """Return a layer of the same shape in few rows and channels: emulation is slow.
+
+    Its columns stay, and with them tiles and borders; so do the remainders of its channels.
+    """
+
+    def fewer(channels: int, most: int) -> int:
+        return channels if channels <= most else most + channels % 16
+
+    rows = layer.dilated_kernel[0] + 3 * layer.stride[0]
+    # All rows are needed where the pixels of an image are counted as one row.
+    height = layer.in_height if layer.in_height <= 14 else min(layer.in_height, rows)
+    return replace(
+        layer,
+        in_height=height,
+        in_channels=fewer(layer.in_channels, 32),
+        out_channels=fewer(layer.out_channels, 16 if layer.in_width > 100 else 32),
+    )
+
+
+def features(layer: ConvWorkload) -> set[Hashable]:
+    shape = layer.kernel, layer.stride, layer.padding, layer.dilation
+    return {
+        (shape, layer.out_width),
+        ("in", layer.in_channels % 16, layer.in_channels < 16),
+        ("out", layer.out_channels % 16),
+    }
+
+
+CASES = covering(dict.fromkeys(map(shrunk, LAYERS)), features)
+
+
+def test_the_cases_have_every_shape() -> None:
+    def shapes(layers: list[ConvWorkload]) -> set[Hashable]:
+        return {(w.kernel, w.stride, w.padding, w.dilation, w.in_width) for w in layers}
+
+    assert shapes(CASES) == shapes(LAYERS)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["cortex-a53", "cortex-a72", "armv7"])
+@pytest.mark.parametrize("layer", CASES, ids=lambda w: w.name)
+def test_emulated_layers_are_exact(
+    layer: ConvWorkload, name: str, threads: int, tmp_path: Path
+) -> None:
+    conv = build(layer, name, threads)
+    report = run_exact(conv, device(name), tmp_path, threads)
+    assert report.allocated_bytes == 0

@@ -1,0 +1,63 @@
+"""Options that several subcommands share."""
+
+import argparse
+
+TOLERANCE = 1e-4
+"""Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
+
+SPECS = (
+    "a network (vgg16), layers of one (vgg16:conv3_*), a descriptor (ic256ih56oc256oh56kh3ph1), "
+    "or a file with one of these on each line (@FILE)"
+)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, and ``--target`` as TVM's users call it."""
+    parser.add_argument(
+        "--device",
+        "--target",
+        default="native",
+        metavar="DEVICE",
+        help="name, 'native' for this machine, a device file (my-board.toml), or a TVM target "
+        "with mcpu; default: native",
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads``."""
+    parser.add_argument(
+        "--threads", type=positive, default=1, metavar="N", help="threads that compute; default: 1"
+    )
+
+
+def add_input_layout(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input-layout``."""
+    parser.add_argument(
+        "--input-layout",
+        metavar="LAYOUT",
+        help="NCHW, NHWC or NCHW<block>c; default: NCHW for images, blocks between layers",
+    )
+
+
+def add_blocking(parser: argparse.ArgumentParser) -> None:
+    """Add ``--blocking``."""
+    parser.add_argument(
+        "--blocking",
+        type=_blocking,
+        default="auto",
+        metavar="SOURCE",
+        help="where block sizes come from: model (the analytical model), auto (tuning logs, "
+        "failing that the model), or a JSON file of them; default: auto",
+    )
+
+
+def _blocking(text: str) -> str:
+    # There are no tuning logs to look into yet.
+    return "model" if text == "auto" else text
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1, as argparse wants it."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)

@@ -1,0 +1,130 @@
+"""Rows of results as a table, JSON, CSV or Markdown."""
+
+import argparse
+import csv
+import io
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import DirectConvError
+
+Row = Mapping[str, object]
+
+_FORMATS = ("table", "json", "csv", "markdown")
+_NUMBER = re.compile(r"[-+.\de,]*%?")
+_NARROWEST = 12
+_UNLIMITED = 1_000_000
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``."""
+    parser.add_argument("--format", choices=_FORMATS, default="table", help="default: table")
+
+
+def for_people(form: str) -> bool:
+    """Return whether people read this format, rather than programs."""
+    return form in ("table", "markdown")
+
+
+def render(rows: Sequence[Row], form: str, people: Sequence[Row] | None = None) -> str:
+    """Return rows as text.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        At least one; all with the same keys.
+    form : str
+        ``table``, ``json``, ``csv`` or ``markdown``.
+    people : sequence of mapping, optional
+        The same for people's eyes: these are the rows of tables and Markdown, with their keys as
+        headings. `rows` if not given.
+
+    Returns
+    -------
+    str
+        Without a newline at its end.
+    """
+    if form == "json":
+        return json.dumps(rows, indent=2, allow_nan=False)
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([_plain(value) for value in row.values()] for row in rows)
+        return text.getvalue().rstrip("\n")
+    shown = rows if people is None else people
+    headings = list(shown[0])
+    cells = [[_cell(value) for value in row.values()] for row in shown]
+    # Numbers stand below each other.
+    right = [all(map(_NUMBER.fullmatch, column)) for column in zip(*cells, strict=True)]
+    return (_markdown if form == "markdown" else _table)(headings, cells, right)
+
+
+def write(text: str, output: str | None = None) -> None:
+    """Write text and a newline to a file, or print it."""
+    if output is None:
+        print(text)
+    else:
+        Path(output).write_text(text + "\n", encoding="utf-8")
+
+
+def check_writable(output: str) -> None:
+    """Raise if a file cannot be written: better before a long measurement than after it.
+
+    Raises
+    ------
+    DirectConvError
+        With the reason.
+    """
+    try:
+        with open(output, "a"):
+            pass
+    except OSError as error:
+        raise DirectConvError(
+            f"cannot write {output!r} ({error.strerror}): expected a file in a folder that exists "
+            "and that you may write to"
+        ) from None
+
+
+def _plain(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
+
+
+def _markdown(headings: list[str], cells: list[list[str]], right: list[bool]) -> str:
+    rules = ["---:" if number else "---" for number in right]
+    lines = [headings, rules, *([cell.replace("|", r"\|") for cell in row] for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _table(headings: list[str], cells: list[list[str]], right: list[bool]) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    on_terminal = sys.stdout.isatty()
+    table = Table(box=SIMPLE_HEAD if on_terminal else None, show_edge=False, pad_edge=False)
+    for heading, number in zip(headings, right, strict=True):
+        # Folding loses nothing, where rich's default would put an ellipsis.
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    text = io.StringIO()
+    # Columns that a narrow terminal has no room for would be cut off: better that it wraps lines.
+    least = _NARROWEST * len(headings)
+    width = max(shutil.get_terminal_size().columns, least) if on_terminal else _UNLIMITED
+    Console(
+        file=text, width=width, markup=False, emoji=False, highlight=False, color_system=None
+    ).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -1,0 +1,128 @@
+"""``tvm-directconv bench``."""
+
+import argparse
+import sys
+from statistics import geometric_mean, median
+from typing import Any
+
+from .. import versions
+from ..blocking import Blocking
+from ..build import build
+from ..device import Device, host_lacks
+from ..device import device as find_device
+from ..errors import DeviceError, LibraryError, WorkloadError
+from ..workload import ConvWorkload, workloads
+from ._options import SPECS, TOLERANCE, add_blocking, add_device, add_threads, positive
+from ._output import Row, add_format, check_writable, for_people, render, write
+
+_PAPER = ["alexnet", "vgg16", "googlenet"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument(
+        "spec", nargs="*", metavar="SPEC", help=f"{SPECS}; default: {' '.join(_PAPER)}"
+    )
+    add_device(parser)
+    add_threads(parser)
+    add_blocking(parser)
+    parser.add_argument(
+        "--repeat", type=positive, default=10, metavar="R", help="measurements; default: 10"
+    )
+    add_format(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="write there instead of printing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, check and time convolutions; stop at the first that is wrong."""
+    versions.check()
+    device = find_device(args.device)
+    if reason := host_lacks(device.target_options(args.threads)):
+        raise DeviceError(
+            f"cannot measure code for {device.name} here: {reason}. Measure on the device, or try "
+            "the code with 'tvm-directconv compile' and 'tvm-directconv run --emulate'"
+        )
+    asked = _without_groups(workloads(args.spec or _PAPER))
+    if args.output:
+        check_writable(args.output)
+    try:
+        rows, people = _measured(asked, device, args)
+    finally:
+        _progress("")
+    text = render(rows, args.format, people)
+    if for_people(args.format):
+        bullet = "- " if args.format == "markdown" else ""
+        text += "\n\n" + "\n".join(bullet + line for line in _summaries(rows))
+    write(text, args.output)
+    return 0
+
+
+def _without_groups(asked: list[ConvWorkload]) -> list[ConvWorkload]:
+    left = [workload for workload in asked if workload.groups == 1]
+    skipped = [workload.name or str(workload) for workload in asked if workload.groups != 1]
+    if skipped:
+        print(f"skipped, groups are not supported yet: {', '.join(skipped)}", file=sys.stderr)
+    if not left:
+        raise WorkloadError("nothing is left to measure: expected a convolution with one group")
+    return left
+
+
+def _measured(
+    asked: list[ConvWorkload], device: Device, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[Row]]:
+    from ..bench.measure import measure
+    from ..bench.peak import Burst
+
+    burst = Burst(device, args.threads)
+    rows: list[dict[str, Any]] = []
+    people: list[Row] = []
+    for number, workload in enumerate(asked, start=1):
+        name = workload.name or str(workload)
+        _progress(f"{number}/{len(asked)} {name}")
+        conv = build(workload, device, threads=args.threads, blocking=args.blocking)
+        row = measure(conv, device, args.repeat, burst)
+        if not row["max_error"] <= TOLERANCE:
+            raise LibraryError(
+                f"{name} is computed wrongly with blocking {conv.blocking}: max_error is "
+                f"{row['max_error']:g}, expected up to {TOLERANCE}"
+            )
+        rows.append(row)
+        people.append(
+            {
+                "layer": name,
+                "GFLOP/s": f"{row['gflops']:.1f}",
+                "of peak": f"{row['of_peak']:.1%}",
+                "extra bytes": row["extra_bytes"],
+                "max error": f"{row['max_error']:.1e}",
+                "compile s": f"{row['compile_seconds']:.2f}",
+                "C_ob x W_ob, order": _short(conv.blocking),
+            }
+        )
+    return rows, people
+
+
+def _progress(text: str) -> None:
+    # A line that is rewritten, by hand: rich would redraw it in a thread beside the measurement.
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _short(blocking: Blocking) -> str:
+    return f"{blocking.oc_vectors * blocking.lanes} x {blocking.ow_tile}, {blocking.loop_order}"
+
+
+def _summaries(rows: list[dict[str, Any]]) -> list[str]:
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        networks.setdefault(row["network"] or "no network", []).append(row)
+    lines = []
+    for network, members in networks.items():
+        worst = min(members, key=lambda row: row["of_peak"])
+        mean = geometric_mean(row["of_peak"] for row in members)
+        lines.append(
+            f"{network}: geometric mean {mean:.1%} of peak, minimum {worst['of_peak']:.1%} "
+            f"({worst['layer'] or worst['workload']}), "
+            f"{median(row['compile_seconds'] for row in members):.2f} s to compile (median), "
+            f"{len(members)} different layer{'s' if len(members) > 1 else ''}"
+        )
+    return lines

@@ -1,0 +1,91 @@
+"""``tvm-directconv compile``."""
+
+import argparse
+import re
+from itertools import count
+from pathlib import Path
+
+from ..build import build
+from ..errors import LibraryError
+from ..workload import ConvWorkload, workloads
+from ._options import SPECS, add_blocking, add_device, add_input_layout, add_threads
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument("spec", nargs="+", metavar="SPEC", help=SPECS)
+    add_device(parser)
+    add_threads(parser)
+    add_blocking(parser)
+    add_input_layout(parser)
+    parser.add_argument(
+        "--schedule", metavar="FILE", help="Python file with a schedule of your own"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="for one convolution a file ending in .so (library) or .o (object); otherwise a "
+        "folder, made if need be, in which each gets a library of its name",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile and export; every library has its manifest beside it."""
+    asked = workloads(args.spec)
+    for workload, path in zip(asked, _paths(asked, Path(args.output)), strict=True):
+        conv = build(
+            workload,
+            args.device,
+            threads=args.threads,
+            blocking=args.blocking,
+            input_layout=args.input_layout,
+            schedule=args.schedule,
+        )
+        conv.export(path)
+        print(
+            f"{path}: {path.stat().st_size:,} bytes in {conv.compile_seconds:.2g} s, {workload} "
+            f"for {conv.manifest.device}, blocking ({conv.manifest.blocking_source}) "
+            f"{conv.blocking}",
+            flush=True,
+        )
+    return 0
+
+
+def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
+    """Return where each convolution goes, having made the folder."""
+    is_file = output.suffix in (".so", ".o")
+    if is_file and len(asked) > 1:
+        raise LibraryError(
+            f"output is {str(output)!r}, but there are {len(asked)} convolutions: expected a folder"
+        )
+    if len(asked) == 1 and not output.is_dir():
+        if not is_file:
+            raise LibraryError(
+                f"output is {str(output)!r}: expected a name ending in .so or .o, or a folder "
+                "that exists"
+            )
+        # What export() would say too, but only after compiling.
+        if not output.parent.is_dir():
+            raise LibraryError(
+                f"output is {str(output)!r}, but there is no folder {str(output.parent)!r}: "
+                "expected one that exists, make it first"
+            )
+        return [output]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LibraryError(
+            f"cannot make folder {str(output)!r} ({error.strerror}): expected a folder, "
+            "or a name that is free"
+        ) from None
+    paths: list[Path] = []
+    for workload in asked:
+        stem = re.sub(r"[^\w.-]", "_", workload.name) or str(workload)
+        # Files of shapes may give different convolutions the same name.
+        stems = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+        paths.append(
+            next(path for path in (output / f"{stem}.so" for stem in stems) if path not in paths)
+        )
+    return paths

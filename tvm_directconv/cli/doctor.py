@@ -1,0 +1,145 @@
+"""``tvm-directconv doctor``."""
+
+import argparse
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from .. import versions
+from ..errors import DirectConvError
+from ..toolchain import Toolchain, find_toolchain
+from ._output import add_format, render, write
+
+_FOREIGN = ("aarch64", "armv7l")
+_ARCHITECTURES = ("x86_64", "aarch64", "arm")
+
+
+@dataclass(frozen=True)
+class _Check:
+    check: str
+    status: str
+    """``ok``, ``missing`` or ``wrong``."""
+    found: str
+    advice: str
+    required: bool = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything; status 1 if something is missing that is required."""
+    checks = list(_checks())
+    # What is to be found missing must not be needed to say so.
+    form = args.format
+    if form == "table" and versions.installed("rich") is None:
+        form = "markdown"
+    write(render([asdict(check) for check in checks], form))
+    return 1 if any(check.required and check.status != "ok" for check in checks) else 0
+
+
+def _checks() -> Iterator[_Check]:
+    yield _Check("Python", "ok", platform.python_version(), "")
+    pins = versions.pins()
+    for name, wanted in pins.items():
+        yield _package(name, wanted)
+    for name in ("numpy", "rich"):
+        yield _package(name)
+    yield from _tvm(usable=all(versions.installed(name) == want for name, want in pins.items()))
+    yield from _compilers()
+    path = shutil.which("llvm-mca")
+    yield _Check(
+        "llvm-mca (cycle model)",
+        "ok" if path else "missing",
+        path or "",
+        "" if path else "apt install llvm",
+        required=False,
+    )
+
+
+def _package(name: str, wanted: str | None = None) -> _Check:
+    found = versions.installed(name)
+    pinned = f"{name}=={wanted}" if wanted else name
+    if found is None:
+        return _Check(name, "missing", "", f"pip install {pinned}")
+    if wanted and found != wanted:
+        return _Check(name, "wrong", found, f"pip install {pinned}")
+    return _Check(name, "ok", found, "")
+
+
+def _tvm(usable: bool) -> Iterator[_Check]:
+    """Look into TVM, which only the right pair of versions survives."""
+    names = ("LLVM in TVM", "device of this machine")
+    if not usable:
+        for name in names:
+            yield _Check(name, "missing", "", "install TVM and its FFI first, see above")
+        return
+    try:
+        from tvm.target import codegen
+
+        known = [str(target) for target in codegen.llvm_get_targets()]
+        lacking = [name for name in _ARCHITECTURES if name not in known]
+        yield _Check(
+            names[0],
+            "wrong" if lacking else "ok",
+            f"{codegen.llvm_version_major()}, {len(known)} targets"
+            + (f", without {', '.join(lacking)}" if lacking else ""),
+            "pip install --force-reinstall apache-tvm" if lacking else "",
+        )
+    except Exception as error:  # Whatever a broken installation may raise.
+        yield _Check(names[0], "missing", f"{type(error).__name__}: {error}", "reinstall TVM")
+        yield _Check(names[1], "missing", "", "reinstall TVM")
+        return
+    yield _native(names[1])
+
+
+def _native(name: str) -> _Check:
+    from ..device import native
+
+    try:
+        here = native()
+    except DirectConvError as error:
+        return _Check(name, "wrong", "", str(error))
+    vectors = ", ".join(f"{v.lanes} lanes x {v.fma_per_cycle:g}" for v in here.vectors)
+    facts = (
+        f"{here.name}: {here.description}; per cycle {vectors}; {here.vector_registers} registers; "
+        f"cores to use: {here.cores}"
+    )
+    return _Check(name, "ok", facts, "")
+
+
+def _compilers() -> Iterator[_Check]:
+    name = "C compiler of this machine"
+    try:
+        yield _Check(name, "ok", find_toolchain(platform.machine()).description, "")
+    except DirectConvError as error:
+        yield _Check(name, "missing", "", str(error))
+    for machine in _FOREIGN:
+        if machine == platform.machine():
+            continue
+        compiler, emulator = f"cross compiler for {machine}", f"emulator for {machine}"
+        try:
+            toolchain = find_toolchain(machine)
+        except DirectConvError as error:
+            yield _Check(compiler, "missing", "", str(error), required=False)
+            yield _Check(emulator, "missing", "", "install the compiler first", required=False)
+            continue
+        yield _Check(compiler, "ok", " ".join(toolchain.cc), "", required=False)
+        yield _emulator(emulator, toolchain)
+
+
+def _emulator(name: str, toolchain: Toolchain) -> _Check:
+    try:
+        command = toolchain.command("--version")
+        version = subprocess.run(
+            [command[0], "--version"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0]
+    except DirectConvError as error:
+        return _Check(name, "missing", "", str(error), required=False)
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        return _Check(name, "wrong", f"{toolchain.emulator[0]}: {error}", "reinstall it", False)
+    return _Check(name, "ok", version, "", required=False)

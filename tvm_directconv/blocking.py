@@ -129,9 +129,7 @@ class Blocking:
         if not self.flat_rows:
             return workload
         pixels = workload.in_height * workload.in_width
-        return replace(
-            workload, in_height=self.flat_rows, in_width=pixels // self.flat_rows
-        )
+        return replace(workload, in_height=self.flat_rows, in_width=pixels // self.flat_rows)
 
     def weight_layout(self) -> WeightLayout:
         """Return the layout of weights for this blocking."""
@@ -165,9 +163,7 @@ def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLa
 
 def can_flatten(workload: ConvWorkload) -> bool:
     """Return whether rows mean nothing: every output pixel reads just its own input pixel."""
-    return (
-        workload.kernel == (1, 1) and workload.stride == (1, 1) and not any(workload.padding)
-    )
+    return workload.kernel == (1, 1) and workload.stride == (1, 1) and not any(workload.padding)
 
 
 def border_tiles(workload: ConvWorkload, ow_tile: int) -> tuple[int, int]:
@@ -420,6 +416,7 @@ def _flat_rows(workload: ConvWorkload, ow_tile: int) -> list[int]:
 
 def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
     """Return row blocks that leave the threads evenly busy: one row, a few, and all."""
+
     def balance(rows: int) -> float:
         tasks = view.batch * oc_tiles * (view.out_height // rows)
         return tasks / (ceil(tasks / threads) * threads)

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, blocking as blocks, versions
+from . import __version__, versions
+from . import blocking as blocks
 from .blocking import Blocking
-from .device import Device, device as find_device, host_lacks
+from .device import Device, host_lacks
+from .device import device as find_device
 from .errors import ArgumentError, BlockingError, LibraryError, ScheduleError, WorkloadError
 from .layout import (
     ActivationLayout,
@@ -125,6 +127,8 @@ class Manifest:
                     f"{path} has format {found['format']!r}: expected {_FORMAT}; export again "
                     "with this version of tvm-directconv"
                 )
+            if not isinstance(found["target"], dict) or "mtriple" not in found["target"]:
+                raise ValueError("target has no mtriple")
             manifest = cls(
                 workload=replace(ConvWorkload.parse(found["workload"]), name=found["name"]),
                 device=found["device"],
@@ -221,9 +225,7 @@ class CompiledConv:
         checked_plain("the output", y, m.output_shape, str(m.output_layout))
         return m.output_layout.unpack(y, self.workload.out_channels)
 
-    def run(
-        self, x: np.ndarray, weight: np.ndarray, out: np.ndarray | None = None
-    ) -> np.ndarray:
+    def run(self, x: np.ndarray, weight: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Convolve packed arrays. Nothing is copied or allocated but `out`.
 
         Parameters
@@ -245,7 +247,9 @@ class CompiledConv:
         LibraryError
             If this machine cannot run the code.
         """
-        call = self.bind(x, weight, aligned_zeros(self.manifest.output_shape) if out is None else out)
+        call = self.bind(
+            x, weight, aligned_zeros(self.manifest.output_shape) if out is None else out
+        )
         call()
         return call.out
 
@@ -310,7 +314,9 @@ class CompiledConv:
         """
         path = Path(path)
         if path.suffix not in (".so", ".o"):
-            raise LibraryError(f"cannot export to {str(path)!r}: expected a name ending in .so or .o")
+            raise LibraryError(
+                f"cannot export to {str(path)!r}: expected a name ending in .so or .o"
+            )
         if not path.parent.is_dir():
             raise LibraryError(f"cannot export to {str(path)!r}: the folder does not exist")
         with tempfile.TemporaryDirectory() as folder:
@@ -400,7 +406,13 @@ def scheduled(
     weight_layout = blocking.weight_layout()
     func = compute.conv2d(view, input_layout, weight_layout)
     # See lowering: loads must not be merged across steps.
-    func = func.with_attr({"global_symbol": symbol_of(workload), "tirx.noalias": False})
+    func = func.with_attr(
+        {
+            "global_symbol": symbol_of(workload),
+            "tirx.noalias": False,
+            "target": device.target(threads),
+        }
+    )
     if view != workload:
         shapes = (
             input_layout.shape(workload.input_shape),
@@ -416,8 +428,7 @@ def scheduled(
         if schedule is None:
             raise
         raise ScheduleError(
-            f"schedule file {str(schedule)!r} failed on {workload}: "
-            f"{type(error).__name__}: {error}"
+            f"schedule file {str(schedule)!r} failed on {workload}: {type(error).__name__}: {error}"
         ) from error
     if refusal is not None:
         raise ScheduleError(f"schedule refuses {workload} on {device.name}: {refusal}")

@@ -229,9 +229,7 @@ def _host_features() -> frozenset[str]:
     return frozenset(str(name) for name, present in found.items() if present)
 
 
-def _options(
-    spec: Device, cores: int, mattr: Iterable[str] | None = None
-) -> dict[str, object]:
+def _options(spec: Device, cores: int, mattr: Iterable[str] | None = None) -> dict[str, object]:
     options: dict[str, object] = {"kind": "llvm", "mtriple": spec.triple, "num-cores": cores}
     if spec.mcpu:
         options["mcpu"] = spec.mcpu

@@ -102,9 +102,10 @@ class ActivationLayout:
         packed = aligned_zeros(self.shape((n, c, h, w)))
         if self.block is None:
             packed[...] = array.transpose(0, 2, 3, 1) if self.name == "NHWC" else array
-        for start in range(0, c if self.block else 0, self.block or 1):
-            part = array[:, start : start + self.block]  # type: ignore[operator]
-            packed[:, start // self.block, ..., : part.shape[1]] = part.transpose(0, 2, 3, 1)  # type: ignore[operator]
+            return packed
+        for start in range(0, c, self.block):
+            part = array[:, start : start + self.block]
+            packed[:, start // self.block, ..., : part.shape[1]] = part.transpose(0, 2, 3, 1)
         return packed
 
     def unpack(self, array: np.ndarray, channels: int) -> np.ndarray:

@@ -51,9 +51,9 @@ _MARK = "directconv_step"  # Stands before each step until the tile's registers 
 # off FMAs; more values live at once than there are registers, and sums are spilled.
 # It can only reach memory that may alias, which is why functions must not carry tirx.noalias.
 _PIN = """
-define <{lanes} x float> @directconv_pin(<{lanes} x float> %sum) {{
-  %same = call <{lanes} x float> asm sideeffect "", "={register},0,~{{memory}}"(<{lanes} x float> %sum)
-  ret <{lanes} x float> %same
+define <{n} x float> @directconv_pin(<{n} x float> %a) {{
+  %b = call <{n} x float> asm sideeffect "", "={register},0,~{{memory}}"(<{n} x float> %a)
+  ret <{n} x float> %b
 }}
 """
 
@@ -62,7 +62,8 @@ def _pass(function: Any) -> Any:
     return tirx.transform.prim_func_pass(function, opt_level=0, name=function.__name__)
 
 
-def _rebuilt(loop: For, body: Any, kind: ForKind | None = None) -> For:
+def _with_body(loop: For, body: Any, kind: ForKind | None = None, done: str = "") -> For:
+    """Return a loop with another body and kind, without the annotation that is done with."""
     return For(
         loop.loop_var,
         loop.min,
@@ -70,7 +71,7 @@ def _rebuilt(loop: For, body: Any, kind: ForKind | None = None) -> For:
         loop.kind if kind is None else kind,
         body,
         loop.thread_binding,
-        {k: v for k, v in loop.annotations.items() if not k.startswith("directconv.")},
+        {key: value for key, value in loop.annotations.items() if key != done},
         loop.step,
     )
 
@@ -140,21 +141,10 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if not outer:
             return loop
         body = IfThenElse(tirx.all(*inner), test.then_case, None) if inner else test.then_case
-        return IfThenElse(tirx.all(*outer), loop_with(loop, body), None)
+        return IfThenElse(tirx.all(*outer), _with_body(loop, body), None)
 
-    def loop_with(loop: For, body: Any) -> For:
-        return For(
-            loop.loop_var,
-            loop.min,
-            loop.extent,
-            loop.kind,
-            body,
-            loop.thread_binding,
-            loop.annotations,
-            loop.step,
-        )
-
-    return func.with_body(tvm_ffi.structural_map(func.body, [(BufferStore, guarded), (For, hoisted)]))
+    body = tvm_ffi.structural_map(func.body, [(BufferStore, guarded), (For, hoisted)])
+    return func.with_body(body)
 
 
 @_pass
@@ -165,7 +155,7 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if STEP not in loop.annotations:
             return loop
         mark = Evaluate(tirx.call_extern("int32", _MARK, loop.annotations[STEP]))
-        return _rebuilt(loop, SeqStmt([mark, loop.body]))
+        return _with_body(loop, SeqStmt([mark, loop.body]), done=STEP)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
 
@@ -175,7 +165,9 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Give each border tile code of its own, with constant indices, and the others a loop."""
 
     def unrolled_tap(loop: For) -> For:
-        return _rebuilt(loop, loop.body, ForKind.UNROLLED) if TAP in loop.annotations else loop
+        if TAP not in loop.annotations:
+            return loop
+        return _with_body(loop, loop.body, ForKind.UNROLLED, done=TAP)
 
     def marked(body: Any) -> AttrStmt:
         return AttrStmt(tirx.const(0, "int32"), TILE, tirx.const(1, "int32"), body)
@@ -211,86 +203,95 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     Within a tile, every vector of outputs gets a buffer of its own size, which LLVM turns into a
     register. Sums that other products went into before are loaded first (the paper's loop order);
-    all are stored at the end.
+    all are stored at the end. Marks between steps become :data:`_PIN`.
     """
+    widths: set[int] = set()
 
-    def promoted(mark: AttrStmt) -> Any:
-        if mark.attr_key != TILE:
-            return mark
-        registers: dict[Any, tuple[BufferStore, Any]] = {}
-        unfinished = []
+    def promoted(tile: AttrStmt) -> Any:
+        if tile.attr_key != TILE:
+            return tile
+        # For each vector of outputs: where it is stored, and its register.
+        sums: dict[Any, tuple[BufferStore, Any]] = {}
+        begun = []
 
         def key(buffer: Any, indices: Any) -> Any:
             return tvm_ffi.StructuralKey(tvm_ffi.convert([buffer, *indices]))
 
         def note(store: BufferStore) -> None:
             place = key(store.buffer, store.indices)
-            if place in registers:
+            if place in sums:
                 return
-            lanes = store.value.ty.dtype.lanes if hasattr(store.value.ty, "dtype") else 1
-            register = tirx.decl_buffer((lanes,), "float32", name=f"sum{len(registers)}")
-            registers[place] = store, register
-            read = []
+            lanes = store.value.ty.dtype.lanes
+            widths.add(lanes)
+            register = tirx.decl_buffer((lanes,), "float32", name=f"sum{len(sums)}")
+            sums[place] = store, register
+            earlier = []
             tvm_ffi.structural_walk(
                 store.value,
-                (TensorLoad, lambda e: read.append(e) if e.source.same_as(store.buffer) else None),
+                (
+                    TensorLoad,
+                    lambda e: earlier.append(e) if e.source.same_as(store.buffer) else None,
+                ),
             )
-            if read:
-                unfinished.append(place)
+            if earlier:
+                begun.append(place)
 
-        tvm_ffi.structural_walk(mark.body, (BufferStore, note), order="pre")
+        tvm_ffi.structural_walk(tile.body, (BufferStore, note), order="pre")
 
-        def whole(register: Any) -> list[Any]:
-            lanes = int(register.shape[0])
-            return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
+        def read(register: Any) -> Any:
+            return tirx.BufferLoad(register, whole(register))
 
-        def load(read: TensorLoad) -> Any:
-            found = registers.get(key(read.source, read.indices))
-            return tirx.BufferLoad(found[1], whole(found[1])) if found else read
+        def load(expression: TensorLoad) -> Any:
+            found = sums.get(key(expression.source, expression.indices))
+            return read(found[1]) if found else expression
 
-        def store(write: BufferStore) -> BufferStore:
-            found = registers.get(key(write.buffer, write.indices))
-            return BufferStore(found[1], write.value, whole(found[1])) if found else write
+        def store(statement: BufferStore) -> BufferStore:
+            found = sums.get(key(statement.buffer, statement.indices))
+            if not found:
+                return statement
+            return BufferStore(found[1], statement.value, whole(found[1]))
 
-        def pin(call: Evaluate) -> Any:
-            if not (isinstance(call.value, Call) and _is_mark(call.value)):
-                return call
-            sums = [register for _, register in registers.values()]
-            asked = int(call.value.args[1])
-            apart = max(1, len(sums) // (asked + 1)) if asked else 1
-            pinned = [Evaluate(0)]
-            for register in sums[apart::apart] or sums if asked else sums:
-                lanes = int(register.shape[0])
-                value = tirx.BufferLoad(register, whole(register))
-                same = tirx.call_extern(f"float32x{lanes}", "directconv_pin", value)
-                pinned.append(BufferStore(register, same, whole(register)))
-                widths.add(lanes)
-            return SeqStmt(pinned)
+        def pin(statement: Evaluate) -> Any:
+            call = statement.value
+            if not (isinstance(call, Call) and call.op.name == "tirx.call_extern"):
+                return statement
+            if call.args[0].value != _MARK:
+                return statement
+            registers = [register for _, register in sums.values()]
+            if wanted := int(call.args[1]):
+                apart = max(1, len(registers) // (wanted + 1))
+                registers = registers[apart::apart] or registers
+            return SeqStmt([pinned(register) for register in registers] + [Evaluate(0)])
+
+        def pinned(register: Any) -> BufferStore:
+            kind = f"float32x{int(register.shape[0])}"
+            same = tirx.call_extern(kind, "directconv_pin", read(register))
+            return BufferStore(register, same, whole(register))
 
         body = tvm_ffi.structural_map(
-            mark.body, [(TensorLoad, load), (BufferStore, store), (Evaluate, pin)]
+            tile.body, [(TensorLoad, load), (BufferStore, store), (Evaluate, pin)]
         )
-        before: list[Any] = [AllocBuffer(register) for _, register in registers.values()]
-        for place in unfinished:
-            write, register = registers[place]
-            earlier = tirx.BufferLoad(write.buffer, write.indices)
-            before.append(BufferStore(register, earlier, whole(register)))
+        before: list[Any] = [AllocBuffer(register) for _, register in sums.values()]
+        for place in begun:
+            output, register = sums[place]
+            value = tirx.BufferLoad(output.buffer, output.indices)
+            before.append(BufferStore(register, value, whole(register)))
         after = [
-            BufferStore(write.buffer, tirx.BufferLoad(register, whole(register)), write.indices)
-            for write, register in registers.values()
+            BufferStore(output.buffer, read(register), output.indices)
+            for output, register in sums.values()
         ]
         return SeqStmt([*before, body, *after])
 
-    widths: set[int] = set()
+    def whole(register: Any) -> list[Any]:
+        lanes = int(register.shape[0])
+        return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
+
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
+    x86 = str(func.attrs["target"].attrs["mtriple"]).startswith("x86_64")
     for lanes in widths:
-        code = _PIN.format(lanes=lanes, register="w" if "arm" in str(func.attrs["target"]) or "aarch64" in str(func.attrs["target"]) else "v")
+        code = _PIN.format(n=lanes, register="v" if x86 else "w")
         body = AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
     return func.with_body(body)
-
-
-def _is_mark(call):
-    return call.op.name == "tirx.call_extern" and str(call.args[0].value) == _MARK
 
 
 def _lowered() -> list[Any]:
@@ -324,7 +325,7 @@ def lower(func: PrimFunc) -> PrimFunc:
     Parameters
     ----------
     func : tvm.tirx.PrimFunc
-        A scheduled convolution.
+        A scheduled convolution, with its target as an attribute.
 
     Returns
     -------

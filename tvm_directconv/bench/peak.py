@@ -40,7 +40,8 @@ class Burst:
 
         @T.prim_func(s_tir=True)
         def burst(
-            x: T.Buffer((2 * lanes,), "float32"), y: T.Buffer((threads * sums * lanes,), "float32")
+            x: T.Buffer((2 * lanes,), "float32"),  # type: ignore[valid-type]
+            y: T.Buffer((threads * sums * lanes,), "float32"),  # type: ignore[valid-type]
         ):
             T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
             for thread in T.parallel(threads):
@@ -55,7 +56,10 @@ class Burst:
                                     y[thread * sums * lanes + i * lanes + j] * x[j] + x[lanes + j]
                                 )
 
-        module = tirx.build(IRModule({"burst": burst}), device.target(threads), pipeline=PIPELINE)
+        function = burst.with_attr("target", device.target(threads))
+        module = tirx.build(
+            IRModule({"burst": function}), device.target(threads), pipeline=PIPELINE
+        )
         self.assembly: str = module.inspect_source("asm")
         self._function: Any = module["burst"]
         x = aligned_zeros((2 * lanes,))

@@ -131,6 +131,10 @@ class Blocking:
         pixels = workload.in_height * workload.in_width
         return replace(workload, in_height=self.flat_rows, in_width=pixels // self.flat_rows)
 
+    def channels_at_once(self, workload: ConvWorkload) -> int:
+        """Return the input channels that are summed up before a tile's sums are stored."""
+        return self.ic_block if self.loop_order == IC_OUTSIDE else workload.in_channels
+
     def weight_layout(self) -> WeightLayout:
         """Return the layout of weights for this blocking."""
         return WeightLayout(self.ic_block, self.lanes)
@@ -329,74 +333,84 @@ def estimate(
     Estimate
     """
     b, view = blocking, blocking.view(workload)
-    rate = next(v.fma_per_cycle for v in device.vectors if v.lanes == b.lanes)
-    kernel_rows, kernel_columns = view.kernel
-    outside = b.loop_order == IC_OUTSIDE
-    channels = b.ic_block if outside else view.in_channels  # Summed up in one visit of a tile.
-    visits = view.in_channels // channels
-    steps = channels * kernel_rows * kernel_columns
-    vector = b.oc_vectors * b.lanes * 4
+    stored = _STORED_SUMS if b.loop_order == IC_OUTSIDE else 1
     oc_tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
+    tasks = view.batch * oc_tiles * (view.out_height // b.oh_block)
+    balance = tasks / (ceil(tasks / threads) * threads)
+    cycles = _task_cycles(b, view, device, oc_tiles) * stored * tasks / threads / balance
+    ideal = workload.flops / device.peak_flops_per_cycle / threads
+    return Estimate(cycles, ideal, balance)
 
-    # Bytes that are read again and again: by the next tile of the row, by the next row, and by
-    # the next task. How much lies between two readings decides about the cache they come from.
-    tile_weights = steps * vector
-    columns_read = b.ow_tile * view.stride[1] + kernel_columns - 1
-    tile_input = channels * kernel_rows * columns_read * 4
-    row_input = channels * kernel_rows * view.in_width * 4
-    task_weights = view.in_channels * kernel_rows * kernel_columns * vector
-    task_rows = (b.oh_block - 1) * view.stride[0] + kernel_rows
-    task_input = min(task_rows, view.in_height) * view.in_width * view.in_channels * 4
-    all_weights = task_weights * oc_tiles
-    all_input = view.in_height * view.in_width * view.in_channels * 4
-    task_output = b.oh_block * view.out_width * vector
 
-    def per_byte(between: float) -> float:
-        """Return the cycles for a byte that is read again after `between` others."""
-        if between <= 0.75 * device.l1d_bytes:
-            return 0.0
-        if between <= 0.75 * device.l2_bytes:
-            return 1 / device.l2_bytes_per_cycle
-        if between <= 0.75 * (device.l3_bytes or device.l2_bytes):
-            return _L3_SLOWER / device.l2_bytes_per_cycle
-        return _MEMORY_SLOWER / device.l2_bytes_per_cycle
+def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int) -> float:
+    """Return the cycles of one task, of which there is one for every so many rows and channels."""
+    rows, columns = view.kernel
+    channels = b.channels_at_once(view)
+    steps = channels * rows * columns
+    vectors_bytes = b.oc_vectors * b.lanes * 4
 
-    weight_again = per_byte(tile_weights + tile_input)
-    input_again = per_byte(row_input + tile_weights)
-    sums_again = per_byte(task_output) if outside else 0.0
+    # Bytes that are read again and again, by the next tile of the row, the next row and the next
+    # task. How many others lie between two readings decides about the cache they come from.
+    tile_weights = steps * vectors_bytes
+    tile_input = channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * 4
+    row_input = channels * rows * view.in_width * 4
+    task_weights = view.in_channels * rows * columns * vectors_bytes
+    task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
+    task_input = task_rows * view.in_width * view.in_channels * 4
     if b.rows_outside:
-        next_weights, next_input = per_byte(all_weights), per_byte(task_input + task_weights)
+        next_weights = _per_byte(task_weights * oc_tiles, device)
+        next_input = _per_byte(task_input + task_weights, device)
     else:
-        next_weights = per_byte(task_weights + task_input)
-        next_input = per_byte(all_input)
-    if channels // (b.lanes if channels % b.lanes == 0 else 1) > _STREAMS:
+        next_weights = _per_byte(task_weights + task_input, device)
+        next_input = _per_byte(view.in_height * view.in_width * view.in_channels * 4, device)
+    if channels > _STREAMS * channel_block(view.in_channels, device):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         next_input *= 2
+    weights_again = tile_weights * _per_byte(tile_weights + tile_input, device)
+    input_again = tile_input * _per_byte(row_input + tile_weights, device)
+    sums_again = 0.0
+    if channels < view.in_channels:  # Loaded and stored.
+        sums_again = 2 * _per_byte(b.oh_block * view.out_width * vectors_bytes, device)
 
-    def tile_cycles(columns: int) -> float:
-        fmas = columns * b.oc_vectors
-        # Loads go at their full rate only on paper: what they miss in the cache has to be
-        # repeated.
-        load = columns / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
-        load /= _LOADS_REACHED
-        core = steps * max(fmas / rate, load, device.fma_latency * _LATENCY_SLACK)
-        core += steps * load * _PER_LOAD
+    def tile_cycles(width: int) -> float:
+        fmas = width * b.oc_vectors
+        memory = weights_again + input_again * width / b.ow_tile
+        memory += fmas * b.lanes * 4 * sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
-        core += fmas / device.loads_per_cycle * (2 if outside else 1) + _PER_VISIT
-        memory = tile_weights * weight_again + tile_input * columns / b.ow_tile * input_again
-        memory += fmas * b.lanes * 8 * sums_again
-        return max(core, memory) + _NOT_HIDDEN * min(core, memory)
+        around = fmas / device.loads_per_cycle * (2 if channels < view.in_channels else 1)
+        return _together(steps * _step_cycles(b, width, device) + around + _PER_VISIT, memory)
 
     full, rest = divmod(view.out_width, b.ow_tile)
     row = full * tile_cycles(b.ow_tile) + (tile_cycles(rest) if rest else 0)
-    task = row * visits * b.oh_block
-    first = task_weights * next_weights + task_input * next_input
-    task = max(task, first) + _NOT_HIDDEN * min(task, first)
-    tasks = view.batch * oc_tiles * (view.out_height // b.oh_block)
-    balance = tasks / (ceil(tasks / threads) * threads)
-    cycles = task * tasks / threads / balance * (_STORED_SUMS if outside else 1)
-    ideal = workload.flops / device.peak_flops_per_cycle / threads
-    return Estimate(cycles, ideal, balance)
+    visits = view.in_channels // channels * b.oh_block
+    return _together(row * visits, task_weights * next_weights + task_input * next_input)
+
+
+def _step_cycles(b: Blocking, width: int, device: Device) -> float:
+    """Return the cycles of one step of a tile of `width` columns, all data at hand."""
+    rate = next(v.fma_per_cycle for v in device.vectors if v.lanes == b.lanes)
+    fma = width * b.oc_vectors / rate
+    # Loads go at their full rate only on paper: those that miss the cache are repeated.
+    load = width / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
+    load /= _LOADS_REACHED
+    return max(fma, load, device.fma_latency * _LATENCY_SLACK) + load * _PER_LOAD
+
+
+def _per_byte(between: float, device: Device) -> float:
+    """Return the cycles for a byte that is read again after `between` others."""
+    # A part of each cache is taken by what else passes through it.
+    if between <= 0.75 * device.l1d_bytes:
+        return 0.0
+    if between <= 0.75 * device.l2_bytes:
+        return 1 / device.l2_bytes_per_cycle
+    if between <= 0.75 * device.l3_bytes:
+        return _L3_SLOWER / device.l2_bytes_per_cycle
+    return _MEMORY_SLOWER / device.l2_bytes_per_cycle
+
+
+def _together(one: float, other: float) -> float:
+    """Return the cycles of two things done at once."""
+    return max(one, other) + _NOT_HIDDEN * min(one, other)
 
 
 def _divisors(number: int) -> list[int]:

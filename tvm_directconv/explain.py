@@ -19,6 +19,7 @@ from .blocking import (
     estimate,
     reasons_against,
     registers,
+    usable_registers,
 )
 from .device import Device, Vector
 from .device import device as find_device
@@ -179,7 +180,7 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
         f"{_holds(in_flight <= room)}",
         f"3. C_ob is a multiple of N_vec: {channels} = {b.oc_vectors} x {b.lanes} holds",
         f"registers: {used} needed ({sums} for sums, {used - sums} for weights and pixels), "
-        f"{d.vector_registers} available",
+        f"{usable_registers(d)} of {d.vector_registers} for tiles",
     ]
     wider = replace(b, ow_tile=b.ow_tile + 1)
     if against := reasons_against(wider, case.workload, d, case.layout):
@@ -234,18 +235,13 @@ def _row(case: _Case, chosen: Blocking) -> list[str]:
     return lines
 
 
-def _channels(case: _Case, blocking: Blocking) -> int:
-    """Return the input channels that are summed up in one visit of a tile."""
-    return blocking.ic_block if blocking.loop_order == IC_OUTSIDE else case.workload.in_channels
-
-
 def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[str]:
     b, channels = chosen, case.workload.in_channels
     lines = [f"Loop order: {b.loop_order}"]
     if b.loop_order == IC_OUTSIDE:
         lines.append(
-            f"the paper's order: {_channels(case, b)} of {channels} input channels for all rows of "
-            f"a task, then the next; sums are loaded and stored {channels // b.ic_block} times"
+            f"the paper's order: {b.ic_block} of {channels} input channels for all rows of a task, "
+            f"then the next; sums are loaded and stored {channels // b.ic_block} times"
         )
     else:
         lines.append(
@@ -271,7 +267,7 @@ def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[s
 def _caches(case: _Case, chosen: Blocking) -> list[str]:
     d, b, view = case.device, chosen, chosen.view(case.workload)
     rows, columns = view.kernel
-    tile, channels = b.oc_vectors * b.lanes, _channels(case, b)
+    tile, channels = b.oc_vectors * b.lanes, b.channels_at_once(case.workload)
     levels = {"L1": d.l1d_bytes, "L2": d.l2_bytes, "L3": d.l3_bytes}
 
     def footprint(what: str, *factors: int) -> str:

@@ -1,6 +1,6 @@
 """The algorithm on random workloads in random blockings: every result equals the reference."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import ceil
 
 import pytest
@@ -17,6 +17,7 @@ from tvm_directconv.blocking import (
     reasons_against,
     registers,
 )
+from tvm_directconv.device import Vector
 from tvm_directconv.layout import ActivationLayout
 
 SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27]
@@ -79,9 +80,9 @@ def random_blocking(
     flat_rows = 0
     if can_flatten(workload) and draw(st.booleans()):
         flat_rows = chosen(divisors(workload.in_height * workload.in_width))
-    columns = workload.in_height * workload.in_width // flat_rows if flat_rows else workload.out_width
+    pixels = workload.in_height * workload.in_width
+    tiles = range(1, (pixels // flat_rows if flat_rows else workload.out_width) + 1)
     oc_vectors = chosen(divisors(ceil(workload.out_channels / lanes), 8))
-    tiles = range(1, columns + 1)
     ow_tile = chosen([n for n in tiles if registers(oc_vectors, n) <= target.vector_registers])
     ic_block = chosen(divisors(workload.in_channels))
     most = max(1, MOST_STRAIGHT // (oc_vectors * ow_tile * workload.kernel[1]))
@@ -130,9 +131,19 @@ def test_random_blockings(chunk: int) -> None:
     check_random(device("native"), chunk, 60)
 
 
-@pytest.mark.parametrize("chunk", range(6, 9))
-def test_random_blockings_of_wide_vectors(chunk: int, wide: Device) -> None:
+@pytest.mark.parametrize("chunk", range(6, 8))
+def test_random_blockings_for_many_registers(chunk: int, wide: Device) -> None:
     check_random(wide, chunk, 30)
+
+
+@pytest.mark.parametrize("chunk", range(8, 10))
+def test_random_blockings_for_wide_vectors(
+    chunk: int, wide: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # LLVM makes several vectors of one that is too wide, except where a pin asks for its register.
+    monkeypatch.setattr("tvm_directconv.schedules.common.STEP", "not.pinned")
+    vectors = tuple(Vector(2 * v.lanes, v.fma_per_cycle / 2) for v in wide.vectors)
+    check_random(replace(wide, vectors=vectors), chunk, 30)
 
 
 SMALL = {"in_channels": 3, "out_channels": 5}

@@ -69,7 +69,7 @@ def runs_somewhere(name: str) -> bool:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", filter(runs_somewhere, DEVICES))
+@pytest.mark.parametrize("name", [*filter(runs_somewhere, DEVICES)])
 def test_nothing_is_requested_while_running(name: str, threads: int, tmp_path: Path) -> None:
     for layer in EMULATED:
         report = run_exact(build(layer, name, threads), device(name), tmp_path, threads)

@@ -38,6 +38,7 @@ _L3_SLOWER = 2.0
 _MEMORY_SLOWER = 6.0
 _STREAMS = 16
 _PER_VISIT = 12  # cycles
+_NARROW = 1.5  # Narrow last tiles have fewer sums to hide everything else behind.
 _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
@@ -275,9 +276,10 @@ def registers(oc_vectors: int, ow_tile: int) -> int:
     """Return the vector registers a tile needs.
 
     Its sums; of weights and pixels the fewer, which stay through a step; and one through which
-    the others pass.
+    the others pass. Those that are used only once each pass too fast for one register.
     """
-    return oc_vectors * ow_tile + min(oc_vectors, ow_tile) + 1
+    stay = min(oc_vectors, ow_tile)
+    return oc_vectors * ow_tile + stay + (2 if stay == 1 else 1)
 
 
 def usable_registers(device: Device) -> int:
@@ -346,12 +348,11 @@ def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int)
     """Return the cycles of one task, of which there is one for every so many rows and channels."""
     rows, columns = view.kernel
     channels = b.channels_at_once(view)
-    steps = channels * rows * columns
     vectors_bytes = b.oc_vectors * b.lanes * 4
 
     # Bytes that are read again and again, by the next tile of the row, the next row and the next
     # task. How many others lie between two readings decides about the cache they come from.
-    tile_weights = steps * vectors_bytes
+    tile_weights = channels * rows * columns * vectors_bytes
     tile_input = channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * 4
     row_input = channels * rows * view.in_width * 4
     task_weights = view.in_channels * rows * columns * vectors_bytes
@@ -372,18 +373,42 @@ def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int)
     if channels < view.in_channels:  # Loaded and stored.
         sums_again = 2 * _per_byte(b.oh_block * view.out_width * vectors_bytes, device)
 
-    def tile_cycles(width: int) -> float:
+    # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
+    rows_met = sum(_taps_inside(view, 0, range(view.out_height))) / view.out_height
+
+    def tile_cycles(first: int, width: int) -> float:
         fmas = width * b.oc_vectors
         memory = weights_again + input_again * width / b.ow_tile
         memory += fmas * b.lanes * 4 * sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
         around = fmas / device.loads_per_cycle * (2 if channels < view.in_channels else 1)
-        return _together(steps * _step_cycles(b, width, device) + around + _PER_VISIT, memory)
+        met = _taps_inside(view, 1, range(first, first + width))
+        step_cycles = sum(_step_cycles(b, columns_met, device) for columns_met in met)
+        if width < b.ow_tile:
+            step_cycles *= _NARROW
+        return _together(channels * rows_met * step_cycles + around + _PER_VISIT, memory)
 
-    full, rest = divmod(view.out_width, b.ow_tile)
-    row = full * tile_cycles(b.ow_tile) + (tile_cycles(rest) if rest else 0)
+    tiles = range(0, view.out_width, b.ow_tile)
+    left, right = border_tiles(view, b.ow_tile)
+    right = min(right, len(tiles) - left)
+    row = sum(
+        tile_cycles(first, min(b.ow_tile, view.out_width - first))
+        for first in [*tiles[:left], *tiles[len(tiles) - right :]]
+    )
+    if inner := tiles[left : len(tiles) - right]:
+        row += len(inner) * tile_cycles(inner[0], b.ow_tile)
     visits = view.in_channels // channels * b.oh_block
     return _together(row * visits, task_weights * next_weights + task_input * next_input)
+
+
+def _taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
+    """Return for each row (axis 0) or column (1) of the kernel how many outputs it has input for."""
+    size = (view.in_height, view.in_width)[axis]
+    stride, dilation, before = view.stride[axis], view.dilation[axis], view.padding[axis]
+    return [
+        sum(0 <= out * stride + tap * dilation - before < size for out in outputs)
+        for tap in range(view.kernel[axis])
+    ]
 
 
 def _step_cycles(b: Blocking, width: int, device: Device) -> float:
@@ -393,6 +418,8 @@ def _step_cycles(b: Blocking, width: int, device: Device) -> float:
     # Loads go at their full rate only on paper: those that miss the cache are repeated.
     load = width / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
     load /= _LOADS_REACHED
+    if not width:
+        return 0.0
     return max(fma, load, device.fma_latency * _LATENCY_SLACK) + load * _PER_LOAD
 
 

@@ -213,6 +213,10 @@ _COMPUTES = re.compile(
 )
 
 
+# fp32 lanes of the widest register that comes with a feature, widest first.
+_LEGAL_LANES = (("avx512f", 16), ("avx", 8), ("sse2", 4), ("neon", 4))
+
+
 def _llvm(name: str, *args: object) -> Any:
     # Importing TVM takes a second or two, and reading device files needs none of it.
     from tvm.target import codegen
@@ -258,6 +262,12 @@ def _features(spec: Device) -> frozenset[str]:
     from tvm.target import Target
 
     features = frozenset(map(str, _llvm("llvm_get_cpu_features", Target(_options(spec, 1)))))
+    legal = next((lanes for feature, lanes in _LEGAL_LANES if feature in features), 0)
+    if spec.lanes > legal:
+        raise DeviceError(
+            f"device {spec.name!r}: vectors has {spec.lanes} lanes, but {spec.mcpu or spec.triple} "
+            f"has registers of {legal}: correct vectors, or name an mcpu that has them"
+        )
     for flag in spec.mattr:
         # LLVM ignores unknown features, so whether one exists shows only when it is switched on.
         probe = Target(_options(spec, 1, [f"+{flag[1:]}"]))

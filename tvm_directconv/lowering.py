@@ -131,6 +131,13 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         product = BufferStore(store.buffer, total.a + value * total.b.b, store.indices)
         return IfThenElse(inside, product, None)
 
+    def merged(outer: IfThenElse) -> IfThenElse:
+        # A narrower last tile has a condition of its own around the one for padding.
+        inner = outer.then_case
+        if outer.else_case is not None or not isinstance(inner, IfThenElse) or inner.else_case:
+            return outer
+        return IfThenElse(tirx.all(outer.condition, inner.condition), inner.then_case, None)
+
     def hoisted(loop: For) -> Any:
         test = loop.body
         if not (isinstance(test, IfThenElse) and test.else_case is None):
@@ -143,7 +150,9 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         body = IfThenElse(tirx.all(*inner), test.then_case, None) if inner else test.then_case
         return IfThenElse(tirx.all(*outer), _with_body(loop, body), None)
 
-    body = tvm_ffi.structural_map(func.body, [(BufferStore, guarded), (For, hoisted)])
+    body = tvm_ffi.structural_map(
+        func.body, [(BufferStore, guarded), (IfThenElse, merged), (For, hoisted)]
+    )
     return func.with_body(body)
 
 

@@ -83,9 +83,7 @@ def run_exact(conv: CompiledConv, target: Device, folder: Path, threads: int = 1
         find_toolchain(target.triple, target.qemu_cpu),
         threads=threads,
     )
-    np.testing.assert_array_equal(
-        report.outputs[0], conv.manifest.output_layout.pack(expected)
-    )
+    np.testing.assert_array_equal(report.outputs[0], conv.manifest.output_layout.pack(expected))
     return report
 
 

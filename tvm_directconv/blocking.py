@@ -38,7 +38,7 @@ _L3_SLOWER = 2.0
 _MEMORY_SLOWER = 6.0
 _STREAMS = 16
 _PER_VISIT = 12  # cycles
-_NARROW = 1.5  # Narrow last tiles have fewer sums to hide everything else behind.
+_NARROW_LOADS_REACHED = 0.5  # Narrow last tiles have fewer sums to hide their loads behind.
 _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
@@ -383,9 +383,8 @@ def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int)
         # Once per visit: sums are set or loaded, stored, and addresses computed.
         around = fmas / device.loads_per_cycle * (2 if channels < view.in_channels else 1)
         met = _taps_inside(view, 1, range(first, first + width))
-        step_cycles = sum(_step_cycles(b, columns_met, device) for columns_met in met)
-        if width < b.ow_tile:
-            step_cycles *= _NARROW
+        loads_reached = _LOADS_REACHED if width == b.ow_tile else _NARROW_LOADS_REACHED
+        step_cycles = sum(_step_cycles(b, columns, device, loads_reached) for columns in met)
         return _together(channels * rows_met * step_cycles + around + _PER_VISIT, memory)
 
     tiles = range(0, view.out_width, b.ow_tile)
@@ -402,7 +401,7 @@ def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int)
 
 
 def _taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
-    """Return for each row (axis 0) or column (1) of the kernel how many outputs it has input for."""
+    """Return for each row (axis 0) or column (1) of the kernel how many outputs read input."""
     size = (view.in_height, view.in_width)[axis]
     stride, dilation, before = view.stride[axis], view.dilation[axis], view.padding[axis]
     return [
@@ -411,15 +410,15 @@ def _taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
     ]
 
 
-def _step_cycles(b: Blocking, width: int, device: Device) -> float:
+def _step_cycles(b: Blocking, width: int, device: Device, loads_reached: float) -> float:
     """Return the cycles of one step of a tile of `width` columns, all data at hand."""
+    if not width:
+        return 0.0
     rate = next(v.fma_per_cycle for v in device.vectors if v.lanes == b.lanes)
     fma = width * b.oc_vectors / rate
     # Loads go at their full rate only on paper: those that miss the cache are repeated.
     load = width / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
-    load /= _LOADS_REACHED
-    if not width:
-        return 0.0
+    load /= loads_reached
     return max(fma, load, device.fma_latency * _LATENCY_SLACK) + load * _PER_LOAD
 
 

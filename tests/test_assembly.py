@@ -1,0 +1,328 @@
+"""The assembly reader, and what it says about compiled layers: sums stay in registers."""
+
+import shutil
+from collections.abc import Hashable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import LAYERS
+from tvm import tirx
+
+from tvm_directconv import Blocking, ConvWorkload, blocking, build, device, lowering
+from tvm_directconv.assembly import Loop, innermost_loops, mca_cycles, whole_function
+from tvm_directconv.build import scheduled
+from tvm_directconv.errors import ToolchainError
+
+X86_64, AARCH64, ARM = "x86_64-linux-gnu", "aarch64-linux-gnu", "armv7l-linux-gnueabihf"
+
+# --- The reader, on assembly whose numbers are known
+
+
+def test_nested_loops() -> None:
+    text = """
+    conv:                           # @conv
+        pushq %rbp
+        vmovaps %ymm8, 64(%rsp)     # of the caller
+    .LBB0_1:
+        vmovaps %ymm0, 32(%rsp)
+    .LBB0_2:
+    .Ltmp3:
+        #APP
+        #NO_APP
+        vbroadcastss (%rsi), %ymm1
+        vfmadd231ps (%rdx), %ymm1, %ymm0
+        vfmadd231ps 8(%rsp), %ymm1, %ymm2
+        incq %rcx
+        cmpq $64, %rcx
+        jne .LBB0_2
+        vmovaps 32(%rsp), %ymm0
+        decq %rdi
+        jne .LBB0_1
+        vmovaps 64(%rsp), %ymm8
+        retq
+    """
+    (loop,) = innermost_loops(text, X86_64)
+    assert (loop.label, loop.fmas, loop.spills, loop.instructions) == (".LBB0_2", 2, 1, 6)
+    assert loop.body[0] == "vbroadcastss (%rsi), %ymm1"
+    whole = whole_function(text, X86_64)
+    # The inner loop, and what is between two rounds of it; not what saves the caller's register.
+    assert (whole.fmas, whole.spills, whole.instructions) == (2, 3, 10)
+
+
+def test_loops_whose_parts_are_apart_in_the_text() -> None:
+    text = """
+    conv:
+        jmp .LBB0_2
+    .LBB0_4:
+        fmla v0.4s, v1.4s, v2.s[0]
+        b .LBB0_3
+    .LBB0_2:
+        tbz w8, #0, .LBB0_4
+    .LBB0_3:
+        subs x0, x0, #1
+        b.ne .LBB0_2
+        ret
+    .LBB0_5:
+        fmla v3.4s, v1.4s, v2.s[0]
+        b .LBB0_6
+    .LBB0_6:
+        b .LBB0_7
+    .LBB0_7:
+        ret
+    """
+    (loop,) = innermost_loops(text.replace("jmp", "b"), AARCH64)
+    assert loop.body == (
+        "fmla v0.4s, v1.4s, v2.s[0]",
+        "b .LBB0_3",
+        "tbz w8, #0, .LBB0_4",
+        "subs x0, x0, #1",
+        "b.ne .LBB0_2",
+    )
+
+
+def test_loops_without_fmas_are_left_out() -> None:
+    loop = "f:\n.LBB0_1:\n{}\n subs r0, r0, #1\n bne .LBB0_1\n bx lr\n"
+    assert innermost_loops(loop.format("vadd.i32 q0, q1, q2"), ARM) == []
+    assert innermost_loops(loop.format("vadd.f32 q0, q1, q2"), ARM) == []
+    assert len(innermost_loops(loop.format("vfma.f32 q0, q1, q2"), ARM)) == 1
+    assert whole_function("f:\n bx lr\n", ARM) == Loop("", (), 0, 0)
+
+
+def test_without_fused_instructions_pairs_are_counted() -> None:
+    text = "f:\n.LBB0_1:\n mulps %xmm1, %xmm2\n addps %xmm2, %xmm0\n mulps %xmm1, %xmm3\n"
+    (loop,) = innermost_loops(text + "jne .LBB0_1\n retq\n", X86_64)
+    assert loop.fmas == 1
+
+
+def spills_of(triple: str, *body: str, before: tuple[str, ...] = ()) -> int:
+    """Count the spills of a loop with some instructions more than an FMA."""
+    fma = {X86_64: "vfmadd231ps %ymm0, %ymm1, %ymm2", AARCH64: "fmla v0.4s, v1.4s, v2.4s"}
+    jump = {X86_64: "jne", AARCH64: "b.ne", ARM: "bne"}[triple]
+    lines = ["f:", *before, ".LBB0_1:", fma.get(triple, "vfma.f32 q0, q1, q2"), *body]
+    (loop,) = innermost_loops("\n".join([*lines, f"{jump} .LBB0_1"]), triple)
+    return loop.spills
+
+
+@pytest.mark.parametrize(
+    ("triple", "instruction", "spills"),
+    [
+        (X86_64, "vmovaps %zmm1, 128(%rsp)", 1),
+        (X86_64, "vmovups -32(%rsp), %ymm1", 1),
+        (X86_64, "movaps (%rsp), %xmm1", 1),
+        (X86_64, "vmovaps (%rsp,%rcx), %ymm1", 1),
+        (X86_64, "vbroadcastss 12(%rsp), %ymm1", 1),
+        (X86_64, "vfmadd231ps 64(%rsp){1to16}, %zmm1, %zmm2", 1),
+        (X86_64, "vmovaps 128(%rsi), %ymm1", 0),
+        (X86_64, "vmovaps .LCPI0_0(%rip), %ymm1", 0),
+        (X86_64, "vmovaps -32(%rbp), %ymm1", 0),
+        (X86_64, "movq 8(%rsp), %rax", 0),
+        (X86_64, "vmovaps %ymm1, %ymm2", 0),
+        (AARCH64, "str q3, [sp, #16]", 1),
+        (AARCH64, "stp q3, q4, [sp, #32]", 1),
+        (AARCH64, "ldp d9, d8, [sp, #32]", 1),
+        (AARCH64, "ldur s14, [sp, #-4]", 1),
+        (AARCH64, "ld1r { v15.4s }, [sp]", 1),
+        (AARCH64, "ldr q3, [x5, #16]", 0),
+        (AARCH64, "ld1r { v15.4s }, [x5], #4", 0),
+        (AARCH64, "ldp x3, x4, [sp, #32]", 0),
+        (AARCH64, "ldr w8, [sp]", 0),
+        (ARM, "vstr d8, [sp, #8]", 1),
+        (ARM, "vld1.64 {d0, d1}, [sp:128]", 1),
+        (ARM, "vldmia sp, {d0, d1}", 1),
+        (ARM, "vld1.64 {d0, d1}, [r4:128]!", 0),
+        (ARM, "vld1.32 {d8[], d9[]}, [r5:32]!", 0),
+        (ARM, "vldmia r3, {d14, d15}", 0),
+        (ARM, "ldr r4, [sp, #8]", 0),
+    ],
+)
+def test_what_is_a_spill(triple: str, instruction: str, spills: int) -> None:
+    assert spills_of(triple, instruction) == spills
+
+
+@pytest.mark.parametrize(
+    ("triple", "lines", "spills"),
+    [
+        (ARM, ["add r4, sp, #1040", "vstmia r4, {d16, d17}"], 1),
+        (ARM, ["add r4, sp, #16", "add r4, r4, #64", "vld1.64 {d0, d1}, [r4:128]"], 1),
+        (ARM, ["add r4, sp, #16", "vst1.64 {d0, d1}, [r4:128]!", "vldmia r4, {d0, d1}"], 2),
+        (ARM, ["mov r11, sp", "sub r5, r11, #64", "vldr s0, [r5]"], 1),
+        (ARM, ["add r4, sp, #16", "ldr r4, [sp]", "vldmia r4, {d0, d1}"], 0),
+        (ARM, ["add r4, sp, #16", "add r4, r0, r1", "vldmia r4, {d0, d1}"], 0),
+        (ARM, ["add r4, sp, #16", "ldm r0, {r3, r4}", "vldmia r4, {d0, d1}"], 0),
+        (ARM, ["add r0, sp, #16", "bl memset", "vldmia r0, {d0, d1}"], 0),
+        (ARM, ["add r4, sp, #16", "bl memset", "vldmia r4, {d0, d1}"], 1),
+        (AARCH64, ["add x8, sp, #4096", "str q0, [x8, #16]"], 1),
+        (AARCH64, ["mov x29, sp", "ldur q0, [x29, #-16]"], 1),
+        (AARCH64, ["add x8, sp, #16", "ldp x8, x9, [x0]", "str q0, [x8]"], 0),
+        (AARCH64, ["add x8, sp, #16", "mov w8, #3", "str q0, [x8]"], 0),
+        (AARCH64, ["add x8, x8, #16", "str q0, [x8]"], 0),
+        (X86_64, ["movq %rsp, %rbp", "vmovaps %ymm0, -64(%rbp)"], 1),
+        (X86_64, ["leaq 64(%rsp), %r9", "addq $32, %r9", "vmovaps (%r9), %ymm0"], 1),
+        (X86_64, ["leaq 64(%rsp), %rax", "xorl %eax, %eax", "vmovaps (%rax), %ymm0"], 0),
+        (X86_64, ["leaq 64(%rsp), %rax", "movq 8(%rsp), %rax", "vmovaps (%rax), %ymm0"], 0),
+        (X86_64, ["leaq 64(%rsp), %rax", "callq f", "vmovaps (%rax), %ymm0"], 0),
+    ],
+)
+def test_addresses_in_the_stack_are_followed(triple: str, lines: list[str], spills: int) -> None:
+    assert spills_of(triple, *lines) == spills
+    # The same where the address is computed before the loop.
+    assert spills_of(triple, lines[-1], before=tuple(lines[:-1])) == min(spills, 1)
+
+
+def test_an_address_must_be_in_the_stack_whatever_ran_before() -> None:
+    text = "f:\n add r4, sp, #8\n cmp r0, #0\n beq .LBB0_1\n mov r4, r1\n.LBB0_1:\n"
+    text += " vfma.f32 q0, q1, q2\n vldmia r4, {d0, d1}\n bne .LBB0_1\n bx lr\n"
+    (loop,) = innermost_loops(text, ARM)
+    assert loop.spills == 0
+
+
+@pytest.mark.parametrize("triple", ["riscv64-linux-gnu", ""])
+def test_other_machines_are_refused(triple: str) -> None:
+    with pytest.raises(ToolchainError, match="expected an x86-64, AArch64 or ARMv7 triple"):
+        innermost_loops("", triple)
+
+
+# --- Cycles
+
+
+FMLA = tuple(f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(16))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "cycles"), [("cortex-a57", 16), ("cortex-a72", 16), ("neoverse-n1", 8)]
+)
+def test_cycles_are_those_of_the_processor(cpu: str, cycles: float) -> None:
+    loop = Loop("", (*FMLA, "subs x0, x0, #1", "b.ne .LBB0_1"), 16, 0)
+    assert mca_cycles(loop, AARCH64, cpu) == pytest.approx(cycles, rel=0.02)
+
+
+def test_a_chain_of_sums_takes_its_latency() -> None:
+    loop = Loop("", FMLA[:1] * 4, 4, 0)
+    assert mca_cycles(loop, AARCH64, "cortex-a57") == pytest.approx(4 * 4, rel=0.02)
+    assert mca_cycles(loop, AARCH64, "neoverse-n1") == pytest.approx(4 * 2, rel=0.02)
+
+
+def test_every_version_of_llvm_mca_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop("", (*FMLA, "ldr q30, [x0], #16", "ldr s31, [x1], #4"), 16, 0)
+    names = [name for name in ("llvm-mca-22", "llvm-mca-19") if shutil.which(name)]
+    counted = set()
+    for name in names:
+        monkeypatch.setattr("tvm_directconv.assembly._MCA", (name,))
+        counted.add(round(mca_cycles(loop, AARCH64, "neoverse-n1"), 1))
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize("version", [None, "LLVM version 14.0.6", "nonsense"])
+def test_a_missing_or_old_llvm_mca(
+    version: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if version:
+        program = tmp_path / "llvm-mca"
+        program.write_text(f"#!/bin/sh\necho '{version}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolchainError, match="apt install llvm-19"):
+        mca_cycles(Loop("", FMLA, 16, 0), AARCH64, "cortex-a72")
+
+
+@pytest.mark.parametrize(
+    ("body", "cpu"), [(("vfmadd231ps %ymm0",), "cortex-a72"), (FMLA, "cortex-a999")]
+)
+def test_what_llvm_mca_cannot_read(body: tuple[str, ...], cpu: str) -> None:
+    with pytest.raises(ToolchainError, match=f"-mcpu={cpu} .*cannot count the cycles"):
+        mca_cycles(Loop("", body, 1, 0), AARCH64, cpu)
+
+
+# --- Compiled layers
+
+
+def loops_of(
+    name: str, layer: ConvWorkload, chosen: Blocking | None = None
+) -> tuple[list[Loop], Loop]:
+    text = build(layer, name, blocking=chosen).assembly()
+    triple = device(name).triple
+    return innermost_loops(text, triple), whole_function(text, triple)
+
+
+def inner_code(name: str, layer: ConvWorkload, chosen: Blocking) -> Hashable:
+    """Return all that the code of tiles depends on; other sizes are only the ends of loops."""
+    view = chosen.view(layer)
+    borders = blocking.border_tiles(view, chosen.ow_tile)
+    return (
+        replace(chosen, oh_block=1, flat_rows=0, rows_outside=False),
+        layer.kernel,
+        layer.stride,
+        layer.padding,
+        blocking.default_input_layout(layer, device(name)),
+        layer.in_channels > chosen.ic_block,
+        # Rows are apart by as much as an instruction can add to an address, or by more.
+        view.in_width,
+        borders,
+    )
+
+
+def different_layers(name: str) -> dict[ConvWorkload, Blocking]:
+    """Return one layer for each code of a tile, with the model's blocking."""
+    found: dict[Hashable, tuple[ConvWorkload, Blocking]] = {}
+    for layer in LAYERS:
+        chosen = blocking.choose(layer, device(name))
+        found.setdefault(inner_code(name, layer, chosen), (layer, chosen))
+    return dict(found.values())
+
+
+# In parts, so that several processes can share the work.
+PARTS = 4
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "name", ["cortex-a53", "cortex-a57", "cortex-a72", "cortex-a76", "neoverse-n1", "armv7"]
+)
+def test_no_layer_spills(name: str, part: int) -> None:
+    spilling = {}
+    for layer, chosen in list(different_layers(name).items())[part::PARTS]:
+        loops, whole = loops_of(name, layer, chosen)
+        assert whole.fmas >= max(loop.fmas for loop in loops)
+        spills = sum(loop.spills for loop in loops), whole.spills
+        if any(spills):
+            spilling[layer.name or str(layer)] = f"{spills} spills: {chosen}"
+    assert not spilling
+
+
+@pytest.mark.parametrize("name", ["cortex-a72", "neoverse-n1"])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1)])
+def test_the_loops_of_full_tiles_reach_the_peak(name: str, kernel: tuple[int, int]) -> None:
+    target = device(name)
+    assert target.mca_cpu is not None
+    rate = target.vectors[0].fma_per_cycle
+    slow = {}
+    for layer, chosen in different_layers(name).items():
+        if layer.kernel != kernel:
+            continue
+        # The last tile of a row may be narrower, and then it cannot.
+        full = chosen.oc_vectors * chosen.ow_tile * chosen.ic_unroll
+        loops = [loop for loop in loops_of(name, layer, chosen)[0] if loop.fmas >= full]
+        assert loops
+        reached = [
+            loop.fmas / rate / mca_cycles(loop, target.triple, target.mca_cpu) for loop in loops
+        ]
+        if min(reached) < 0.9:
+            slow[layer.name] = f"{min(reached):.2f} of the peak: {chosen}"
+    assert not slow
+
+
+@pytest.mark.parametrize("name", ["x86-64-v2", "x86-64-v3", "znver4", "cortex-a72", "armv7"])
+def test_a_tile_of_too_many_registers_spills(name: str) -> None:
+    target = device(name)
+    layer = ConvWorkload.parse("ic64ih8iw64oc64oh8ow64kh1")
+    layout = blocking.default_input_layout(layer, target)
+    chosen = replace(
+        blocking.choose(layer, target), oc_vectors=2, ow_tile=target.vector_registers // 2 + 4
+    )
+    chosen = replace(chosen, flat_rows=8)
+    assert blocking.reasons_against(chosen, layer, target, layout)
+    module = scheduled(layer, target, chosen, 1, layout).mod
+    text = tirx.build(module, target.target(1), pipeline=lowering.PIPELINE).inspect_source("asm")
+    assert any(loop.spills >= 8 for loop in innermost_loops(text, target.triple))
+    assert whole_function(text, target.triple).spills >= 8

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tvm_directconv import (
+    Blocking,
     CompiledConv,
     ConvWorkload,
     Device,
+    blocking,
     build,
     conv2d_reference,
     device,
@@ -34,6 +36,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@functools.cache
+def chosen(workload: ConvWorkload, device_name: str) -> Blocking:
+    """Return the model's choice for one thread, each case once per process."""
+    return blocking.choose(workload, device(device_name))
 
 
 @functools.cache

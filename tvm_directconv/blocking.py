@@ -14,6 +14,7 @@ stores, and tasks must share out evenly. :func:`choose` counts the cycles of eve
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from math import ceil, gcd
 from typing import Any
 
@@ -127,10 +128,7 @@ class Blocking:
 
     def view(self, workload: ConvWorkload) -> ConvWorkload:
         """Return the workload as this blocking sees it: pixels of 1x1 kernels in other rows."""
-        if not self.flat_rows:
-            return workload
-        pixels = workload.in_height * workload.in_width
-        return replace(workload, in_height=self.flat_rows, in_width=pixels // self.flat_rows)
+        return _counted_in_rows(workload, self.flat_rows) if self.flat_rows else workload
 
     def channels_at_once(self, workload: ConvWorkload) -> int:
         """Return the input channels that are summed up before a tile's sums are stored."""
@@ -145,6 +143,14 @@ class Blocking:
         return ActivationLayout.blocked(self.lanes)
 
 
+# The model asks the same of a workload for each of a thousand blockings.
+@cache
+def _counted_in_rows(workload: ConvWorkload, rows: int) -> ConvWorkload:
+    pixels = workload.in_height * workload.in_width
+    return replace(workload, in_height=rows, in_width=pixels // rows)
+
+
+@cache
 def channel_block(channels: int, device: Device) -> int:
     """Return the channel block in which activations of a device are kept.
 
@@ -171,6 +177,7 @@ def can_flatten(workload: ConvWorkload) -> bool:
     return workload.kernel == (1, 1) and workload.stride == (1, 1) and not any(workload.padding)
 
 
+@cache
 def border_tiles(workload: ConvWorkload, ow_tile: int) -> tuple[int, int]:
     """Return how many tiles of a row need code of their own, at its left and at its right end.
 
@@ -400,6 +407,7 @@ def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int)
     return _together(row * visits, task_weights * next_weights + task_input * next_input)
 
 
+@cache
 def _taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
     """Return for each row (axis 0) or column (1) of the kernel how many outputs read input."""
     size = (view.in_height, view.in_width)[axis]
@@ -439,6 +447,7 @@ def _together(one: float, other: float) -> float:
     return max(one, other) + _NOT_HIDDEN * min(one, other)
 
 
+@cache
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
@@ -504,6 +513,9 @@ def candidates(
                 view = replace(tile, flat_rows=flat_rows).view(workload)
                 if ow_tile > view.out_width:
                     continue
+                tiles = ceil(view.out_width / ow_tile)
+                if ow_tile > ceil(view.out_width / tiles):
+                    continue  # As many tiles of less width leave less for the last one to lack.
                 for oh_block in _oh_blocks(view, vectors // oc_vectors, threads):
                     for rows_outside in (False, True):
                         base = replace(

@@ -1,0 +1,118 @@
+"""The passes between a schedule and LLVM, seen in the code that they lead to."""
+
+import re
+from math import ceil
+
+import pytest
+from tvm import tirx
+from tvm.script import tirx as T
+
+from tvm_directconv import Blocking, ConvWorkload, build, device, lowering
+from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
+from tvm_directconv.build import scheduled, symbol_of
+from tvm_directconv.layout import ActivationLayout
+
+NAMES = ["x86-64-v3", "cortex-a72", "armv7"]
+
+
+def tile(name: str, **knobs: object) -> Blocking:
+    lanes = device(name).lanes
+    return Blocking.from_dict({"lanes": lanes, "oc_vectors": 1, "ow_tile": 4, **knobs})
+
+
+def conv(name: str, **fields: object) -> ConvWorkload:
+    lanes = device(name).lanes
+    sizes = {"in_channels": lanes, "in_height": 1, "in_width": 8, "out_channels": lanes}
+    return ConvWorkload(**{**sizes, "kernel": 1, **fields})
+
+
+def lowered(name: str, workload: ConvWorkload, blocking: Blocking, layout: str) -> tirx.PrimFunc:
+    sch = scheduled(workload, device(name), blocking, 1, ActivationLayout(layout))
+    return lowering.lower(sch.mod[symbol_of(workload)])
+
+
+def products(name: str, workload: ConvWorkload, blocking: Blocking) -> int:
+    """Count the products in the code; LLVM may repeat some."""
+    text = str(lowered(name, workload, blocking, f"NCHW{device(name).lanes}c"))
+    return len(re.findall(r"^\s*(sum\w*)\[.*?\] = \1\[.*?\] \+ ", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_with_padding_are_not_computed(name: str) -> None:
+    # One row in two tiles, both at a border, and two channels in straight-line code.
+    workload = conv(name, kernel=(1, 3), padding=(0, 1))
+    blocking = tile(name, ic_block=device(name).lanes, ic_unroll=2)
+    assert products(name, workload, blocking) == 2 * (8 * 3 - 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles_between_the_borders_share_their_code(name: str) -> None:
+    workload = conv(name, in_width=25, kernel=(1, 3), padding=(0, 1))
+    blocking = tile(name, ic_block=device(name).lanes)
+    # The first of four columns, those between in a loop over the taps, the last of one column.
+    assert products(name, workload, blocking) == (4 * 3 - 1) + 4 + (3 - 1)
+
+
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_is_not_tested_in_innermost_loops(name: str, order: str) -> None:
+    # Rows and columns with padding, and a narrower last tile, which has a condition of its own.
+    workload = conv(name, in_channels=64, in_height=9, in_width=15, kernel=3, padding=1)
+    blocking = tile(name, ic_block=32, ic_unroll=4, loop_order=order)
+    conv_ = build(workload, name, blocking=blocking, input_layout="NCHW4c")
+    loops = innermost_loops(conv_.assembly(), device(name).triple)
+    assert len(loops) >= 3
+    for loop in loops:
+        assert len(re.findall(r"^\t(?:j\w+|b\.?\w\w|[ct]bn?z) ", str(loop), re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sum_has_one_register(name: str, order: str) -> None:
+    lanes = device(name).lanes
+    workload = conv(name, in_channels=32, in_width=11, out_channels=2 * lanes)
+    blocking = tile(name, oc_vectors=2, ic_block=4, loop_order=order)
+    function = lowered(name, workload, blocking, "NCHW4c")
+    assert lowering.allocated_bytes(function) == 4 * lanes
+    # Eight for whole tiles and six for the last; in the paper's order, zeros are stored before.
+    parts = 1 if order == IC_INSIDE else 2
+    assert str(function).count("T.alloc_buffer") == parts * (2 * 4 + 2 * 3)
+
+
+def test_allocations_are_measured() -> None:
+    @T.prim_func(s_tir=True)
+    def none(x: T.Buffer((4,), "float32")):
+        x[0] = x[1]
+
+    assert lowering.allocated_bytes(none) == 0
+    small, large = (tirx.decl_buffer((n, 8), "float32") for n in (2, 3))
+    body = tirx.SeqStmt([tirx.AllocBuffer(small), tirx.AllocBuffer(large), none.body])
+    assert lowering.allocated_bytes(none.with_body(body)) == 4 * 3 * 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pins_cost_no_instruction(name: str) -> None:
+    workload = conv(name, in_width=32, in_channels=16)
+    blocking = tile(name, ic_block=4, ic_unroll=4)
+    conv_ = build(workload, name, blocking=blocking, input_layout="NCHW4c")
+    assert "directconv_pin" not in conv_.assembly()
+    (loop,) = innermost_loops(conv_.assembly(), device(name).triple)
+    target = device(name)
+    # Per step: a load of weights, one of each pixel, the products; the loop adds a few.
+    pairs = 1 if target.fma else 2
+    most = 4 * (1 + 4 + pairs * 4)
+    assert loop.fmas == 16 and loop.spills == 0
+    assert loop.instructions < 1.5 * most
+
+
+@pytest.mark.parametrize("rows", [1, 2, 13])
+def test_callers_see_the_image_as_it_is(rows: int) -> None:
+    workload = conv("x86-64-v3", in_height=13, in_width=26)
+    blocking = tile("x86-64-v3", ic_block=8, ow_tile=13, flat_rows=rows)
+    built = build(workload, "x86-64-v3", blocking=blocking)
+    assert built.manifest.input_shape == (1, 1, 13, 26, 8)
+    assert built.manifest.output_shape == (1, ceil(8 / 8), 13, 26, 8)
+    # The function itself checks these shapes.
+    text = built.assembly()
+    assert re.search(r"cmp\w* \$26\b|cmp\w*\t\$26\b", text) and re.search(r"cmp\w*\t\$13\b", text)

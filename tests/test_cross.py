@@ -8,6 +8,7 @@ import pytest
 from conftest import LAYERS, covering, run_exact
 
 from tvm_directconv import ConvWorkload, build, device
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
 
 
 def shrunk(layer: ConvWorkload) -> ConvWorkload:
@@ -55,6 +56,10 @@ def test_the_cases_have_every_shape() -> None:
 def test_emulated_layers_are_exact(
     layer: ConvWorkload, name: str, threads: int, tmp_path: Path
 ) -> None:
-    conv = build(layer, name, threads)
-    report = run_exact(conv, device(name), tmp_path, threads)
+    target = device(name)
+    b = choose(layer, target, threads)
+    if threads > 1:
+        # Layers of so few channels seldom get the paper's order: here it has its turn, too.
+        b = replace(b, loop_order=IC_INSIDE if b.loop_order == IC_OUTSIDE else IC_OUTSIDE)
+    report = run_exact(build(layer, target, threads, b), target, tmp_path, threads)
     assert report.allocated_bytes == 0

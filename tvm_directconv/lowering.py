@@ -76,6 +76,11 @@ def _with_body(loop: For, body: Any, kind: ForKind | None = None, done: str = ""
     )
 
 
+def _sequence(statements: list[Any]) -> Any:
+    """Return statements one after the other; TVM takes no sequence of one."""
+    return statements[0] if len(statements) == 1 else SeqStmt(statements)
+
+
 def _uses(expression: Any, variable: Var) -> bool:
     found = []
     tvm_ffi.structural_walk(
@@ -201,7 +206,7 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             first, count = tirx.const(left, "int32"), tirx.const(tiles - left - right, "int32")
             parts.append(For(loop.loop_var, first, count, loop.kind, marked(loop.body)))
         parts += [border(index) for index in range(tiles - right, tiles)]
-        return parts[0] if len(parts) == 1 else SeqStmt(parts)
+        return _sequence(parts)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (For, peeled)))
 
@@ -270,7 +275,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if wanted := int(call.args[1]):
                 apart = max(1, len(registers) // (wanted + 1))
                 registers = registers[apart::apart] or registers
-            return SeqStmt([pinned(register) for register in registers] + [Evaluate(0)])
+            return _sequence([pinned(register) for register in registers] or [Evaluate(0)])
 
         def pinned(register: Any) -> BufferStore:
             kind = f"float32x{int(register.shape[0])}"
@@ -289,7 +294,8 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             BufferStore(output.buffer, read(register), output.indices)
             for output, register in sums.values()
         ]
-        return SeqStmt([*before, body, *after])
+        # Nothing is summed up where all products are with padding.
+        return _sequence([*before, body, *after])
 
     def whole(register: Any) -> list[Any]:
         lanes = int(register.shape[0])

@@ -1,10 +1,10 @@
 """Finds the schedule for a device, or a user's own file."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .device import Device
@@ -47,12 +47,11 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
     file = Path(path)
     if not file.is_file():
         raise ScheduleError(f"schedule file {str(file)!r} does not exist: expected a Python file")
-    spec = importlib.util.spec_from_file_location(f"_directconv_schedule_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ScheduleError(f"schedule file {str(file)!r}: expected a name that ends in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(file.stem)
+    module.__file__ = str(file)
     try:
-        spec.loader.exec_module(module)
+        # Not imported: that would leave compiled code in the user's folder.
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except Exception as error:  # Whatever a user's file may do wrong.
         raise ScheduleError(
             f"schedule file {str(file)!r} cannot be imported: {type(error).__name__}: {error}"

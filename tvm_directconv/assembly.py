@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .errors import ToolchainError
 
-__all__ = ["Loop", "innermost_loops", "mca_cycles", "whole_function"]
+__all__ = ["Loop", "find_mca", "innermost_loops", "mca_cycles", "whole_function"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def mca_cycles(loop: Loop, triple: str, mca_cpu: str) -> float:
     """
     # So many rounds that filling the pipelines and draining them does not show.
     rounds = max(20, 20_000 // max(1, loop.instructions))
-    command = [_find_mca(), f"-mtriple={triple}", f"-mcpu={mca_cpu}", f"-iterations={rounds}"]
+    command = [find_mca(), f"-mtriple={triple}", f"-mcpu={mca_cpu}", f"-iterations={rounds}"]
     if mca_cpu == "neoverse-n1":
         # LLVM after 19 takes the decoder's four instructions per cycle for the width of the core,
         # which renames eight.
@@ -154,7 +154,14 @@ _MCA = ("llvm-mca-22", "llvm-mca-19", "llvm-mca")
 _MCA_OLDEST = 19  # Before, the Neoverse N1 has no model of its own.
 
 
-def _find_mca() -> str:
+def find_mca() -> str:
+    """Return the path of an llvm-mca that knows the processors of the device files.
+
+    Raises
+    ------
+    ToolchainError
+        If there is none.
+    """
     for path in filter(None, map(shutil.which, _MCA)):
         words = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"version (\d+)", words)

@@ -2,13 +2,13 @@
 
 import argparse
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from .. import versions
-from ..errors import DirectConvError
+from ..assembly import find_mca
+from ..errors import DirectConvError, ToolchainError
 from ..toolchain import Toolchain, find_toolchain
 from ._output import add_format, render, write
 
@@ -51,14 +51,15 @@ def _checks() -> Iterator[_Check]:
         yield _package(name)
     yield from _tvm(usable=all(versions.installed(name) == want for name, want in pins.items()))
     yield from _compilers()
-    path = shutil.which("llvm-mca")
-    yield _Check(
-        "llvm-mca (cycle model)",
-        "ok" if path else "missing",
-        path or "",
-        "" if path else "apt install llvm",
-        required=False,
-    )
+    yield _cycle_model()
+
+
+def _cycle_model() -> _Check:
+    name = "llvm-mca (cycle model)"
+    try:
+        return _Check(name, "ok", find_mca(), "", required=False)
+    except ToolchainError as error:
+        return _Check(name, "missing", "", str(error), required=False)
 
 
 def _package(name: str, wanted: str | None = None) -> _Check:

@@ -217,7 +217,7 @@ def test_foreign_libraries(tmp_path: Path) -> None:
 
 def test_exports(conv: dc.CompiledConv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {
-        "conv.dll": "expected a name ending in .so or .o",
+        "conv.dll": "expected a name ending in .so, .o or .s",
         "none/conv.so": "the folder does not exist",
     }.items():
         with pytest.raises(LibraryError, match=message):

@@ -256,7 +256,7 @@ ERRORS = {
         "schedule(sch) has the wrong parameters",
     ),
     "missing folder": (["compile", SMALL, "-o", "none/a.so"], "there is no folder 'none'"),
-    "wrong ending": (["compile", SMALL, "-o", "a.dll"], "expected a name ending in .so or .o"),
+    "wrong ending": (["compile", SMALL, "-o", "a.dll"], "expected a name ending in .so, .o or .s"),
     "one file for many": (["compile", "alexnet", "-o", "a.so"], "there are 5 convolutions"),
     "folder is a file": (["compile", "alexnet", "-o", "no.json"], "cannot make folder 'no.json'"),
     "missing library": (["run", "none.so"], "cannot read library 'none.so'"),

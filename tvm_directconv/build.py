@@ -27,6 +27,9 @@ from .registry import find_schedule
 from .toolchain import elf_info, find_toolchain, link_shared
 from .workload import ConvWorkload
 
+SUFFIXES = (".so", ".o", ".s")
+"""What can be exported: a shared library, an object file, the assembly."""
+
 _FORMAT = 1
 
 
@@ -293,17 +296,18 @@ class CompiledConv:
         return self._function
 
     def export(self, path: str | Path) -> Path:
-        """Write a shared library or object file, and its manifest beside it.
+        """Write a shared library, an object file or the assembly, and the manifest beside it.
 
         Parameters
         ----------
         path : str or Path
-            Ends in ``.so`` or ``.o``. The manifest is named the same with ``.json`` appended.
+            Ends in ``.so``, ``.o`` or ``.s``. The manifest is named the same with ``.json``
+            appended.
 
         Returns
         -------
         Path
-            The library.
+            The file.
 
         Raises
         ------
@@ -313,20 +317,22 @@ class CompiledConv:
             If there is no linker for the device.
         """
         path = Path(path)
-        if path.suffix not in (".so", ".o"):
+        if path.suffix not in SUFFIXES:
             raise LibraryError(
-                f"cannot export to {str(path)!r}: expected a name ending in .so or .o"
+                f"cannot export to {str(path)!r}: expected a name ending in .so, .o or .s"
             )
         if not path.parent.is_dir():
             raise LibraryError(f"cannot export to {str(path)!r}: the folder does not exist")
-        with tempfile.TemporaryDirectory() as folder:
-            object_file = Path(folder) / "conv.o"
-            self._module.write_to_file(str(object_file))
-            if path.suffix == ".so":
+        if path.suffix == ".s":
+            path.write_text(self.assembly(), encoding="utf-8")
+        elif path.suffix == ".o":
+            self._module.write_to_file(str(path))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                object_file = Path(folder) / "conv.o"
+                self._module.write_to_file(str(object_file))
                 toolchain = find_toolchain(self.manifest.target["mtriple"])
                 link_shared([object_file], path, toolchain)
-            else:
-                path.write_bytes(object_file.read_bytes())
         manifest = self.manifest.to_dict(path.read_bytes())
         manifest_path = _manifest_path(path)
         manifest_path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

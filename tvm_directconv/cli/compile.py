@@ -5,7 +5,7 @@ import re
 from itertools import count
 from pathlib import Path
 
-from ..build import build
+from ..build import SUFFIXES, build
 from ..errors import LibraryError
 from ..workload import ConvWorkload, workloads
 from ._options import SPECS, add_blocking, add_device, add_input_layout, add_threads
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT",
-        help="for one convolution a file ending in .so (library) or .o (object); otherwise a "
-        "folder, made if need be, in which each gets a library of its name",
+        help="for one convolution a file ending in .so (library), .o (object) or .s (assembly); "
+        "otherwise a folder, made if need be, in which each gets a library of its name",
     )
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
     """Return where each convolution goes, having made the folder."""
-    is_file = output.suffix in (".so", ".o")
+    is_file = output.suffix in SUFFIXES
     if is_file and len(asked) > 1:
         raise LibraryError(
             f"output is {str(output)!r}, but there are {len(asked)} convolutions: expected a folder"
@@ -63,7 +63,7 @@ def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
     if len(asked) == 1 and not output.is_dir():
         if not is_file:
             raise LibraryError(
-                f"output is {str(output)!r}: expected a name ending in .so or .o, or a folder "
+                f"output is {str(output)!r}: expected a name ending in .so, .o or .s, or a folder "
                 "that exists"
             )
         # What export() would say too, but only after compiling.

@@ -1,0 +1,59 @@
+"""The arrays that candidates of one workload are checked with."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ...build import Manifest
+from ...reference import conv2d_reference, random_tensors
+from ...workload import ConvWorkload
+
+# Of whole numbers, so that every right candidate computes the same to the last bit, whatever the
+# order of its additions.
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Input, weights and the right output of one workload.
+
+    Attributes
+    ----------
+    x, weight : numpy.ndarray
+        Plain, NCHW and OIHW, float32, whole numbers.
+    expected : numpy.ndarray
+        The output, NCHW, float32.
+    """
+
+    x: np.ndarray
+    weight: np.ndarray
+    expected: np.ndarray
+
+    def packed(self, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return input, weights and expected output in the layouts of a library."""
+        return (
+            manifest.input_layout.pack(self.x),
+            manifest.weight_layout.pack(self.weight),
+            manifest.output_layout.pack(self.expected),
+        )
+
+
+# The last one is enough: layers are tuned one after the other, or in long turns.
+@lru_cache(maxsize=2)
+def problem(workload: ConvWorkload) -> Problem:
+    """Return the arrays of a workload, computed once."""
+    x, weight = random_tensors(workload, _SEED, integers=True)
+    return Problem(x, weight, conv2d_reference(x, weight, workload).astype(np.float32))
+
+
+def wrong(actual: np.ndarray, expected: np.ndarray) -> str | None:
+    """Return what is wrong with a packed output, None if it is right to the last bit."""
+    if np.array_equal(actual, expected):
+        return None
+    # Comparing with NaN is always false, so count what is not equal.
+    different = int((~(actual == expected)).sum())
+    return (
+        f"{different} of {expected.size} outputs differ from the reference, on whole numbers "
+        "that float32 holds exactly"
+    )

@@ -1,0 +1,103 @@
+"""What a tuner is doing: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ..tuning.tune import Layer, Tuner
+
+_EVERY = 16  # trials: without a terminal, a line when something happens or so many have passed.
+
+
+class Progress:
+    """Shows a tuner's layers: trials, the best so far, its gain over the model, the time left.
+
+    A context manager; :meth:`show` is what the tuner calls after each trial.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._live: Live | None = None
+        self._said: dict[str, tuple[object, ...]] = {}
+        if console.is_terminal:
+            # Redrawn when a trial has ended, not by a thread: that would run beside the next one.
+            self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, tuner: Tuner) -> None:
+        """Show the state of a tuner."""
+        if self._live:
+            self._live.update(_table(tuner), refresh=True)
+            return
+        for layer in tuner.layers:
+            now = (layer.trials // _EVERY, layer.chosen is not None, layer.problem)
+            if (layer.trials or layer.problem) and self._said.get(layer.name) != now:
+                self._said[layer.name] = now
+                facts = ", ".join(f"{key} {text}" for key, text in row(layer).items() if text)
+                print(f"[{_time(tuner.seconds)}] {facts}{_left(tuner)}", file=sys.stderr)
+
+
+def row(layer: Layer) -> dict[str, Any]:
+    """Return what is known of a layer, for people."""
+    record = layer.record
+    seconds = record.seconds_p50 if record else None
+    return {
+        "layer": layer.name,
+        "trials": layer.trials + layer.resumed,
+        "failed": layer.failures or "",
+        "best GFLOP/s": f"{layer.workload.flops / seconds / 1e9:.1f}" if seconds else "",
+        "of peak": f"{record.of_peak:.1%}" if record and record.of_peak else "",
+        "over the model": f"{layer.gain:.3f}" if record else "",
+        "state": _state(layer),
+    }
+
+
+def _state(layer: Layer) -> str:
+    if layer.problem:
+        return f"failed: {layer.problem}"
+    if layer.chosen:
+        return "decided"
+    if layer.search is None:
+        return "waiting"
+    return "nothing left to gain" if layer.exhausted else "searching"
+
+
+def _table(tuner: Tuner) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.caption = f"{_time(tuner.seconds)}{_left(tuner)}; log {tuner.log}"
+    rows = [row(layer) for layer in tuner.layers]
+    for heading in rows[0]:
+        words = heading in ("layer", "state")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    for cells in rows:
+        table.add_row(*map(str, cells.values()))
+    return table
+
+
+def _left(tuner: Tuner) -> str:
+    left = tuner.seconds_left
+    return "" if left is None else f", about {_time(left)} left"
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,267 @@
+"""The space of block sizes that is searched: the model's candidates, and variants of them.
+
+The model tells tiles, blocks and orders apart. What it does not count, how far to unroll and how
+many channels to sum up before the next kernel position, varies here around the best candidate of
+each tile and order. Points that it counts as much slower than its choice are left out: it has been
+wrong by some 20 % where it was compared with measurements, so a point that is twice as slow on
+paper is not worth a trial.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields, replace
+
+import numpy as np
+
+from .. import blocking as blocks
+from ..blocking import IC_INSIDE, Blocking
+from ..device import Device
+from ..errors import BlockingError
+from ..layout import ActivationLayout
+from ..workload import ConvWorkload
+
+# Slower than the model's choice by more than this on paper: not tried.
+_SLOWEST = 1.5
+# A generation of the search asks for some hundred points; more than this would not be looked at.
+_MOST_POINTS = 512
+# Straight-line multiply-adds; the model allows itself half of this.
+_STRAIGHT_FMAS = 512
+_KNOBS = [field.name for field in fields(Blocking)]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A point that is not tried.
+
+    Attributes
+    ----------
+    blocking : Blocking
+    reason : str
+        Its kind, a colon, and the numbers.
+    """
+
+    blocking: Blocking
+    reason: str
+
+
+class Space:
+    """All block sizes that are worth a trial for one convolution on one device.
+
+    Parameters
+    ----------
+    workload : ConvWorkload
+        What is convolved.
+    device : Device
+        On what.
+    threads : int
+        By how many threads.
+    input_layout : ActivationLayout, optional
+        Of :func:`tvm_directconv.blocking.default_input_layout` if not given.
+    start : Blocking, optional
+        A point that is in the space in any case, and first; the model's choice if not given.
+
+    Attributes
+    ----------
+    points : tuple of Blocking
+        The first is where the search starts; the others follow as the model ranks them.
+    cycles : numpy.ndarray
+        What the model counts for each point.
+    rejected : tuple of Rejected
+        What was left out, and why.
+
+    Raises
+    ------
+    BlockingError
+        If `start` cannot be used.
+    """
+
+    def __init__(
+        self,
+        workload: ConvWorkload,
+        device: Device,
+        threads: int = 1,
+        input_layout: ActivationLayout | None = None,
+        start: Blocking | None = None,
+    ) -> None:
+        self.workload = workload
+        self.device = device
+        self.threads = threads
+        self.input_layout = input_layout or blocks.default_input_layout(workload, device)
+        if start is not None:
+            blocks.check(start, workload, device, self.input_layout)
+        counted = {
+            blocking: blocks.estimate(blocking, workload, device, threads).cycles
+            for blocking in blocks.candidates(workload, device, self.input_layout, threads)
+        }
+        default = min(counted, key=counted.__getitem__)
+        rejected = list(self._too_large())
+        ranked: dict[Blocking, float] = {}
+        tiles_and_orders = set()
+        for blocking, cycles in sorted(counted.items(), key=lambda item: item[1]):
+            slower = cycles / counted[default]
+            if slower > _SLOWEST:
+                reason = f"{slower:.2f} times the cycles of the best, up to {_SLOWEST} are tried"
+                rejected.append(Rejected(blocking, f"slow on paper: {reason}"))
+                continue
+            ranked[blocking] = cycles
+            key = (blocking.oc_vectors, blocking.ow_tile, blocking.loop_order)
+            if key not in tiles_and_orders:
+                tiles_and_orders.add(key)
+                ranked |= dict.fromkeys(self._variants(blocking), cycles)
+        first = start or default
+        ranked = {first: 0.0} | ranked  # Puts it first.
+        ranked[first] = blocks.estimate(first, workload, device, threads).cycles
+        rejected += [
+            Rejected(blocking, f"too many points: the model ranks it behind {_MOST_POINTS} others")
+            for blocking in [*ranked][_MOST_POINTS:]
+        ]
+        self.points: tuple[Blocking, ...] = tuple(ranked)[:_MOST_POINTS]
+        self.cycles = np.array([*ranked.values()][:_MOST_POINTS])
+        self.rejected: tuple[Rejected, ...] = tuple(rejected)
+        self._numbers = {blocking: number for number, blocking in enumerate(self.points)}
+        codes = [
+            {value: code for code, value in enumerate(dict.fromkeys(column))}
+            for column in zip(*map(astuple, self.points), strict=True)
+        ]
+        self._codes = np.array(
+            [
+                [code[value] for code, value in zip(codes, astuple(p), strict=True)]
+                for p in self.points
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __repr__(self) -> str:
+        return f"<Space of {len(self)} points, {len(self.rejected)} rejected, {self.workload}>"
+
+    def number_of(self, blocking: Blocking) -> int | None:
+        """Return the number of a point, None if it is not in the space."""
+        return self._numbers.get(blocking)
+
+    def reasons(self) -> Counter[str]:
+        """Count the rejected points by the kind of reason."""
+        return Counter(rejected.reason.split(":")[0] for rejected in self.rejected)
+
+    def likelihood(self) -> np.ndarray:
+        """Return with which probability to try each point, by the model's word alone."""
+        # A tenth slower on paper is tried a third as often.
+        weights = np.exp(-11 * (self.cycles / self.cycles.min() - 1))
+        # None so unlikely that it cannot happen; a start may be arbitrarily bad.
+        weights = np.maximum(weights, 1e-3)
+        return weights / weights.sum()
+
+    def sample(self, count: int, seed: int) -> list[int]:
+        """Draw different points.
+
+        Parameters
+        ----------
+        count : int
+            How many; all of them in random order if the space has fewer.
+        seed : int
+            The same seed draws the same points.
+
+        Returns
+        -------
+        list of int
+            Numbers of points.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        return [int(number) for number in order[:count]]
+
+    def neighbour(self, number: int, rng: np.random.Generator) -> int | None:
+        """Return a point that differs in one knob, and in no more others than it has to.
+
+        Parameters
+        ----------
+        number : int
+            Of the point.
+        rng : numpy.random.Generator
+            Draws the knob, and one of the points.
+
+        Returns
+        -------
+        int or None
+            None if all points are the same in the knob that was drawn.
+        """
+        differs = self._codes != self._codes[number]
+        knob = rng.integers(len(_KNOBS))
+        distance = np.where(differs[:, knob], differs.sum(axis=1), len(_KNOBS) + 1)
+        nearest = distance.min()
+        if nearest > len(_KNOBS):
+            return None
+        return int(rng.choice(np.flatnonzero(distance == nearest)))
+
+    def features(self) -> np.ndarray:
+        """Return what a cost model may learn from, one row of float32 for each point."""
+        rows = []
+        for b, cycles in zip(self.points, self.cycles, strict=True):
+            view = b.view(self.workload)
+            sums = b.oc_vectors * b.ow_tile
+            rows.append(
+                [
+                    cycles / self.cycles.min(),
+                    b.oc_vectors,
+                    b.ow_tile,
+                    sums,
+                    blocks.registers(b.oc_vectors, b.ow_tile),
+                    (b.oc_vectors + b.ow_tile) / sums,
+                    sums * b.ic_unroll * (view.kernel[1] if b.kw_unroll else 1),
+                    b.ic_unroll,
+                    b.ic_block,
+                    b.channels_at_once(view),
+                    b.kw_unroll,
+                    b.oh_block,
+                    b.rows_outside,
+                    b.flat_rows,
+                    view.out_width,
+                    view.out_width % b.ow_tile,
+                    -(-view.out_width // b.ow_tile),
+                ]
+            )
+        return np.array(rows, np.float32)
+
+    def _too_large(self) -> Iterator[Rejected]:
+        """Generate the smallest tiles that do not fit the registers."""
+        lanes = blocks.channel_block(self.workload.out_channels, self.device)
+        usable = blocks.usable_registers(self.device)
+        for oc_vectors in range(1, usable):
+            ow_tile = next(n for n in range(1, 99) if blocks.registers(oc_vectors, n) > usable)
+            tile = Blocking(lanes, oc_vectors, ow_tile, 1, 1)
+            needed = blocks.registers(oc_vectors, ow_tile)
+            yield Rejected(tile, f"too large a tile: it needs {needed} of {usable} registers")
+
+    def _variants(self, blocking: Blocking) -> Iterator[Blocking]:
+        """Generate what differs from a candidate in the knobs that the model does not count."""
+        view, layout = blocking.view(self.workload), self.input_layout
+        sums = blocking.oc_vectors * blocking.ow_tile
+        ic_blocks = [blocking.ic_block]
+        if blocking.loop_order == IC_INSIDE:
+            ic_blocks += [blocking.ic_block * 4, view.in_channels]
+        for ic_block in dict.fromkeys(ic_blocks):
+            inner = blocks.neighbours(ic_block, layout.block)
+            for ic_unroll in dict.fromkeys((1, 2, 4, 8, blocking.ic_unroll, inner)):
+                for kw_unroll in (False, True) if view.kernel[1] > 1 else (False,):
+                    straight = sums * ic_unroll * (view.kernel[1] if kw_unroll else 1)
+                    if straight > _STRAIGHT_FMAS:
+                        continue
+                    variant = replace(
+                        blocking, ic_block=ic_block, ic_unroll=ic_unroll, kw_unroll=kw_unroll
+                    )
+                    if not blocks.reasons_against(variant, self.workload, self.device, layout):
+                        yield variant
+
+
+def blocking_number(space: Space, blocking: Blocking) -> int:
+    """Return the number of a point that must be in a space.
+
+    Raises
+    ------
+    BlockingError
+        If it is not.
+    """
+    number = space.number_of(blocking)
+    if number is None:
+        raise BlockingError(f"{blocking} is not among the {len(space)} points of {space.workload}")
+    return number

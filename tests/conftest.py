@@ -31,10 +31,11 @@ DEVICES = [d.name for d in devices()]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the runner programs that tests build out of the user's cache."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests apart from the user's cache, and from all tuning logs but their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path_factory.mktemp("logs")))
         yield
 
 

@@ -20,10 +20,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_folder_of_python_files_is_a_package() -> None:
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for folder in ("tvm_directconv", "schedules")
+        for folder in ("tvm_directconv", "schedules", "tuning_logs")
         for path in (ROOT / folder).rglob("*.py")
     }
-    found = {f"tvm_directconv.{name}" if name == "schedules" else name for name in found}
+    found = {
+        name if name.startswith("tvm_directconv") else f"tvm_directconv.{name}" for name in found
+    }
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
@@ -48,6 +50,7 @@ def test_a_wheel_from_the_sdist_works(tmp_path: Path) -> None:
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
+    (source / "tuning_logs" / "some-device.jsonl").touch()
     run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", cwd=source)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -56,6 +59,8 @@ def test_a_wheel_from_the_sdist_works(tmp_path: Path) -> None:
         "tvm_directconv/schedules/devices/znver4.toml",
         "tvm_directconv/shapes/vgg16.txt",
         "tvm_directconv/deploy/runner.c",
+        "tvm_directconv/tuning_logs/__init__.py",
+        "tvm_directconv/tuning_logs/some-device.jsonl",
     } <= names
 
     site = tmp_path / "site"

@@ -14,6 +14,7 @@ from .build import CompiledConv, build, load
 from .device import Device, device, devices
 from .errors import DirectConvError
 from .explain import explain
+from .logs import use_logs
 from .reference import conv2d_reference, max_error, random_tensors
 from .workload import ConvWorkload, networks, workloads
 
@@ -33,5 +34,6 @@ __all__ = [
     "max_error",
     "networks",
     "random_tensors",
+    "use_logs",
     "workloads",
 ]

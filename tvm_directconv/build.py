@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, versions
+from . import __version__, logs, versions
 from . import blocking as blocks
 from .blocking import Blocking
 from .device import Device, host_lacks
@@ -50,7 +50,7 @@ class Manifest:
         Threads the blocking was chosen for; the code is serial if 1.
     blocking : Blocking
     blocking_source : str
-        Where the blocking came from: ``model``, ``user``, ...
+        Where the blocking came from: ``model``, ``user``, ``log haswell.jsonl: exact, ...``
     symbol : str
         Name of the function; in the library's symbol table ``__tvm_ffi_`` stands before it.
     input_layout : ActivationLayout
@@ -376,6 +376,45 @@ def symbol_of(workload: ConvWorkload) -> str:
     return f"directconv_{workload}"
 
 
+def unscheduled(
+    workload: ConvWorkload,
+    device: Device,
+    blocking: Blocking,
+    threads: int,
+    input_layout: ActivationLayout,
+) -> Any:
+    """Return the function of a convolution before it is scheduled, in a tvm.IRModule.
+
+    Parameters
+    ----------
+    workload, device, blocking, threads, input_layout
+        As in :func:`build`, all given.
+    """
+    from tvm import IRModule
+
+    from . import compute, lowering
+
+    view = blocking.view(workload)
+    weight_layout = blocking.weight_layout()
+    func = compute.conv2d(view, input_layout, weight_layout)
+    # See lowering: loads must not be merged across steps.
+    func = func.with_attr(
+        {
+            "global_symbol": symbol_of(workload),
+            "tirx.noalias": False,
+            "target": device.target(threads),
+        }
+    )
+    if view != workload:
+        shapes = (
+            input_layout.shape(workload.input_shape),
+            weight_layout.shape(workload.weight_shape),
+            blocking.output_layout().shape(workload.output_shape),
+        )
+        func = func.with_attr(lowering.SHAPES, [list(shape) for shape in shapes])
+    return IRModule({symbol_of(workload): func})
+
+
 def scheduled(
     workload: ConvWorkload,
     device: Device,
@@ -403,30 +442,11 @@ def scheduled(
     ScheduleError
         If the schedule refuses the workload or fails.
     """
-    from tvm import IRModule, s_tir
-
-    from . import compute, lowering
+    from tvm import s_tir
 
     apply = find_schedule(device, schedule)
     view = blocking.view(workload)
-    weight_layout = blocking.weight_layout()
-    func = compute.conv2d(view, input_layout, weight_layout)
-    # See lowering: loads must not be merged across steps.
-    func = func.with_attr(
-        {
-            "global_symbol": symbol_of(workload),
-            "tirx.noalias": False,
-            "target": device.target(threads),
-        }
-    )
-    if view != workload:
-        shapes = (
-            input_layout.shape(workload.input_shape),
-            weight_layout.shape(workload.weight_shape),
-            blocking.output_layout().shape(workload.output_shape),
-        )
-        func = func.with_attr(lowering.SHAPES, [list(shape) for shape in shapes])
-    sch = s_tir.Schedule(IRModule({symbol_of(workload): func}))
+    sch = s_tir.Schedule(unscheduled(workload, device, blocking, threads, input_layout))
     sch.work_on(symbol_of(workload))
     try:
         refusal = apply(sch, view, device, blocking, threads)
@@ -453,15 +473,20 @@ def resolve_blocking(
     Parameters
     ----------
     blocking
-        None or ``"model"`` for the analytical model; a :class:`Blocking` or its knobs by name;
-        or the path of a JSON file with those knobs.
+        None or ``"auto"`` for the tuning logs, failing that the analytical model; ``"model"`` for
+        the model alone; a :class:`Blocking` or its knobs by name; or the path of a JSON file with
+        those knobs.
 
     Raises
     ------
     BlockingError
         If it is none of these, or cannot be used.
     """
-    if blocking is None or blocking == "model":
+    if blocking is None or blocking == "auto":
+        if tuned := logs.best(workload, device, threads, input_layout):
+            return tuned
+        blocking = "model"
+    if blocking == "model":
         return blocks.choose(workload, device, threads, input_layout), "model"
     source = "user"
     if isinstance(blocking, str | Path):
@@ -469,7 +494,7 @@ def resolve_blocking(
         path = Path(blocking)
         if not path.is_file():
             raise BlockingError(
-                f"blocking is {str(blocking)!r}: expected 'model' or a JSON file of knobs"
+                f"blocking is {str(blocking)!r}: expected 'auto', 'model' or a JSON file of knobs"
             )
         try:
             blocking = json.loads(path.read_text(encoding="utf-8"))
@@ -479,7 +504,8 @@ def resolve_blocking(
         blocking = Blocking.from_dict(blocking.get("blocking", blocking))
     if not isinstance(blocking, Blocking):
         raise BlockingError(
-            f"blocking is {blocking!r}: expected a Blocking, its knobs by name, 'model' or a file"
+            f"blocking is {blocking!r}: expected a Blocking, its knobs by name, 'auto', 'model' or "
+            "a file"
         )
     blocks.check(blocking, workload, device, input_layout)
     return blocking, source
@@ -504,7 +530,8 @@ def build(
     threads : int
         By how many threads; 1 gives serial code.
     blocking : Blocking, dict, str or Path, optional
-        Block sizes; the analytical model's if not given. See :func:`resolve_blocking`.
+        Block sizes; if not given, the best of the tuning logs, failing that the analytical
+        model's. See :func:`resolve_blocking`.
     input_layout : str, optional
         Layout of the input: ``NCHW``, ``NHWC`` or ``NCHW<block>c``. If not given, plain NCHW for
         images of up to 3 channels, else blocks as other layers' outputs have them.

@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import os
+import platform
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
     from tvm.target import Target
 
-__all__ = ["Device", "Vector", "device", "devices", "native"]
+__all__ = ["Device", "HostCpu", "Vector", "device", "devices", "host_cpu", "native"]
 
 _ROOT = "generic"
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -786,3 +788,52 @@ def _count(cpus: str) -> int:
     """Count the processors in a list such as ``0-3,8``."""
     ends = [part.split("-") for part in cpus.strip().split(",")]
     return sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
+
+
+class HostCpu(NamedTuple):
+    """The processor of this machine.
+
+    Attributes
+    ----------
+    id : str
+        The same on all machines with this processor: ``AuthenticAMD 25/17`` (vendor, family and
+        model) on x86, ``0x41 0xd08`` (implementer and part) on ARM, several of these joined by
+        ``+`` where cores differ.
+    name : str
+        What the vendor calls it, as far as the system knows; the `id` if it does not.
+    """
+
+    id: str
+    name: str
+
+
+@functools.cache
+def host_cpu() -> HostCpu:
+    """Return what identifies the processor of this machine. Needs no TVM.
+
+    Measurements are compared by it: the device of :func:`native` may stand for many processors.
+    """
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    return _cpu_of(text) or HostCpu(platform.machine(), platform.processor() or platform.machine())
+
+
+def _cpu_of(text: str) -> HostCpu | None:
+    """Read what Linux says in ``/proc/cpuinfo``."""
+    found: dict[str, None] = {}
+    names: list[str] = []
+    # A paragraph for each core; that of an ARM board itself may follow.
+    for paragraph in text.split("\n\n"):
+        pairs = (line.partition(":") for line in paragraph.splitlines())
+        facts = {key.strip(): value.strip() for key, _, value in pairs}
+        if {"vendor_id", "cpu family", "model"} <= facts.keys():
+            found[f"{facts['vendor_id']} {facts['cpu family']}/{facts['model']}"] = None
+        elif {"CPU implementer", "CPU part"} <= facts.keys():
+            found[f"{facts['CPU implementer']} {facts['CPU part']}"] = None
+        names += [facts[key] for key in ("model name", "Model", "Hardware") if facts.get(key)]
+    if not found:
+        return None
+    identity = "+".join(sorted(found))
+    return HostCpu(identity, names[0] if names else identity)

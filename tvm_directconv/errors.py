@@ -36,3 +36,15 @@ class LibraryError(DirectConvError, RuntimeError):
 
 class ToolchainError(DirectConvError, RuntimeError):
     """A compiler, linker or emulator is missing or failed."""
+
+
+class RpcError(DirectConvError, RuntimeError):
+    """An RPC tracker or the boards it should know cannot be reached."""
+
+
+class LogError(DirectConvError, RuntimeError):
+    """A tuning log cannot be read or written, or a record in it is malformed."""
+
+
+class TuningError(DirectConvError, RuntimeError):
+    """There is nothing to tune, or nothing could be measured."""

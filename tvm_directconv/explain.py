@@ -25,6 +25,7 @@ from .device import Device, Vector
 from .device import device as find_device
 from .errors import BlockingError, WorkloadError
 from .layout import ActivationLayout
+from .logs import best
 from .workload import ConvWorkload
 
 _ALTERNATIVES = 3
@@ -86,7 +87,7 @@ def explain(
     str
         Paragraphs of plain text: the paper's inequalities, registers, the tiles of a row, loop
         order, caches, tasks, the predicted percentage of the peak, the next best candidates, and
-        the layouts with the memory they save.
+        the layouts with the memory they save; last, what tuning logs say, if they know better.
 
     Raises
     ------
@@ -128,6 +129,8 @@ def explain(
         _alternatives(case, chosen, ranked),
         _memory(case, chosen),
     ]
+    if tuned := best(workload, found, threads, layout):
+        paragraphs.append(_tuned(chosen, *tuned))
     return "\n\n".join("\n  ".join(lines) for lines in paragraphs)
 
 
@@ -140,6 +143,12 @@ def _heading(case: _Case, chosen: Blocking) -> list[str]:
         "cycle and core)",
         f"blocking: {chosen}",
     ]
+
+
+def _tuned(chosen: Blocking, blocking: Blocking, source: str) -> list[str]:
+    if blocking == chosen:
+        return [f"Tuning confirms this choice ({source})."]
+    return [f"Tuning found another blocking, which build takes instead ({source}):", str(blocking)]
 
 
 def _vector(case: _Case, chosen: Blocking) -> Vector:

@@ -26,7 +26,7 @@ from tvm_directconv.cli import _output, bench, layers, main
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
 KNOBS = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4}
-COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "doctor")
+COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "tune", "logs", "doctor")
 FORMATS = ("table", "json", "csv", "markdown")
 ROW_KEYS = {
     "network",
@@ -158,6 +158,7 @@ def test_version(run: Command) -> None:
         ["devices", "cortex-a72"],
         ["layers"],
         ["explain", SMALL, "--device", "haswell"],
+        ["logs", "show", "--format", "json"],
     ],
     ids=" ".join,
 )
@@ -180,6 +181,7 @@ def test_what_needs_no_tvm_does_not_import_it(words: list[str]) -> None:
         (["compile", SMALL, "-o", "new.so"], "new.so: "),
         (["run", "here.so"], "max_error 0\n"),
         (["bench", SMALL, "--repeat", "1"], "no network: "),
+        (["logs", "best", SMALL], "model"),
         (["doctor"], "apache-tvm-ffi"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -255,6 +257,9 @@ ERRORS = {
         ["compile", SMALL, "--schedule", "schedule.py", "-o", "a.so"],
         "schedule(sch) has the wrong parameters",
     ),
+    "missing logs": (["compile", SMALL, "--logs", "none", "-o", "a.so"], "no folder 'none'"),
+    "missing logs benched": (["bench", SMALL, "--logs", "none", "-o", "a"], "no folder 'none'"),
+    "missing logs explained": (["explain", SMALL, "--logs", "none"], "no folder 'none'"),
     "missing folder": (["compile", SMALL, "-o", "none/a.so"], "there is no folder 'none'"),
     "wrong ending": (["compile", SMALL, "-o", "a.dll"], "expected a name ending in .so, .o or .s"),
     "one file for many": (["compile", "alexnet", "-o", "a.so"], "there are 5 convolutions"),
@@ -431,7 +436,7 @@ def test_compile_takes_every_choice(run: Command, folder: Path) -> None:
     assert run("run", "a.so", "--emulate")[1].splitlines()[1] == "max_error 0"
 
 
-def test_blocking_auto_is_the_models_for_now(run: Command) -> None:
+def test_blocking_auto_is_the_models_without_logs(run: Command) -> None:
     _, automatic, _ = run("compile", SMALL, "--blocking", "auto", "-o", "a.so")
     _, model, _ = run("compile", SMALL, "--blocking", "model", "-o", "a.so")
     assert "blocking (model)" in automatic

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 README = DOCUMENTS["README.md"]
 SCRIPTS = ("scripts/demo", "scripts/demo_board", "scripts/test", ".ci/run")
-COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "doctor")
+COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "tune", "logs", "doctor")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from .. import __version__, versions
 from ..errors import DirectConvError
+from ..logs import LogWarning
 
 _PROGRAM = "tvm-directconv"
 _COMMANDS = {
@@ -21,6 +25,8 @@ _COMMANDS = {
     "compile": "compile convolutions to shared libraries or object files",
     "run": "run a compiled library and compare its output with the reference",
     "bench": "measure convolutions on this machine",
+    "tune": "search for faster block sizes and log every measurement",
+    "logs": "show, merge, prune, check and export tuning logs",
     "doctor": "check what is installed, and say how to get what is missing",
 }
 
@@ -45,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _run(_parse(sys.argv[1:] if argv is None else argv))
+            with _short_warnings():
+                return _run(_parse(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()  # Here, where a closed pipe can still be handled.
     except BrokenPipeError:
@@ -57,6 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print what is wrong with tuning logs as errors are printed, without a line of code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LogWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, LogWarning):
+                print(f"{_PROGRAM}: warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *rest)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _run(arguments: argparse.Namespace) -> int:

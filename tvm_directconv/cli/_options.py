@@ -1,6 +1,11 @@
 """Options that several subcommands share."""
 
 import argparse
+import contextlib
+from pathlib import Path
+
+from ..errors import LogError
+from ..logs import use_logs
 
 TOLERANCE = 1e-4
 """Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
@@ -43,7 +48,6 @@ def add_blocking(parser: argparse.ArgumentParser) -> None:
     """Add ``--blocking``."""
     parser.add_argument(
         "--blocking",
-        type=_blocking,
         default="auto",
         metavar="SOURCE",
         help="where block sizes come from: model (the analytical model), auto (tuning logs, "
@@ -51,9 +55,29 @@ def add_blocking(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _blocking(text: str) -> str:
-    # There are no tuning logs to look into yet.
-    return "model" if text == "auto" else text
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    """Add ``--logs``; see :func:`logs_of`."""
+    parser.add_argument(
+        "--logs",
+        metavar="DIR",
+        help="folder of tuning logs to use; default: $TVM_DIRECTCONV_LOGS, failing that the "
+        "user's and those of this package",
+    )
+
+
+def logs_of(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which tuning logs are read from where ``--logs`` says.
+
+    Raises
+    ------
+    LogError
+        If there is no such folder.
+    """
+    if args.logs is None:
+        return contextlib.nullcontext()
+    if not Path(args.logs).is_dir():
+        raise LogError(f"there is no folder {args.logs!r}: expected one with tuning logs")
+    return use_logs(args.logs)
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,16 @@ from ..device import Device, host_lacks
 from ..device import device as find_device
 from ..errors import DeviceError, LibraryError, WorkloadError
 from ..workload import ConvWorkload, workloads
-from ._options import SPECS, TOLERANCE, add_blocking, add_device, add_threads, positive
+from ._options import (
+    SPECS,
+    TOLERANCE,
+    add_blocking,
+    add_device,
+    add_logs,
+    add_threads,
+    logs_of,
+    positive,
+)
 from ._output import Row, add_format, check_writable, for_people, render, write
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
@@ -26,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_threads(parser)
     add_blocking(parser)
+    add_logs(parser)
     parser.add_argument(
         "--repeat", type=positive, default=10, metavar="R", help="measurements; default: 10"
     )
@@ -43,10 +53,12 @@ def run(args: argparse.Namespace) -> int:
             "the code with 'tvm-directconv compile' and 'tvm-directconv run --emulate'"
         )
     asked = _without_groups(workloads(args.spec or _PAPER))
+    logs = logs_of(args)
     if args.output:
         check_writable(args.output)
     try:
-        rows, people = _measured(asked, device, args)
+        with logs:
+            rows, people = _measured(asked, device, args)
     finally:
         _progress("")
     text = render(rows, args.format, people)

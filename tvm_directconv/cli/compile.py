@@ -8,7 +8,15 @@ from pathlib import Path
 from ..build import SUFFIXES, build
 from ..errors import LibraryError
 from ..workload import ConvWorkload, workloads
-from ._options import SPECS, add_blocking, add_device, add_input_layout, add_threads
+from ._options import (
+    SPECS,
+    add_blocking,
+    add_device,
+    add_input_layout,
+    add_logs,
+    add_threads,
+    logs_of,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_threads(parser)
     add_blocking(parser)
+    add_logs(parser)
     add_input_layout(parser)
     parser.add_argument(
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"
@@ -33,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile and export; every library has its manifest beside it."""
+    with logs_of(args):
+        _compile(args)
+    return 0
+
+
+def _compile(args: argparse.Namespace) -> None:
     asked = workloads(args.spec)
     for workload, path in zip(asked, _paths(asked, Path(args.output)), strict=True):
         conv = build(
@@ -50,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
             f"{conv.blocking}",
             flush=True,
         )
-    return 0
 
 
 def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:

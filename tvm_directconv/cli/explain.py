@@ -4,7 +4,7 @@ import argparse
 
 from ..explain import explain
 from ..workload import workloads
-from ._options import SPECS, add_device, add_input_layout, add_threads
+from ._options import SPECS, add_device, add_input_layout, add_logs, add_threads, logs_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,12 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_threads(parser)
     add_input_layout(parser)
+    add_logs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print why the model chooses the blockings it does."""
-    for number, workload in enumerate(workloads(args.spec)):
-        if number:
-            print("\n" + "-" * 80 + "\n")
-        print(explain(workload, args.device, args.threads, args.input_layout))
+    with logs_of(args):
+        for number, workload in enumerate(workloads(args.spec)):
+            if number:
+                print("\n" + "-" * 80 + "\n")
+            print(explain(workload, args.device, args.threads, args.input_layout))
     return 0

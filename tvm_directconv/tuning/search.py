@@ -82,12 +82,13 @@ class Evolution:
 
         self._glue = glue
         self._space = space
-        # XGBModel draws predictions from NumPy's global generator until it has been trained.
         self._rng = np.random.default_rng(seed)
         self._known: set[int] = set()
-        self._queue: list[int] = []
         logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.ERROR)
         weights = space.likelihood() if guided else np.full(len(space), 1 / len(space))
+        # XGBoost knows nothing yet; it would draw scores from NumPy's global generator.
+        drawn = self._rng.choice(len(space), len(space), replace=False, p=weights)
+        self._queue = [int(point) for point in drawn]
         self._module = glue.module(space)
         self._model = glue.cost_model(space)
         self._database = MemoryDatabase()
@@ -114,7 +115,7 @@ class Evolution:
         )
 
     def ask(self, count: int) -> list[int]:
-        """Return the first point, then what the evolution picks."""
+        """Return the first point, then such as the model likes, later what the evolution picks."""
         asked: list[int] = []
         if 0 not in self._known:
             self._known.add(0)
@@ -150,7 +151,7 @@ class Evolution:
             return new
         # The evolution circles around what is known: by the model's word, then.
         left = [point for point in range(len(self._space)) if point not in self._known]
-        return [min(left, key=lambda point: float(self._space.cycles[point]))]
+        return sorted(left, key=lambda point: float(self._space.cycles[point]))
 
 
 STRATEGIES = ("evolutionary", "random", "exhaustive")

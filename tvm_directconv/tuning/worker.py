@@ -7,11 +7,13 @@ The standard library's pools lose all their work then; here it costs the one cal
 import contextlib
 import os
 import pickle
+import queue
 import select
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
@@ -70,7 +72,7 @@ class Worker:
         assert self._process and self._process.stdin and self._process.stdout
         try:
             _send(self._process.stdin, (function, args))
-            raised, result = _receive(self._process.stdout, seconds)
+            raised, result = pickle.loads(_receive(self._process.stdout, seconds))
         except TimeoutError:
             self.close()
             return Failure("timeout", f"no result within {seconds:g} s")
@@ -120,14 +122,14 @@ def _send(pipe: IO[bytes], message: object) -> None:
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes], seconds: float | None = None) -> Any:
+def _receive(pipe: IO[bytes], seconds: float | None = None) -> bytes:
     end = None if seconds is None else time.monotonic() + seconds
     (length,) = _LENGTH.unpack(_read(pipe, _LENGTH.size, end))
-    return pickle.loads(_read(pipe, length, end))
+    return _read(pipe, length, end)
 
 
 def _read(pipe: IO[bytes], count: int, end: float | None) -> bytes:
-    data = b""
+    data = bytearray()
     while len(data) < count:
         left = None if end is None else max(0.0, end - time.monotonic())
         if not select.select([pipe], [], [], left)[0]:
@@ -136,19 +138,27 @@ def _read(pipe: IO[bytes], count: int, end: float | None) -> bytes:
         if not part:
             raise EOFError
         data += part
-    return data
+    return bytes(data)
 
 
 def serve() -> None:
     """Answer calls until standard input ends. This is what the process runs."""
-    answers = os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints must not get between the answers.
+    calls, answers = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb")
+    # Whatever a library reads or prints must not get between calls and answers.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                waiting.put(_receive(calls))
+        # Whoever asks is gone, perhaps killed; a call that goes on would be for nobody.
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=listen, daemon=True).start()
     while True:
-        try:
-            function, args = _receive(sys.stdin.buffer)
-        except EOFError:
-            return
+        function, args = pickle.loads(waiting.get())
         try:
             answer = (False, function(*args))
         except Exception as error:

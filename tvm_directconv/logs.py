@@ -727,7 +727,7 @@ def prune(path: str | os.PathLike[str], keep: int = 5) -> tuple[int, int]:
     path : str or path
         The log.
     keep : int
-        How many different blockings of each case to keep.
+        How many different blockings of each case to keep besides those chosen.
 
     Returns
     -------
@@ -754,8 +754,11 @@ def prune(path: str | os.PathLike[str], keep: int = 5) -> tuple[int, int]:
         for records in cases.values():
             best_of: dict[Blocking, Record] = {}
             for r in ranked(records):
-                best_of.setdefault(r.blocking, r)
-            kept |= {*[*best_of.values()][:keep], *(r for r in records if r.chosen)}
+                if r.chosen:
+                    kept.add(r)
+                else:
+                    best_of.setdefault(r.blocking, r)
+            kept |= {*[*best_of.values()][:keep]}
         # Equal ones once, where the last of them stands: of equals, the last one counts.
         left = {line.record or line.text: line for line in reversed(found)}
         different = [

@@ -1,16 +1,24 @@
 /* Runs one kernel of a library that TVM exported, without Python and without TVM's runtime.
  *
- * runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] TENSOR...
+ * runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] [--limit SECONDS]
+ *        TENSOR...
+ * runner --cpu
  *
  * Each TENSOR is one argument of the kernel, in order: in:FILE:4,56,56,16 is read from a file of
- * raw float32 values, out:FILE:SHAPE is written to one afterwards. After --warmup untimed calls,
- * --repeat batches of --number calls are timed. Standard output is one JSON object:
+ * raw float32 values, out:FILE:SHAPE is written to one afterwards, and what becomes of
+ * expect:FILE:SHAPE is compared with one. After --warmup untimed calls, --repeat batches of --number
+ * calls are timed. After --limit seconds it gives up. Standard output is one JSON object:
  *
  *   seconds           the time of one call, for each batch
+ *   different         elements of the expect: tensors that are not equal to those expected
  *   allocations       memory requests that the kernel made during its first call
  *   allocated_bytes   their sum, workspaces included
- *   rss_growth_bytes  how far the first batch of calls raised the peak of resident memory
- *   status            0, or -1 with an "error" when the kernel refused its arguments
+ *   rss_growth_bytes  how far the first timed batch of calls raised the peak of resident memory
+ *   status            0, or -1 when the kernel failed, with one of:
+ *     error           what it says against its arguments
+ *     signal          the number of the signal that ended it; SIGALRM after --limit
+ *
+ * With --cpu it is one with the text of /proc/cpuinfo as "cpuinfo".
  *
  * Exit status: 0, 1 when the kernel failed, 2 when the command line is wrong.
  * Build: cc -std=c99 -O2 runner.c -o runner -rdynamic -pthread -ldl
@@ -20,14 +28,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <link.h>
+#include <malloc.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -113,29 +123,46 @@ void free(void *p) {
     if (find_real(&real, "free")) ((void (*)(void *))real)(p);
 }
 
-/* Peak of resident memory so far, in bytes; `reset` first lowers the peak to the present value,
- * where the kernel permits that (if not, growth below an older peak goes unseen). Its growth over
- * a call also sees what counting requests cannot: stack, and memory taken by direct system calls.
- * It is coarse, since pages of code count and the kernel's own counters lag by some dozens of
- * pages, and in an emulator it includes the emulator's translated code: use it to tell kilobytes
- * from megabytes. */
-static uint64_t peak_rss(int reset) {
-    static char status[8192]; /* no stdio here: its buffers would show in the measurement */
-    int fd = reset ? open("/proc/self/clear_refs", O_WRONLY) : -1;
-    if (fd >= 0) {
-        ssize_t ignored = write(fd, "5", 1);
-        (void)ignored;
-        close(fd);
-    }
-    fd = open("/proc/self/status", O_RDONLY);
-    ssize_t size = fd >= 0 ? read(fd, status, sizeof status - 1) : 0;
+static uint64_t memory_line(const char *file, const char *name) {
+    static char text[8192]; /* no stdio here: its buffers would show in the measurement */
+    int fd = open(file, O_RDONLY);
+    ssize_t size = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
     if (fd >= 0) close(fd);
-    status[size > 0 ? size : 0] = '\0';
-    const char *line = strstr(status, "VmHWM:");
-    if (line) return strtoull(line + 6, NULL, 10) * 1024;
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (uint64_t)usage.ru_maxrss * 1024;
+    text[size > 0 ? size : 0] = '\0';
+    const char *line = strstr(text, name);
+    return line ? strtoull(line + strlen(name), NULL, 10) * 1024 : 0;
+}
+
+/* Resident memory, and its peak so far. Growth of the peak also sees what counting requests
+ * cannot: stack, and memory taken by direct system calls. In an emulator, code that has not run
+ * before counts, as the emulator translates it: there, warm up.
+ *
+ * Linux counts pages for each processor or thread and adds the counts up late. A peak between two
+ * readings may therefore be found some 100 KiB too low. So the kernel's memory is not given back
+ * (prepare_memory), and what is resident is read as well, where Linux looks at every page. */
+typedef struct {
+    uint64_t resident, peak;
+} Memory;
+
+static Memory memory_now(void) {
+    return (Memory){memory_line("/proc/self/smaps_rollup", "Rss:"),
+                    memory_line("/proc/self/status", "VmHWM:")};
+}
+
+/* Lowers the peak to the present, where Linux permits it: if not, growth below an older peak goes
+ * unseen. */
+static void reset_peak(void) {
+    int fd = open("/proc/self/clear_refs", O_WRONLY);
+    if (fd < 0) return;
+    ssize_t ignored = write(fd, "5", 1);
+    (void)ignored;
+    close(fd);
+}
+
+static uint64_t growth(Memory before, Memory after) {
+    uint64_t resident = after.resident > before.resident ? after.resident - before.resident : 0;
+    uint64_t peak = after.peak > before.peak ? after.peak - before.peak : 0;
+    return peak > resident ? peak : resident;
 }
 
 /* ---- The part of TVM's runtime that kernels call: errors, workspaces, parallel loops. ---- */
@@ -227,7 +254,50 @@ static int parallel_launch(ParallelBody body, void *data, int requested) {
     return pool.failed ? -1 : 0;
 }
 
+/* ---- Nothing but the kernel's own memory may show in the peak of resident memory. ---- */
+
+enum { PAGE = 4096, STACK = 16384 }; /* the smallest pages there are; what calls need, and more */
+
+/* Pages of code and constants are loaded from their file when they are first used. */
+static int touch_object(struct dl_phdr_info *object, size_t size, void *nothing) {
+    (void)size, (void)nothing;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_R)) continue;
+        const volatile char *start = (const volatile char *)(object->dlpi_addr + part->p_vaddr);
+        for (size_t offset = 0; offset < part->p_filesz; offset += PAGE) (void)start[offset];
+        if (part->p_filesz) (void)start[part->p_filesz - 1];
+    }
+    return 0;
+}
+
+static int touch_stack(int task, ParallelEnv *env, void *nothing) {
+    (void)task, (void)env, (void)nothing;
+    volatile char stack[STACK];
+    for (size_t offset = 0; offset < STACK; offset += PAGE) stack[offset] = 0;
+    return stack[0];
+}
+
+static void prepare_memory(void) {
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, -1);
+    dl_iterate_phdr(touch_object, NULL);
+    parallel_launch(touch_stack, NULL, 0); /* of all threads, which have started then */
+    memory_now();                          /* its buffer */
+}
+
 /* ---- The program. ---- */
+
+/* A shell or ssh in between may hide how a program ended, so it says so itself. */
+static void ended_by(int number) {
+    char text[] = "{\"status\": -1, \"signal\": 00}\n";
+    char *digits = strchr(text, '0');
+    digits[0] = (char)(number < 10 ? ' ' : '0' + number / 10);
+    digits[1] = (char)('0' + number % 10);
+    ssize_t ignored = write(STDOUT_FILENO, text, sizeof text - 1);
+    (void)ignored;
+    _exit(1);
+}
 
 static void stop(const char *format, ...) {
     va_list args;
@@ -263,20 +333,35 @@ static void fill_slots(void *library, const char *path) {
     }
 }
 
+enum { IN, OUT, EXPECT };
+
 typedef struct {
     const char *file;
-    int is_output;
+    int role;
+    float *expected;
     int64_t shape[MAX_DIMS], strides[MAX_DIMS];
     size_t bytes;
     DLTensor dl;
 } Tensor;
 
+static void read_floats(const Tensor *t, float *data, const char *shape) {
+    FILE *f = fopen(t->file, "rb");
+    if (!f) stop("cannot open input %s: %s", t->file, strerror(errno));
+    size_t got = fread(data, 1, t->bytes, f);
+    if (got != t->bytes || fgetc(f) != EOF)
+        stop("input %s holds %s than the %zu bytes of float32 shape %s", t->file,
+             got < t->bytes ? "less" : "more", t->bytes, shape);
+    fclose(f);
+}
+
 static void parse_tensor(Tensor *t, char *text) {
+    static const char *const roles[] = {[IN] = "in:", [OUT] = "out:", [EXPECT] = "expect:"};
     char *colon = strrchr(text, ':');
-    t->is_output = strncmp(text, "out:", 4) == 0;
-    t->file = text + (t->is_output ? 4 : 3);
-    if ((!t->is_output && strncmp(text, "in:", 3) != 0) || colon <= t->file)
-        stop("tensor '%s': expected in:FILE:SHAPE or out:FILE:SHAPE", text);
+    for (t->role = IN; t->role <= EXPECT; t->role++)
+        if (strncmp(text, roles[t->role], strlen(roles[t->role])) == 0) break;
+    t->file = t->role <= EXPECT ? text + strlen(roles[t->role]) : NULL;
+    if (!t->file || colon <= t->file)
+        stop("tensor '%s': expected in:FILE:SHAPE, out:FILE:SHAPE or expect:FILE:SHAPE", text);
     int ndim = 0;
     uint64_t size = sizeof(float);
     for (char *p = colon, *end; *p; p = end, ndim++) {
@@ -297,14 +382,20 @@ static void parse_tensor(Tensor *t, char *text) {
         stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
     memset(data, 0xff, t->bytes); /* NaN: an element that the kernel does not write shows */
     t->dl = (DLTensor){data, DEVICE_CPU, 0, ndim, TYPE_FLOAT, 32, 1, t->shape, t->strides, 0};
-    if (t->is_output) return;
-    FILE *f = fopen(t->file, "rb");
-    if (!f) stop("cannot open input %s: %s", t->file, strerror(errno));
-    size_t got = fread(data, 1, t->bytes, f);
-    if (got != t->bytes || fgetc(f) != EOF)
-        stop("input %s holds %s than the %zu bytes of float32 shape %s", t->file,
-             got < t->bytes ? "less" : "more", t->bytes, colon + 1);
-    fclose(f);
+    if (t->role == IN) read_floats(t, data, colon + 1);
+    if (t->role == EXPECT) {
+        t->expected = malloc(t->bytes);
+        if (!t->expected) stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
+        read_floats(t, t->expected, colon + 1);
+    }
+}
+
+/* No tolerance; and no NaN is equal to anything. */
+static uint64_t differences(const Tensor *t) {
+    const float *found = t->dl.data;
+    uint64_t count = 0;
+    for (size_t i = 0; i < t->bytes / sizeof *found; i++) count += !(found[i] == t->expected[i]);
+    return count;
 }
 
 static void write_output(const Tensor *t) {
@@ -325,15 +416,22 @@ static int parse_count(const char *option, const char *text, int least) {
     return (int)n;
 }
 
-static void print_json_string(const char *text) {
-    putchar('"');
+static void print_in_json_string(const char *text) {
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
         if (c == '"' || c == '\\') printf("\\%c", c);
         else if (c < 0x20) printf("\\u%04x", c);
         else putchar(c);
     }
-    putchar('"');
+}
+
+static int print_cpu(void) {
+    char line[1024];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    printf("{\"cpuinfo\": \"");
+    while (f && fgets(line, sizeof line, f)) print_in_json_string(line);
+    puts("\"}");
+    return 0;
 }
 
 static double now(void) {
@@ -345,16 +443,20 @@ static double now(void) {
 int main(int argc, char **argv) {
     static Tensor tensors[MAX_TENSORS];
     static Any args[MAX_TENSORS];
-    int repeat = 1, warmup = 0, number = 1, count_tensors = 0;
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGALRM};
+    int repeat = 1, warmup = 0, number = 1, limit = 0, count_tensors = 0;
+    if (argc == 2 && strcmp(argv[1], "--cpu") == 0) return print_cpu();
     if (argc < 3)
         stop("usage: runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] "
-             "in:FILE:SHAPE|out:FILE:SHAPE...");
+             "[--limit SECONDS] in:FILE:SHAPE|out:FILE:SHAPE|expect:FILE:SHAPE..., or "
+             "runner --cpu");
     for (int i = 3; i < argc; i++) {
         char *option = argv[i];
         if (strcmp(option, "--repeat") == 0) repeat = parse_count(option, argv[++i], 1);
         else if (strcmp(option, "--warmup") == 0) warmup = parse_count(option, argv[++i], 0);
         else if (strcmp(option, "--number") == 0) number = parse_count(option, argv[++i], 1);
         else if (strcmp(option, "--threads") == 0) pool.threads = parse_count(option, argv[++i], 1);
+        else if (strcmp(option, "--limit") == 0) limit = parse_count(option, argv[++i], 1);
         else if (option[0] == '-') stop("unknown option %s", option);
         else if (count_tensors == MAX_TENSORS) stop("more than %d tensors", MAX_TENSORS);
         else parse_tensor(&tensors[count_tensors++], option);
@@ -364,6 +466,8 @@ int main(int argc, char **argv) {
         args[i].value.pointer = &tensors[i].dl;
     }
 
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) signal(signals[i], ended_by);
+    alarm((unsigned)limit);
     char *path = realpath(argv[1], NULL); /* without a slash, dlopen would search elsewhere */
     if (!path) stop("cannot open library %s: %s", argv[1], strerror(errno));
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -384,10 +488,17 @@ int main(int argc, char **argv) {
     double *seconds = malloc((size_t)repeat * sizeof *seconds);
     if (!seconds) stop("no memory for %d measurements", repeat);
     int status = 0;
-    uint64_t rss_before = peak_rss(1), rss_after = rss_before;
+    prepare_memory();
+    uint64_t rss_growth = 0;
     int first = warmup ? -1 : 0; /* batch -1 is the warm-up */
     for (int batch = first; batch < repeat && status == 0; batch++) {
         int calls = batch < 0 ? warmup : number;
+        Memory before = {0, 0};
+        if (batch == 0) {
+            malloc_trim(0); /* what the warm-up has left would be used again */
+            reset_peak();
+            before = memory_now();
+        }
         double start = now();
         for (int call = 0; call < calls && status == 0; call++) {
             Any result = {0, 0, {0}};
@@ -396,20 +507,24 @@ int main(int argc, char **argv) {
             __atomic_store_n(&counting, 0, __ATOMIC_RELAXED);
         }
         if (batch >= 0) seconds[batch] = (now() - start) / calls;
-        if (batch == first) rss_after = peak_rss(0);
+        if (batch == 0) rss_growth = growth(before, memory_now());
     }
     if (status != 0) {
-        printf("{\"status\": -1, \"error\": ");
-        print_json_string(raised[0] ? raised : "the kernel failed without a message");
-        puts("}");
+        printf("{\"status\": -1, \"error\": \"");
+        print_in_json_string(raised[0] ? raised : "the kernel failed without a message");
+        puts("\"}");
         return 1;
     }
-    for (int i = 0; i < count_tensors; i++)
-        if (tensors[i].is_output) write_output(&tensors[i]);
+    uint64_t different = 0;
+    for (int i = 0; i < count_tensors; i++) {
+        if (tensors[i].role == OUT) write_output(&tensors[i]);
+        if (tensors[i].role == EXPECT) different += differences(&tensors[i]);
+    }
     printf("{\"seconds\": [");
     for (int i = 0; i < repeat; i++) printf("%s%.9g", i ? ", " : "", seconds[i]);
-    printf("], \"allocations\": %" PRIu64 ", \"allocated_bytes\": %" PRIu64
-           ", \"rss_growth_bytes\": %" PRIu64 ", \"status\": 0}\n",
-           allocations, allocated_bytes, rss_after > rss_before ? rss_after - rss_before : 0);
+    printf("], \"different\": %" PRIu64 ", \"allocations\": %" PRIu64
+           ", \"allocated_bytes\": %" PRIu64 ", \"rss_growth_bytes\": %" PRIu64
+           ", \"status\": 0}\n",
+           different, allocations, allocated_bytes, rss_growth);
     return 0;
 }

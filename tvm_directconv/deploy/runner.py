@@ -21,7 +21,16 @@ import numpy as np
 from tvm_directconv.errors import ArgumentError, LibraryError, ToolchainError
 from tvm_directconv.toolchain import Toolchain, elf_info, run_cc
 
-__all__ = ["RunReport", "build_runner", "run_library"]
+__all__ = [
+    "RunFailure",
+    "RunReport",
+    "build_runner",
+    "last_line",
+    "read_report",
+    "run_library",
+    "runner_arguments",
+    "tensor_argument",
+]
 
 _SOURCE = Path(__file__).with_name("runner.c")
 _FLAGS = ("-std=c99", "-O2", "-rdynamic", "-pthread", "-ldl")
@@ -42,8 +51,10 @@ class RunReport:
     allocated_bytes : int
         Their sum, workspaces included.
     rss_growth_bytes : int
-        Growth of the peak of resident memory over the first batch of calls:
-        coarse, but it sees what counting requests cannot.
+        Growth of the peak of resident memory over the first timed batch of
+        calls: it sees what counting requests cannot. In an emulator it
+        includes the translation of code that has not run before, unless
+        there is a `warmup`.
     """
 
     outputs: list[np.ndarray]
@@ -51,6 +62,23 @@ class RunReport:
     allocations: int
     allocated_bytes: int
     rss_growth_bytes: int
+
+
+class RunFailure(LibraryError):
+    """The runner printed no result.
+
+    Parameters
+    ----------
+    kind : str
+        ``crash``, ``timeout`` or ``rpc_lost``, as
+        :data:`tvm_directconv.logs.STATUSES` has them.
+    reason : str
+        What happened.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def build_runner(toolchain: Toolchain) -> Path:
@@ -159,22 +187,28 @@ def run_library(
         for index, array in enumerate(inputs):
             file = Path(scratch, f"in{index}")
             array.tofile(file)
-            tensors.append(_tensor("in", file, array.shape))
+            tensors.append(tensor_argument("in", file, array.shape))
         files = [Path(scratch, f"out{index}") for index in range(len(output_shapes))]
         tensors += [
-            _tensor("out", file, shape) for file, shape in zip(files, output_shapes, strict=True)
+            tensor_argument("out", file, shape)
+            for file, shape in zip(files, output_shapes, strict=True)
         ]
-        options = {"repeat": repeat, "warmup": warmup, "number": number, "threads": threads}
-        command = toolchain.command(
-            str(runner),
-            str(library),
-            symbol,
-            *(text for name, value in options.items() for text in (f"--{name}", str(value))),
-            *tensors,
+        arguments = runner_arguments(
+            library, symbol, tensors, repeat=repeat, warmup=warmup, number=number, threads=threads
         )
-        process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        shapes = [*(array.shape for array in inputs), *output_shapes]
-        report = _report(process, f"kernel {symbol} of {library}, called with shapes {shapes},")
+        process = subprocess.run(
+            toolchain.command(str(runner), *arguments),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            report = read_report(process.returncode, process.stdout, process.stderr)
+        except RunFailure as failure:
+            shapes = [*(array.shape for array in inputs), *output_shapes]
+            raise LibraryError(
+                f"kernel {symbol} of {library}, called with shapes {shapes}, failed: {failure}"
+            ) from None
         outputs = [
             np.fromfile(file, np.float32).reshape(shape)
             for file, shape in zip(files, output_shapes, strict=True)
@@ -188,25 +222,106 @@ def run_library(
     )
 
 
-def _tensor(role: str, file: Path, shape: tuple[int, ...]) -> str:
+def tensor_argument(role: str, file: Path, shape: tuple[int, ...]) -> str:
+    """Return how the runner is told about one argument of a kernel.
+
+    Parameters
+    ----------
+    role : str
+        ``in``, ``out``, or ``expect`` for an output that is compared with the
+        file, to the last bit.
+    file : Path
+        Raw float32 values.
+    shape : tuple of int
+        Their shape.
+
+    Returns
+    -------
+    str
+        One argument.
+    """
     return f"{role}:{file}:{','.join(map(str, shape))}"
 
 
-def _report(process: subprocess.CompletedProcess[str], kernel: str) -> dict[str, Any]:
-    """Read what the runner printed, or raise what went wrong."""
-    status = process.returncode
-    if status == 0:
-        report: dict[str, Any] = json.loads(process.stdout)
+def runner_arguments(
+    library: str | Path, symbol: str, tensors: Sequence[str], **options: int
+) -> list[str]:
+    """Return the runner's arguments.
+
+    Parameters
+    ----------
+    library, symbol
+        As for :func:`run_library`.
+    tensors : sequence of str
+        One :func:`tensor_argument` for each argument of the kernel.
+    **options : int
+        ``repeat``, ``warmup``, ``number``, ``threads``, and ``limit``: after
+        so many seconds the runner gives up.
+
+    Returns
+    -------
+    list of str
+        What follows the runner's name.
+    """
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [str(library), symbol, *flags, *tensors]
+
+
+def read_report(status: int, stdout: str, stderr: str) -> dict[str, Any]:
+    """Return what the runner printed.
+
+    Parameters
+    ----------
+    status : int
+        Exit status of the runner, or of what it was run by.
+    stdout, stderr : str
+        What they printed. The report is the last line.
+
+    Returns
+    -------
+    dict
+        The report, described at the top of ``runner.c``.
+
+    Raises
+    ------
+    RunFailure
+        If there is no result: ``crash`` or ``timeout`` if that is the
+        kernel's doing, ``rpc_lost`` if the kernel did not even run.
+    """
+    report = _last_object(stdout)
+    if status == 0 and report is not None:
         return report
-    if status == -signal.SIGILL:
-        reason = (
+    if report is not None and "error" in report:
+        raise RunFailure("crash", report["error"])
+    killed = report.get("signal") if report is not None else None
+    if killed is None:
+        killed = -status if status < 0 else status - 128  # as shells report it
+    if killed == signal.SIGALRM:
+        raise RunFailure("timeout", "the runner reached its time limit")
+    if killed == signal.SIGILL:
+        raise RunFailure(
+            "crash",
             "the emulated or host CPU lacks an instruction of this library: compile it for that "
-            "CPU, or run it on the one it was compiled for"
+            "CPU, or run it on the one it was compiled for",
         )
-    elif status < 0:
-        reason = f"killed by {signal.Signals(-status).name} ({signal.strsignal(-status)})"
-    elif status == 1 and process.stdout:
-        reason = json.loads(process.stdout)["error"]
-    else:  # bad arguments, or the emulator itself failed
-        reason = process.stderr.strip() or f"the runner exited with status {status}"
-    raise LibraryError(f"{kernel} failed: {reason}")
+    if killed in set(signal.Signals):
+        name = signal.Signals(killed).name
+        raise RunFailure("crash", f"killed by {name} ({signal.strsignal(killed)})")
+    # Bad arguments, or what runs the runner has itself failed.
+    raise RunFailure("rpc_lost", last_line(status, stderr))
+
+
+def last_line(status: int, stderr: str) -> str:
+    """Return why a program failed: the last line that it printed, which tells most."""
+    lines = stderr.strip().splitlines()
+    return lines[-1].strip() if lines else f"exit status {status} without a message"
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object in the last line; before it, a login may have printed something."""
+    lines = text.strip().splitlines()
+    try:
+        found = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

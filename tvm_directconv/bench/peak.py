@@ -1,34 +1,49 @@
 """The FMA peak: a burst of multiply-adds that touches nothing but registers."""
 
+import tempfile
 import time
 from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..device import Device
+from ..layout import aligned_zeros
 from ..lowering import PIPELINE, TILE
+from ..toolchain import find_toolchain, link_shared
 
 # Some milliseconds at most: as long as what it stands beside, so that noise hits both alike.
 _ROUNDS = 400_000
 
 
-class Burst:
+class BurstCode:
     """Multiply-adds on all threads, with the widest vector of a device and independent sums.
+
+    This is the code, which may be for another machine; :class:`Burst` runs it here.
 
     Parameters
     ----------
     device : Device
-        One whose code runs on this machine.
+        For which it is compiled.
     threads : int
         Threads that run it at once.
+
+    Attributes
+    ----------
+    symbol : str
+        Name of its function, which takes the :meth:`arrays`.
+    flops : int
+        Operations of one call.
+    module : tvm.runtime.Module
+        The code.
     """
 
+    symbol = "burst"
+
     def __init__(self, device: Device, threads: int) -> None:
-        import numpy as np
-        import tvm_ffi
         from tvm import IRModule, tirx
         from tvm.script import tirx as T
-
-        from ..layout import aligned_zeros
 
         vector = max(device.vectors, key=lambda v: (v.lanes * v.fma_per_cycle, v.lanes))
         lanes = vector.lanes
@@ -57,18 +72,52 @@ class Burst:
                                 )
 
         function = burst.with_attr("target", device.target(threads))
-        module = tirx.build(
-            IRModule({"burst": function}), device.target(threads), pipeline=PIPELINE
+        self.module: Any = tirx.build(
+            IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE
         )
-        self.assembly: str = module.inspect_source("asm")
-        self._function: Any = module["burst"]
-        x = aligned_zeros((2 * lanes,))
-        x[...] = np.float32(0.5)
-        self._arrays = (
-            tvm_ffi.from_dlpack(x),
-            tvm_ffi.from_dlpack(aligned_zeros((threads * sums * lanes,))),
-        )
-        self._flops = 2 * threads * sums * lanes * rounds
+        self.flops = 2 * threads * sums * lanes * rounds
+        self._triple = device.triple
+        self._sizes = (2 * lanes, threads * sums * lanes)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return new arguments of the function: operands, and where the sums go."""
+        operands, sums = (aligned_zeros((size,)) for size in self._sizes)
+        operands[...] = np.float32(0.5)
+        return operands, sums
+
+    def export(self, path: Path) -> None:
+        """Write a shared library.
+
+        Raises
+        ------
+        ToolchainError
+            If there is no linker for the device.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            object_file = Path(folder) / "burst.o"
+            self.module.write_to_file(str(object_file))
+            link_shared([object_file], path, find_toolchain(self._triple))
+
+
+class Burst:
+    """The burst on this machine.
+
+    Parameters
+    ----------
+    device : Device
+        One whose code runs on this machine.
+    threads : int
+        Threads that run it at once.
+    """
+
+    def __init__(self, device: Device, threads: int) -> None:
+        import tvm_ffi
+
+        code = BurstCode(device, threads)
+        self.assembly: str = code.module.inspect_source("asm")
+        self._function: Any = code.module[code.symbol]
+        self._arrays = tuple(tvm_ffi.from_dlpack(array) for array in code.arrays())
+        self._flops = code.flops
         self()
 
     def __call__(self) -> float:

@@ -130,12 +130,10 @@ class Layer:
         return self.workload.count * record.seconds_p50 * left / (1 + self.since_gain / _ROUND)
 
     def add(self, point: int, record: Record) -> None:
-        """Take in what is known of a point."""
+        """Take in what is known of a point; the latest counts."""
         self.records[point] = record
-        if record.status == "ok" and (
-            self.best is None or _cost(record) < _cost(self.records[self.best])
-        ):
-            self.best = point
+        good = [number for number, known in self.records.items() if known.status == "ok"]
+        self.best = min(good, key=lambda number: _cost(self.records[number]), default=None)
 
 
 class Tuner:
@@ -197,7 +195,9 @@ class Tuner:
         versions.check()
         if strategy not in STRATEGIES:
             raise TuningError(f"strategy is {strategy!r}: expected one of {', '.join(STRATEGIES)}")
-        unique = {str(workload): workload for workload in reversed([*workloads])}
+        unique: dict[str, ConvWorkload] = {}
+        for workload in workloads:
+            unique.setdefault(str(workload), workload)
         if not unique:
             raise TuningError("there is nothing to tune: expected at least one convolution")
         for workload in unique.values():
@@ -213,7 +213,7 @@ class Tuner:
         self.device, self.threads, self.seed = device, threads, seed
         self.budget = budget or Budget()
         self.strategy = strategy
-        self.layers = [Layer(w, Space(w, device, threads)) for w in reversed(unique.values())]
+        self.layers = [Layer(w, Space(w, device, threads)) for w in unique.values()]
         self._runner, self._folder = runner, folder
         self._report = on_trial or (lambda _: None)
         self._begin = time.monotonic()
@@ -274,9 +274,13 @@ class Tuner:
             for record in records:
                 point = layer.space.number_of(record.blocking)
                 if point is not None and self._is_known(record, layer):
+                    if record.chosen or point not in layer.records:
+                        # What was found after a decision has not been decided about.
+                        layer.chosen = record if record.chosen else None
                     layer.add(point, record)
-                    if record.chosen:
-                        layer.chosen = record
+            if 0 not in layer.records or layer.records[0].status != "ok":
+                # The others were compared with what was the model's choice at that time.
+                layer.records, layer.best, layer.chosen = {}, None, None
             layer.resumed = len(layer.records)
 
     def _is_known(self, record: Record, layer: Layer) -> bool:
@@ -298,9 +302,12 @@ class Tuner:
 
     def _next(self) -> Layer | None:
         """Return the layer that gets the next trials: each one first, then who may gain most."""
-        if not self.trials_left or self._late():
+        if self._late():
             return None
         waiting = [layer for layer in self.layers if not layer.problem and not layer.exhausted]
+        if not self.trials_left:
+            # Even if the log has more of the others than they need.
+            waiting = [layer for layer in waiting if not layer.records]
         return max(waiting, key=lambda layer: layer.potential, default=None)
 
     def _late(self) -> bool:
@@ -311,11 +318,14 @@ class Tuner:
         if layer.search is None:
             layer.search = search(self.strategy, layer.space, self.seed)
             self._tell(layer, layer.records)
-        points = layer.search.ask(min(_ROUND, self.trials_left))
+        # Small budgets are for all layers, too.
+        count = min(_ROUND, self.budget.trials)
+        points = layer.search.ask(min(count, self.trials_left) if layer.records else count)
         if not points:
             layer.exhausted = True
             return
         layer.chosen = None
+        self._ready(layer, builders)
         if layer.best is None:
             # Everything is compared with the model's choice, so nothing can be done without.
             self._first(layer, builders)
@@ -327,6 +337,16 @@ class Tuner:
         gained = layer.gain / before > _NOTHING_GAINED
         layer.since_gain = 0 if gained else layer.since_gain + len(points)
         layer.exhausted = layer.since_gain >= self.budget.patience
+
+    def _ready(self, layer: Layer, builders: "_Builders") -> None:
+        """Have the best built. What was the best in the log may not compile any more."""
+        while layer.best is not None:
+            ((point, failure),) = builders.build(layer, [layer.best])
+            if failure is None:
+                return
+            record = self._failed(layer, point, failure)
+            logs.append(record, self._folder)
+            layer.add(point, record)
 
     def _first(self, layer: Layer, builders: "_Builders") -> None:
         for _ in range(_ATTEMPTS):
@@ -348,9 +368,8 @@ class Tuner:
 
     def _try(self, layer: Layer, points: list[int], builders: "_Builders") -> None:
         """Build points, measure them against the best, and log what came of each."""
-        best = [] if layer.best is None else [layer.best]
-        for point, failure in builders.build(layer, [*best, *points]):
-            if failure and point in points:
+        for point, failure in builders.build(layer, points):
+            if failure:
                 self._log(layer, point, self._failed(layer, point, failure))
         built = [point for point in points if point in layer.libraries]
         for point, record in self._measured(built, lambda point: self._measure(layer, point)):
@@ -398,15 +417,19 @@ class Tuner:
 
     def _decide(self, layer: Layer, builders: "_Builders") -> None:
         """Choose between the best points and the model's choice, and log that."""
-        if layer.chosen or layer.problem or layer.best is None:
+        if layer.chosen or layer.problem:
+            return
+        if layer.best is None:
+            layer.problem = "there was no time left for it"
             return
         ranked = sorted(layer.records, key=lambda point: _cost(layer.records[point]))
         rivals = [point for point in ranked if _cost(layer.records[point]) < 1][:_CONFIRMED]
         failed = dict(builders.build(layer, [0, *rivals]))
-        if failed[0]:
-            layer.problem = f"{failed[0].kind}: {failed[0].message}"
+        first = self._failed(layer, 0, failed[0]) if failed[0] else layer.records[0]
+        if first.status != "ok":
+            layer.problem = f"{first.status}: {first.message}"
             return
-        layer.chosen = replace(layer.records[0], chosen=True, date=logs.now())
+        layer.chosen = replace(first, chosen=True, date=logs.now())
         for _, record in self._measured(
             [point for point in rivals if not failed[point]],
             lambda point: self._confirm(layer, point),

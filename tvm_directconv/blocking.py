@@ -12,7 +12,7 @@ from the second for every tile, sums that leave the registers between blocks of 
 stores, and tasks must share out evenly. :func:`choose` counts the cycles of every candidate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from math import ceil, gcd
@@ -323,6 +323,7 @@ def estimate(
     workload: ConvWorkload,
     device: Device,
     threads: int = 1,
+    code: Callable[[tuple[int, ...]], float | None] | None = None,
 ) -> Estimate:
     """Count the cycles of a convolution.
 
@@ -336,6 +337,10 @@ def estimate(
         On what.
     threads : int
         By how many.
+    code : callable, optional
+        Knows better than the model what a tile's compiled code takes, all data at hand. Of how
+        many columns of the tile read input at each column of the kernel, it returns the cycles of
+        one input channel at one row of the kernel; None where it knows no better.
 
     Returns
     -------
@@ -346,12 +351,18 @@ def estimate(
     oc_tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
     tasks = view.batch * oc_tiles * (view.out_height // b.oh_block)
     balance = tasks / (ceil(tasks / threads) * threads)
-    cycles = _task_cycles(b, view, device, oc_tiles) * stored * tasks / threads / balance
+    cycles = _task_cycles(b, view, device, oc_tiles, code) * stored * tasks / threads / balance
     ideal = workload.flops / device.peak_flops_per_cycle / threads
     return Estimate(cycles, ideal, balance)
 
 
-def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int) -> float:
+def _task_cycles(
+    b: Blocking,
+    view: ConvWorkload,
+    device: Device,
+    oc_tiles: int,
+    code: Callable[[tuple[int, ...]], float | None] | None,
+) -> float:
     """Return the cycles of one task, of which there is one for every so many rows and channels."""
     rows, columns = view.kernel
     channels = b.channels_at_once(view)
@@ -391,7 +402,9 @@ def _task_cycles(b: Blocking, view: ConvWorkload, device: Device, oc_tiles: int)
         around = fmas / device.loads_per_cycle * (2 if channels < view.in_channels else 1)
         met = _taps_inside(view, 1, range(first, first + width))
         loads_reached = _LOADS_REACHED if width == b.ow_tile else _NARROW_LOADS_REACHED
-        step_cycles = sum(_step_cycles(b, columns, device, loads_reached) for columns in met)
+        step_cycles = code(tuple(met)) if code else None
+        if step_cycles is None:
+            step_cycles = sum(_step_cycles(b, columns, device, loads_reached) for columns in met)
         return _together(channels * rows_met * step_cycles + around + _PER_VISIT, memory)
 
     tiles = range(0, view.out_width, b.ow_tile)

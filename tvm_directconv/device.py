@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tvm.target import Target
 
-__all__ = ["Device", "HostCpu", "Vector", "device", "devices", "host_cpu", "native"]
+__all__ = ["Device", "HostCpu", "Vector", "cpu_of", "device", "devices", "host_cpu", "native"]
 
 _ROOT = "generic"
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -817,10 +817,10 @@ def host_cpu() -> HostCpu:
         text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    return _cpu_of(text) or HostCpu(platform.machine(), platform.processor() or platform.machine())
+    return cpu_of(text) or HostCpu(platform.machine(), platform.processor() or platform.machine())
 
 
-def _cpu_of(text: str) -> HostCpu | None:
+def cpu_of(text: str) -> HostCpu | None:
     """Read what Linux says in ``/proc/cpuinfo``."""
     found: dict[str, None] = {}
     names: list[str] = []

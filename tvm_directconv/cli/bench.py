@@ -10,8 +10,8 @@ from ..blocking import Blocking
 from ..build import build
 from ..device import Device, host_lacks
 from ..device import device as find_device
-from ..errors import DeviceError, LibraryError, WorkloadError
-from ..workload import ConvWorkload, workloads
+from ..errors import DeviceError, LibraryError
+from ..workload import ConvWorkload
 from ._options import (
     SPECS,
     TOLERANCE,
@@ -21,6 +21,7 @@ from ._options import (
     add_threads,
     logs_of,
     positive,
+    workloads_without_groups,
 )
 from ._output import Row, add_format, check_writable, for_people, render, write
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             f"cannot measure code for {device.name} here: {reason}. Measure on the device, or try "
             "the code with 'tvm-directconv compile' and 'tvm-directconv run --emulate'"
         )
-    asked = _without_groups(workloads(args.spec or _PAPER))
+    asked = workloads_without_groups(args.spec or _PAPER)
     logs = logs_of(args)
     if args.output:
         check_writable(args.output)
@@ -67,16 +68,6 @@ def run(args: argparse.Namespace) -> int:
         text += "\n\n" + "\n".join(bullet + line for line in _summaries(rows))
     write(text, args.output)
     return 0
-
-
-def _without_groups(asked: list[ConvWorkload]) -> list[ConvWorkload]:
-    left = [workload for workload in asked if workload.groups == 1]
-    skipped = [workload.name or str(workload) for workload in asked if workload.groups != 1]
-    if skipped:
-        print(f"skipped, groups are not supported yet: {', '.join(skipped)}", file=sys.stderr)
-    if not left:
-        raise WorkloadError("nothing is left to measure: expected a convolution with one group")
-    return left
 
 
 def _measured(

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 
 from .. import versions
 from ..assembly import find_mca
@@ -49,6 +50,8 @@ def _checks() -> Iterator[_Check]:
         yield _package(name, wanted)
     for name in ("numpy", "rich"):
         yield _package(name)
+    for name in ("xgboost", "cloudpickle", "psutil", "tornado"):
+        yield _for_tuning(name)
     yield from _tvm(usable=all(versions.installed(name) == want for name, want in pins.items()))
     yield from _compilers()
     yield _cycle_model()
@@ -70,6 +73,13 @@ def _package(name: str, wanted: str | None = None) -> _Check:
     if wanted and found != wanted:
         return _Check(name, "wrong", found, f"pip install {pinned}")
     return _Check(name, "ok", found, "")
+
+
+def _for_tuning(module: str) -> _Check:
+    # XGBoost's package has several names; what is imported has one.
+    found = find_spec(module) is not None
+    advice = "" if found else "pip install 'tvm-directconv[tune]'"
+    return _Check(f"{module}, for tuning", "ok" if found else "missing", "", advice, required=False)
 
 
 def _tvm(usable: bool) -> Iterator[_Check]:

@@ -6,12 +6,18 @@ from contextlib import closing
 
 from ..device import Device, host_lacks
 from ..device import device as find_device
-from ..errors import DeviceError
-from ..tuning.runners import Runner
+from ..errors import DeviceError, TuningError
+from ..tuning.runners import TIME_LIMIT, Runner
 from ..tuning.search import STRATEGIES
 from ..tuning.tune import Budget, Layer, Tuner
-from ..workload import workloads
-from ._options import SPECS, add_device, add_logs, add_threads, positive
+from ._options import (
+    SPECS,
+    add_device,
+    add_logs,
+    add_threads,
+    positive,
+    workloads_without_groups,
+)
 from ._output import add_format, check_writable, render, write
 
 
@@ -21,6 +27,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_threads(parser)
     add_logs(parser)
+    where = parser.add_argument_group("where candidates run; default: on this machine")
+    where.add_argument(
+        "--rpc-tracker",
+        metavar="HOST:PORT",
+        help="on boards over TVM's RPC; default: $TVM_TRACKER_HOST and $TVM_TRACKER_PORT",
+    )
+    where.add_argument(
+        "--rpc-key",
+        metavar="KEY",
+        help="key of these boards; all of them measure at once; default: $TVM_TRACKER_KEY",
+    )
+    where.add_argument(
+        "--runner",
+        metavar="COMMAND",
+        help="on a board without Python, by a command that starts the C runner there, such as "
+        "'ssh pi@board {runner}'",
+    )
+    where.add_argument(
+        "--copy",
+        metavar="COMMAND",
+        help="what brings the runner's folder to the board, such as "
+        "'rsync -a --delete {folder}/ pi@board:{folder}/'; default: nothing, it is shared",
+    )
+    where.add_argument(
+        "--llvm-mca",
+        action="store_true",
+        help="nowhere: llvm-mca counts the cycles of the compiled loops",
+    )
+    where.add_argument(
+        "--timeout",
+        type=positive,
+        metavar="SECONDS",
+        help=f"for one step of a candidate; default: {TIME_LIMIT:g}",
+    )
+    where.add_argument(
+        "--cool-down",
+        type=_seconds,
+        metavar="SECONDS",
+        help="rest before each timing, with RPC; default: 0",
+    )
     budget = Budget()
     parser.add_argument(
         "--trials",
@@ -58,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import Progress, row
 
     device = find_device(args.device)
-    asked = workloads(args.spec)
+    asked = workloads_without_groups(args.spec)
     if args.output:
         check_writable(args.output)
     if args.plot:
@@ -86,14 +132,42 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _runner(args: argparse.Namespace, device: Device) -> Runner:
+    rpc = {"--rpc-tracker": args.rpc_tracker, "--rpc-key": args.rpc_key}
+    asked = {
+        "--rpc-tracker or --rpc-key": any(rpc.values()),
+        "--runner": args.runner,
+        "--llvm-mca": args.llvm_mca,
+    }
+    ways = [option for option, given in asked.items() if given]
+    if len(ways) > 1:
+        raise TuningError(f"{' and '.join(ways)} are given: expected one place to measure")
+    if args.copy and not args.runner:
+        raise TuningError(f"--copy is {args.copy!r}, but there is no --runner: expected both")
+    if args.cool_down and not any(rpc.values()):
+        raise TuningError("--cool-down is for boards over RPC: expected --rpc-tracker as well")
+    limit = args.timeout or TIME_LIMIT
+    if any(rpc.values()):
+        from ..tuning.runners.rpc import RpcRunner, find_tracker
+
+        tracker = find_tracker(args.rpc_tracker, args.rpc_key)
+        cool_down = args.cool_down or 0.0
+        return RpcRunner(device, args.threads, tracker, timeout=limit, cool_down=cool_down)
+    if args.runner:
+        from ..tuning.runners.command import CommandRunner
+
+        return CommandRunner(device, args.runner, args.copy, limit)
+    if args.llvm_mca:
+        from ..tuning.runners.mca import McaRunner
+
+        return McaRunner(device)
     from ..tuning.runners.local import LocalRunner
 
     if reason := host_lacks(device.target_options(args.threads)):
         raise DeviceError(
-            f"cannot measure code for {device.name} here: {reason}. Tune on the device, or over "
-            "--rpc-tracker or --runner, or with --llvm-mca"
+            f"cannot measure code for {device.name} here: {reason}. Tune on the device, or with "
+            "--rpc-tracker, --runner or --llvm-mca"
         )
-    return LocalRunner(device, args.threads)
+    return LocalRunner(device, args.threads, limit)
 
 
 def _rows(layers: list[Layer]) -> list[dict[str, object]]:
@@ -122,3 +196,13 @@ def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return seconds

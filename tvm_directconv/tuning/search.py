@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import TuningError
 from .space import Space
 
 FAILED = 1e10
@@ -155,6 +157,25 @@ class Evolution:
 
 
 STRATEGIES = ("evolutionary", "random", "exhaustive")
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise if there is no such strategy, or something it needs is not installed.
+
+    Raises
+    ------
+    TuningError
+        With what to do.
+    """
+    if strategy not in STRATEGIES:
+        raise TuningError(f"strategy is {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+    if strategy == "evolutionary":
+        for package in ("xgboost", "cloudpickle", "psutil"):
+            if find_spec(package) is None:
+                raise TuningError(
+                    f"the evolutionary search needs {package}, which is not installed: "
+                    "pip install 'tvm-directconv[tune]', or take another strategy"
+                )
 
 
 def search(strategy: str, space: Space, seed: int) -> Search:

@@ -23,7 +23,7 @@ from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
 from .compare import Comparison, Failure
 from .runners import Runner
-from .search import FAILED, STRATEGIES, Search, search
+from .search import FAILED, Search, check_strategy, search
 from .space import Space
 from .worker import Worker
 
@@ -193,8 +193,7 @@ class Tuner:
         on_trial: "Callable[[Tuner], None] | None" = None,
     ) -> None:
         versions.check()
-        if strategy not in STRATEGIES:
-            raise TuningError(f"strategy is {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+        check_strategy(strategy)
         unique: dict[str, ConvWorkload] = {}
         for workload in workloads:
             unique.setdefault(str(workload), workload)
@@ -290,7 +289,8 @@ class Tuner:
             and record.threads == self.threads
             and record.input_layout == layer.space.input_layout.name
             and record.measured_by == self._runner.measured_by
-            and record.cpu == self._cpu()
+            # Boards tell their processor when they first measure; until then the device says it.
+            and self._cpu() in (record.cpu, _UNKNOWN)
             and record.status not in _PASSING
             and (record.status != "ok" or record.over_model is not None)
         )

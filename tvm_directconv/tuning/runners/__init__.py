@@ -10,6 +10,9 @@ from typing import Protocol
 
 from ..compare import Comparison, Failure
 
+TIME_LIMIT = 120.0
+"""Seconds for one step of a candidate: slow boards need some for a large layer."""
+
 
 class Runner(Protocol):
     """Measures candidates.

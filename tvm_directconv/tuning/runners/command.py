@@ -24,13 +24,13 @@ from ...deploy.runner import (
     runner_arguments,
     tensor_argument,
 )
-from ...device import Device, HostCpu, _cpu_of
+from ...device import Device, HostCpu, cpu_of
 from ...errors import ToolchainError
 from ...toolchain import find_toolchain
 from ..compare import Comparison, Failure, compare
+from . import TIME_LIMIT
 from .problem import problem
 
-_TIME_LIMIT = 120.0  # seconds
 # Every run costs a connection, so one has several batches, but fewer if calls are slow.
 _BATCHES = 5
 _BATCH = 5e-3  # seconds, at least
@@ -77,7 +77,7 @@ class CommandRunner:
         device: Device,
         command: str,
         copy: str | None = None,
-        time_limit: float = _TIME_LIMIT,
+        time_limit: float = TIME_LIMIT,
     ) -> None:
         self._command = _words(command, "runner")
         self._copy = None if copy is None else _words(copy, "folder")
@@ -105,7 +105,7 @@ class CommandRunner:
             self.close()
             raise
         machine = device.triple.split("-")[0]
-        found = _cpu_of(cpu_info) or HostCpu(machine, machine)
+        found = cpu_of(cpu_info) or HostCpu(machine, machine)
         self.cpu: str | None = found.id
         self.cpu_name: str | None = found.name
         self.cpu_device: str | None = device.name

@@ -10,10 +10,9 @@ from ...device import Device, host_cpu, native
 from ...layout import aligned_zeros
 from ..compare import Comparison, Failure, Timer, compare
 from ..worker import Worker
+from . import TIME_LIMIT
 from .problem import problem, wrong
 
-# A kernel is some milliseconds; a reference may take longer than all its repeats.
-_TIME_LIMIT = 120.0  # seconds
 _SHORTEST = 1e-3  # seconds: calls are timed in groups that take at least this long
 
 
@@ -34,7 +33,7 @@ class LocalRunner:
     suffix = ".so"
     slots = 1
 
-    def __init__(self, device: Device, threads: int, time_limit: float = _TIME_LIMIT) -> None:
+    def __init__(self, device: Device, threads: int, time_limit: float = TIME_LIMIT) -> None:
         self.cpu: str | None = host_cpu().id
         self.cpu_name: str | None = host_cpu().name
         self.cpu_device: str | None = native().name

@@ -30,11 +30,12 @@ import numpy as np
 
 from ...bench.peak import BurstCode
 from ...build import Manifest
-from ...device import Device, HostCpu, _cpu_of
+from ...device import Device, HostCpu, cpu_of
 from ...errors import DirectConvError, RpcError
 from ...toolchain import find_toolchain, run_cc
 from ..compare import Comparison, Failure, compare
 from ..worker import Worker
+from . import TIME_LIMIT
 from .problem import problem, wrong
 
 _P = ParamSpec("_P")
@@ -277,7 +278,7 @@ class RpcRunner:
         threads: int,
         boards: Tracker | Server,
         *,
-        timeout: float = 120.0,
+        timeout: float = TIME_LIMIT,
         wait: float = 60.0,
         cool_down: float = 0.0,
     ) -> None:
@@ -416,7 +417,7 @@ class RpcRunner:
         if self.cpu is None:
             # As for this machine: where nothing better is known, the architecture.
             machine = self._device.triple.split("-")[0]
-            cpu = _cpu_of(board.cpuinfo) or HostCpu(machine, machine)
+            cpu = cpu_of(board.cpuinfo) or HostCpu(machine, machine)
             self.cpu, self.cpu_name = cpu
         return board
 

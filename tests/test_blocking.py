@@ -80,6 +80,25 @@ def test_all_candidates_can_be_used(layer: ConvWorkload) -> None:
         assert model.reasons_against(candidate, layer, target, layout) == []
 
 
+@pytest.mark.parametrize("name", ["haswell", "znver4", "cortex-a72"])
+def test_any_number_of_channels_can_be_built_for(name: str) -> None:
+    target = device(name)
+    # 36 = 4 x 9 channels lie in blocks of 8, of which neither 12 nor 36 is a multiple.
+    for channels in (1, 5, 17, 36, 42, 66, 100, 127, 150, 286):
+        layer = ConvWorkload(
+            in_channels=channels,
+            in_height=9,
+            in_width=9,
+            out_channels=channels,
+            kernel=(3, 3),
+            padding=(1, 1, 1, 1),
+        )
+        layout = model.default_input_layout(layer, target)
+        for candidate in model.candidates(layer, target, layout):
+            assert model.reasons_against(candidate, layer, target, layout) == []
+        assert model.reasons_against(model.choose(layer, target), layer, target, layout) == []
+
+
 def test_paper_inequalities_decide_between_tiles() -> None:
     target, layer = device("znver4"), ConvWorkload.parse("ic256ih56oc256oh56kh3ph1")
     chosen = model.choose(layer, target)

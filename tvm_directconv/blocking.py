@@ -207,6 +207,11 @@ def neighbours(ic_block: int, input_block: int | None) -> int:
     return input_block if input_block and ic_block % input_block == 0 else ic_block
 
 
+def _goes_with(ic_block: int, input_block: int | None) -> bool:
+    """Return whether a block of channels is a part or a multiple of the input's blocks."""
+    return not input_block or ic_block % input_block == 0 or input_block % ic_block == 0
+
+
 def reasons_against(
     blocking: Blocking, workload: ConvWorkload, device: Device, input_layout: ActivationLayout
 ) -> list[str]:
@@ -234,7 +239,7 @@ def reasons_against(
             f"ic_block is {b.ic_block}: does not divide {workload.in_channels} input channels"
         )
     block = input_layout.block
-    if block and b.ic_block % block and block % b.ic_block and b.ic_block != workload.in_channels:
+    if not _goes_with(b.ic_block, block) and b.ic_block != workload.in_channels:
         reasons.append(
             f"ic_block is {b.ic_block}: neither a part nor a multiple of the input's blocks of "
             f"{block} channels"
@@ -502,7 +507,11 @@ def candidates(
     if together < 4 and channels <= 32:
         together = channels
     # Blocks for the paper's order; one block of all channels is the other order.
-    blocks = [n for n in _divisors(channels) if n % together == 0 and n <= 256 and n < channels]
+    blocks = [
+        n
+        for n in _divisors(channels)
+        if n % together == 0 and n <= 256 and n < channels and _goes_with(n, input_layout.block)
+    ]
     inner = neighbours(together, input_layout.block)
     # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
     # ships them; they are for numbers of vectors that have no small divisor.

@@ -128,6 +128,12 @@ class _Features(PyFeatureExtractor):  # type: ignore[misc]
         return [runtime.tensor(self.rows[point : point + 1]) for point in points]
 
 
+def expected(model: XGBModel, rows: np.ndarray) -> np.ndarray:
+    """Return what a trained model expects of points with these features; more is better."""
+    scores: np.ndarray = model._predict(xs=[row[np.newaxis] for row in rows])
+    return scores
+
+
 def evolutionary_search(**options: Any) -> EvolutionarySearch:
     """Return MetaSchedule's search."""
     return EvolutionarySearch(**options)

@@ -92,7 +92,7 @@ class Evolution:
         drawn = self._rng.choice(len(space), len(space), replace=False, p=weights)
         self._queue = [int(point) for point in drawn]
         self._module = glue.module(space)
-        self._model = glue.cost_model(space)
+        self._model, self._rows = glue.cost_model(space), space.features()
         self._database = MemoryDatabase()
         self._workload = self._database.commit_workload(self._module)
         self._target = glue.target(space)
@@ -119,7 +119,7 @@ class Evolution:
     def ask(self, count: int) -> list[int]:
         """Return the first point, then such as the model likes, later what the evolution picks."""
         asked: list[int] = []
-        if 0 not in self._known:
+        if count and 0 not in self._known:
             self._known.add(0)
             asked.append(0)
         while len(asked) < count and len(self._known) < len(self._space):
@@ -133,6 +133,8 @@ class Evolution:
 
     def tell(self, points: Sequence[int], costs: Sequence[float]) -> None:
         """Train the cost model and add to what the next generation descends from."""
+        if not points:
+            return
         self._known.update(points)
         # What was asked for before is out of date.
         self._queue = []
@@ -151,9 +153,10 @@ class Evolution:
         picked = [self._glue.point_of(c.sch.trace) for c in candidates or ()]
         if new := [point for point in picked if point not in self._known]:
             return new
-        # The evolution circles around what is known: by the model's word, then.
+        # The evolution circles around what is known: then what XGBoost expects most of.
         left = [point for point in range(len(self._space)) if point not in self._known]
-        return sorted(left, key=lambda point: float(self._space.cycles[point]))
+        expected = self._glue.expected(self._model, self._rows[left])
+        return [left[number] for number in np.argsort(-expected, kind="stable")]
 
 
 STRATEGIES = ("evolutionary", "random", "exhaustive")

@@ -1,0 +1,186 @@
+"""Scores of llvm-mca: of known loops, of compiled layers, and what cannot be scored."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import chosen, compiled
+from tvm import tirx
+
+from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device, lowering
+from tvm_directconv.assembly import innermost_loops, mca_cycles
+from tvm_directconv.blocking import default_input_layout, estimate, reasons_against
+from tvm_directconv.build import scheduled
+from tvm_directconv.errors import DeviceError, LibraryError, ToolchainError
+from tvm_directconv.tuning.compare import Comparison, Failure
+from tvm_directconv.tuning.runners.mca import McaRunner
+
+PLAIN = ConvWorkload.parse("ic64ih8iw64oc64oh8ow64kh1")
+PADDED = ConvWorkload.parse("ic32ih14oc32oh14kh3ph1")
+
+
+def exported(conv: CompiledConv, folder: Path, name: str = "conv.s") -> Path:
+    return conv.export(folder / name)
+
+
+@pytest.mark.parametrize("name", ["cortex-a72", "neoverse-n1", "haswell", "skylake-avx512"])
+def test_a_score_is_the_loops_and_what_the_model_counts_around_them(
+    name: str, tmp_path: Path
+) -> None:
+    target = device(name)
+    conv = compiled(PLAIN, name)
+    b = conv.blocking
+    assert PLAIN.out_width % b.ow_tile == 0 or b.flat_rows
+    view = b.view(PLAIN)
+    (loop, *narrow) = innermost_loops(conv.assembly(), target.triple)
+    assert bool(narrow) == bool(view.out_width % b.ow_tile)
+    # One input channel of a full tile takes as long as its share of a round.
+    step = mca_cycles(loop, target.triple, str(target.mca_cpu))
+    step *= b.ow_tile * b.oc_vectors / loop.fmas
+    asked = []
+
+    def code(met: tuple[int, ...]) -> float | None:
+        asked.append(met)
+        return step if met == (b.ow_tile,) else None
+
+    runner = McaRunner(target)
+    found = runner.cycles(exported(conv, tmp_path))
+    if not narrow:
+        assert found == pytest.approx(estimate(b, PLAIN, target, 1, code).cycles, rel=0.01)
+        assert set(asked) == {(b.ow_tile,)}
+    # Everything else is some percent here.
+    ideal = PLAIN.flops / target.peak_flops_per_cycle
+    assert ideal < found < 1.35 * ideal
+    assert runner.measure(tmp_path / "conv.s", None, 5) == Comparison((found / 1e9,))
+    assert (runner.cpu, runner.cpu_name, runner.cpu_device) == (None, None, name)
+
+
+# Tiles at the left and the right that read padding; rows that end with a narrower tile; columns of
+# the kernel as loops, as straight-line code, and as straight-line code in border tiles alone.
+TILES = [
+    {"oc_vectors": 2, "ow_tile": 7},
+    {"oc_vectors": 2, "ow_tile": 4},
+    {"oc_vectors": 4, "ow_tile": 5},
+    {"oc_vectors": 1, "ow_tile": 3, "ic_block": 4, "loop_order": "ic_outside"},
+    {"oc_vectors": 2, "ow_tile": 5, "ic_block": 4, "loop_order": "ic_outside"},
+    {"oc_vectors": 2, "ow_tile": 4, "ic_block": 8, "loop_order": "ic_outside"},
+]
+
+
+@pytest.mark.parametrize("knobs", TILES, ids=str)
+def test_every_tile_has_its_loop(
+    knobs: dict[str, int | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are right if the cycles of each loop are right, so let llvm-mca count FMAs."""
+    target = device("cortex-a72")
+    b = Blocking.from_dict({**chosen(PADDED, "cortex-a72").to_dict(), "ic_unroll": 4, **knobs})
+    path = exported(build(PADDED, target, blocking=b), tmp_path)
+    module = "tvm_directconv.tuning.runners.mca"
+    counted = []
+
+    def products(met: tuple[int, ...]) -> float:
+        counted.append(met)
+        return sum(met) * b.oc_vectors
+
+    expected = estimate(b, PADDED, target, 1, products).cycles
+    assert len(set(counted)) > 1
+    # The model alone would count something else.
+    assert abs(estimate(b, PADDED, target, 1).cycles / expected - 1) > 0.01
+    monkeypatch.setattr(f"{module}.mca_cycles", lambda loop, *_: float(loop.fmas))
+    assert McaRunner(target).cycles(path) == pytest.approx(expected, rel=1e-9)
+
+
+def test_threads_share_the_cycles(tmp_path: Path) -> None:
+    runner = McaRunner(device("cortex-a72"))
+    one = runner.cycles(exported(compiled(PLAIN, "cortex-a72"), tmp_path))
+    two = runner.cycles(exported(compiled(PLAIN, "cortex-a72", 2), tmp_path))
+    assert one / two == pytest.approx(2, rel=0.1)
+
+
+def test_a_candidate_is_compared_with_the_incumbent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = device("cortex-a72")
+    good = exported(compiled(PLAIN, "cortex-a72"), tmp_path, "good.s")
+    narrow = replace(chosen(PLAIN, "cortex-a72"), ow_tile=1)
+    slow = exported(build(PLAIN, target, blocking=narrow), tmp_path, "slow.s")
+    runner = McaRunner(target)
+    slower = runner.measure(slow, good, 7, thorough=True)
+    assert isinstance(slower, Comparison)
+    assert slower.ratio < 0.8
+    assert len(slower.seconds) == len(slower.over_incumbent) == 1
+    # Nothing is computed a second time.
+    monkeypatch.setattr("tvm_directconv.tuning.runners.mca.mca_cycles", None)
+    faster = runner.measure(good, slow, 1)
+    assert isinstance(faster, Comparison)
+    assert faster.ratio == pytest.approx(1 / slower.ratio)
+    assert faster.seconds[0] == pytest.approx(slower.seconds[0] * slower.ratio)
+
+
+def test_spills_cost(tmp_path: Path) -> None:
+    """A tile of more sums than registers, which only LLVM's spills make slow."""
+    target = device("cortex-a72")
+    layout = default_input_layout(PLAIN, target)
+    b = replace(chosen(PLAIN, "cortex-a72"), oc_vectors=4, ow_tile=8, flat_rows=8)
+    assert reasons_against(b, PLAIN, target, layout)
+    module = scheduled(PLAIN, target, b, 1, layout).mod
+    spilling = CompiledConv(
+        replace(compiled(PLAIN, "cortex-a72").manifest, blocking=b),
+        tirx.build(module, target.target(1), pipeline=lowering.PIPELINE),
+    )
+    found = McaRunner(target).cycles(exported(spilling, tmp_path))
+    assert found > 1.1 * estimate(b, PLAIN, target).cycles
+
+
+def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
+    """12 products in one sum wait for each other, in three they do not."""
+    layer = ConvWorkload.parse("ic16ih28oc32oh28kh5ph2")
+    target = device("cortex-a72")
+    knobs = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4, "ic_unroll": 4}
+    b = Blocking.from_dict({**knobs, "loop_order": "ic_outside", "oh_block": 28})
+    conv = build(layer, target, blocking=b)
+    twelve = [x for x in innermost_loops(conv.assembly(), target.triple) if x.fmas == 12]
+    cycles = [mca_cycles(loop, target.triple, "cortex-a72") for loop in twelve]
+    assert max(cycles) > 2 * min(cycles)
+    found = McaRunner(target).cycles(exported(conv, tmp_path))
+    # The slow ones are few, of tiles at the right.
+    assert found < estimate(b, layer, target).cycles
+
+
+# --- What cannot be scored
+
+
+@pytest.mark.parametrize("name", ["cortex-a53", "armv7"])
+def test_devices_that_llvm_mca_does_not_know(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"'{name}' has no mca_cpu: .*Measure on the board"):
+        McaRunner(device(name))
+
+
+def test_without_llvm_mca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolchainError, match="apt install llvm-19"):
+        McaRunner(device("cortex-a72"))
+
+
+def test_assembly_that_llvm_mca_cannot_read(tmp_path: Path) -> None:
+    conv = compiled(PLAIN, "cortex-a72")
+    path = exported(conv, tmp_path)
+    text = path.read_text().replace("\tfmla\tv", "\tfmla\tv99", 3)
+    path.write_text(text)
+    with pytest.raises(LibraryError, match="another library"):
+        McaRunner(device("cortex-a72")).measure(path, None, 1)
+    manifest = path.with_name("conv.s.json")
+    manifest.write_text(json.dumps(conv.manifest.to_dict(path.read_bytes())))
+    failure = McaRunner(device("cortex-a72")).measure(path, None, 1)
+    assert isinstance(failure, Failure)
+    assert failure.kind == "compile_error"
+    assert "cannot count the cycles of a loop" in failure.message
+
+
+def test_code_without_loops_is_counted_by_the_model(tmp_path: Path) -> None:
+    layer = ConvWorkload.parse("ic4ih1iw4oc4oh1ow4kh1")
+    conv = compiled(layer, "cortex-a72")
+    assert not innermost_loops(conv.assembly(), device("cortex-a72").triple)
+    found = McaRunner(device("cortex-a72")).cycles(exported(conv, tmp_path))
+    assert found == estimate(conv.blocking, layer, device("cortex-a72")).cycles

@@ -1,0 +1,160 @@
+"""Candidates in llvm-mca: block sizes for a board that is not at hand."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from statistics import fmean
+
+from ...assembly import Loop, find_mca, innermost_loops, mca_cycles
+from ...blocking import Blocking, estimate
+from ...build import Manifest
+from ...device import Device
+from ...errors import DeviceError, ToolchainError
+from ..compare import Comparison, Failure
+
+_HERTZ = 1e9  # Device files have no clock.
+
+
+class McaRunner:
+    """Scores the assembly of candidates with llvm-mca, without running them.
+
+    The score is the model's count of cycles for the whole convolution, with llvm-mca's cycles of
+    the compiled loops in place of what the model takes the multiply-adds and their loads for. How
+    often each loop runs, the model knows: loops of full tiles, of narrower ones and of those that
+    skip padding differ in their multiply-adds. Spills are loads and stores in these loops, and
+    count as such. What caches, sums and addresses cost remains the model's; so does code that LLVM
+    has unrolled altogether, which is no loop.
+
+    Nothing runs, so results are not checked, and every repeat would be the same: there is one.
+    Seconds are cycles at 1 GHz.
+
+    Parameters
+    ----------
+    device : Device
+        What candidates are compiled for.
+
+    Raises
+    ------
+    DeviceError
+        If llvm-mca has no usable model of the device.
+    ToolchainError
+        If llvm-mca is not installed.
+    """
+
+    measured_by = "llvm-mca"
+    suffix = ".s"
+    slots = 1
+
+    def __init__(self, device: Device) -> None:
+        if device.mca_cpu is None:
+            raise DeviceError(
+                f"device {device.name!r} has no mca_cpu: llvm-mca has no usable model of it. "
+                "Measure on the board, or use the model's block sizes"
+            )
+        find_mca()
+        self._device = device
+        self.cpu: str | None = None
+        self.cpu_name: str | None = None
+        self.cpu_device: str | None = device.name
+
+    def measure(
+        self, candidate: Path, incumbent: Path | None, repeats: int, thorough: bool = False
+    ) -> Comparison | Failure:
+        """Compare the scores of a candidate and the incumbent, both exported as assembly."""
+        try:
+            seconds = self.cycles(candidate) / _HERTZ
+            if incumbent is None:
+                return Comparison((seconds,))
+            return Comparison((seconds,), (self.cycles(incumbent) / _HERTZ / seconds,))
+        except ToolchainError as error:
+            return Failure("compile_error", str(error))
+
+    def cycles(self, path: Path) -> float:
+        """Return the cycles of a whole convolution.
+
+        Parameters
+        ----------
+        path : Path
+            Assembly, its manifest beside it.
+
+        Returns
+        -------
+        float
+            Of the thread that takes longest.
+
+        Raises
+        ------
+        LibraryError
+            If the manifest is missing, or another one.
+        ToolchainError
+            If llvm-mca cannot read a loop.
+        """
+        text = path.read_bytes()
+        manifest = Manifest.read(path.with_name(path.name + ".json"), text)
+        loops = _timed_loops(text.decode(), self._device)
+        b = manifest.blocking
+        code = partial(_row_cycles, loops, b)
+        return estimate(b, manifest.workload, self._device, manifest.threads, code).cycles
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Loops of as many instructions, multiply-adds, sums and spills, and the cycles of a round."""
+
+    fmas: int
+    sums: int
+    spills: int
+    cycles: float
+
+
+# The register that a multiply-add adds to: the first one of AArch64, the last one of x86.
+_SUM = re.compile(r"fml[as]\s+v(\d+)|vfn?m(?:add|sub)\d+ps\s.*%[xyz]mm(\d+)$")
+
+
+# The incumbent comes again and again.
+@lru_cache(maxsize=8)
+def _timed_loops(text: str, device: Device) -> list[_Timed]:
+    """Return what llvm-mca says about the innermost loops, those that are alike only once."""
+    assert device.mca_cpu
+    # Where padding is skipped, columns of the kernel have loops of their own that differ in
+    # addresses only.
+    different: dict[tuple[int, int, int, int], Loop] = {}
+    for loop in innermost_loops(text, device.triple):
+        sums = {match[match.lastindex or 0] for line in loop.body if (match := _SUM.match(line))}
+        different.setdefault((loop.fmas, len(sums), loop.spills, loop.instructions), loop)
+    return [
+        _Timed(fmas, sums, spills, mca_cycles(loop, device.triple, device.mca_cpu))
+        for (fmas, sums, spills, _), loop in different.items()
+    ]
+
+
+def _row_cycles(loops: list[_Timed], b: Blocking, met: tuple[int, ...]) -> float | None:
+    """Return the cycles of one input channel at one row of the kernel, None if no loop fits.
+
+    `met` is how many columns of the tile read input at each column of the kernel.
+    """
+    taps = [_cycles(loops, b, columns, columns) for columns in met if columns]
+    if None not in taps:
+        return sum(cycles for cycles in taps if cycles is not None)
+    # Columns of the kernel share a round if they are straight-line code.
+    return _cycles(loops, b, sum(met), max(met))
+
+
+def _cycles(loops: list[_Timed], b: Blocking, products: int, columns: int) -> float | None:
+    """Return the cycles of so many products, all of one input channel, in so many columns."""
+    fmas = products * b.oc_vectors * b.ic_unroll
+    # LLVM may have unrolled the loop some more. A sum that is spilled shares its register.
+    fitting = [
+        loop
+        for loop in loops
+        if loop.fmas % fmas == 0 and (loop.sums == columns * b.oc_vectors or loop.spills)
+    ]
+    if not fitting:
+        return None
+    least = min(loop.fmas for loop in fitting)
+    cycles = fmean(loop.cycles for loop in fitting if loop.fmas == least)
+    return cycles * fmas / least / b.ic_unroll

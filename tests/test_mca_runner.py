@@ -66,15 +66,21 @@ TILES = [
     {"oc_vectors": 2, "ow_tile": 5, "ic_block": 4, "loop_order": "ic_outside"},
     {"oc_vectors": 2, "ow_tile": 4, "ic_block": 8, "loop_order": "ic_outside"},
 ]
+# There, sums change registers within a round.
+X86_TILES = [{"oc_vectors": 1, "ow_tile": 7, "ic_unroll": 8}]
 
 
-@pytest.mark.parametrize("knobs", TILES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [*(("cortex-a72", knobs) for knobs in TILES), *(("haswell", knobs) for knobs in X86_TILES)],
+    ids=str,
+)
 def test_every_tile_has_its_loop(
-    knobs: dict[str, int | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, knobs: dict[str, int | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores are right if the cycles of each loop are right, so let llvm-mca count FMAs."""
-    target = device("cortex-a72")
-    b = Blocking.from_dict({**chosen(PADDED, "cortex-a72").to_dict(), "ic_unroll": 4, **knobs})
+    target = device(name)
+    b = Blocking.from_dict({**chosen(PADDED, name).to_dict(), "ic_unroll": 4, **knobs})
     path = exported(build(PADDED, target, blocking=b), tmp_path)
     module = "tvm_directconv.tuning.runners.mca"
     counted = []

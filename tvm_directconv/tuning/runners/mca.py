@@ -137,24 +137,32 @@ def _row_cycles(loops: list[_Timed], b: Blocking, met: tuple[int, ...]) -> float
 
     `met` is how many columns of the tile read input at each column of the kernel.
     """
-    taps = [_cycles(loops, b, columns, columns) for columns in met if columns]
-    if None not in taps:
-        return sum(cycles for cycles in taps if cycles is not None)
-    # Columns of the kernel share a round if they are straight-line code.
-    return _cycles(loops, b, sum(met), max(met))
+    # On x86, sums may change registers: then there seem to be more of them.
+    for exactly in (True, False):
+        taps = [_cycles(loops, b, columns, columns, exactly) for columns in met if columns]
+        if None not in taps:
+            return sum(cycles for cycles in taps if cycles is not None)
+        # Columns of the kernel share a round if they are straight-line code.
+        together = _cycles(loops, b, sum(met), max(met), exactly)
+        if together is not None:
+            return together
+    return None
 
 
-def _cycles(loops: list[_Timed], b: Blocking, products: int, columns: int) -> float | None:
+def _cycles(
+    loops: list[_Timed], b: Blocking, products: int, columns: int, exactly: bool
+) -> float | None:
     """Return the cycles of so many products, all of one input channel, in so many columns."""
-    fmas = products * b.oc_vectors * b.ic_unroll
-    # LLVM may have unrolled the loop some more. A sum that is spilled shares its register.
+    fmas, sums = products * b.oc_vectors * b.ic_unroll, columns * b.oc_vectors
+    # LLVM may have unrolled the loop some more. Sums that are spilled share registers.
     fitting = [
-        loop
+        (loop.fmas, abs(loop.sums - sums), loop.cycles)
         for loop in loops
-        if loop.fmas % fmas == 0 and (loop.sums == columns * b.oc_vectors or loop.spills)
+        if loop.fmas % fmas == 0
+        and (loop.sums == sums or loop.spills or (loop.sums > sums and not exactly))
     ]
     if not fitting:
         return None
-    least = min(loop.fmas for loop in fitting)
-    cycles = fmean(loop.cycles for loop in fitting if loop.fmas == least)
-    return cycles * fmas / least / b.ic_unroll
+    best = min(fitting)[:2]
+    cycles = fmean(cycles for *kind, cycles in fitting if tuple(kind) == best)
+    return cycles * fmas / best[0] / b.ic_unroll

@@ -17,13 +17,31 @@ import numpy as np
 import pytest
 
 import tvm_directconv as dc
-from tvm_directconv.cli import main
+from tvm_directconv.cli import _parse, main
+from tvm_directconv.logs import folders
 from tvm_directconv.toolchain import find_toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 README = DOCUMENTS["README.md"]
-SCRIPTS = ("scripts/demo", "scripts/demo_board", "scripts/test", ".ci/run")
+SCRIPTS = (
+    "scripts/demo",
+    "scripts/demo_board",
+    "scripts/tune_x86",
+    "scripts/tune_board",
+    "scripts/check_search",
+    "scripts/test",
+    ".ci/run",
+)
+# Too slow, or not for a test to do.
+NOT_FOLLOWED = (
+    ["scripts/demo"],
+    ["scripts/tune_x86"],
+    ["scripts/test"],
+    ["pip", "install", "."],
+    ["python", "-m", "tvm.exec.rpc_tracker"],
+    ["python", "-m", "tvm.exec.rpc_server"],
+)
 COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "tune", "logs", "doctor")
 
 
@@ -50,7 +68,8 @@ def inline_code(text: str) -> list[str]:
 
 
 def shell_lines(text: str) -> list[list[str]]:
-    lines = [line for b in blocks(text) if b.language == "sh" for line in b.code.splitlines()]
+    code = [b.code.replace("\\\n", " ") for b in blocks(text) if b.language == "sh"]
+    lines = [line for text in code for line in text.splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -101,12 +120,19 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
 
 
 def follow(words: list[str]) -> None:
-    if words[0] == "tvm-directconv":
+    if words[:2] == ["tvm-directconv", "tune"]:
+        _parse(words[1:])
+        if words[2].startswith("ic"):  # A network takes minutes, and boards are not here.
+            command(*words[1:], "--trials", "2")
+            (log,) = folders()[0].iterdir()
+            for copy in ("mine.jsonl", "yours.jsonl"):
+                shutil.copy(log, copy)
+    elif words[0] == "tvm-directconv":
         command(*words[1:])
     elif words[0] == "aarch64-linux-gnu-gcc":
         subprocess.run(words, check=True)
-    else:  # Too slow, or not for a test to do.
-        assert words in (["scripts/demo"], ["scripts/test"], ["pip", "install", "."])
+    else:
+        assert words[:3] in NOT_FOLLOWED
 
 
 def test_the_readme_can_be_followed(followed: Followed) -> None:

@@ -4,6 +4,8 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from ...bench.peak import Burst
 from ...build import load
 from ...device import Device, host_cpu, native
@@ -90,8 +92,13 @@ def _timer(library: Path) -> Timer | Failure:
     """Return a timer of a library, or what is wrong with its result."""
     conv = load(library)
     x, weight, expected = problem(conv.workload).packed(conv.manifest)
-    call = conv.bind(x, weight, aligned_zeros(conv.manifest.output_shape))
-    call()
+    out = aligned_zeros(conv.manifest.output_shape)
+    out.fill(np.nan)  # What is not written must not look right.
+    call = conv.bind(x, weight, out)
+    try:
+        call()
+    except Exception as error:
+        return Failure("crash", f"{type(error).__name__}: {error}")
     if reason := wrong(call.out, expected):
         return Failure("wrong_result", reason)
     begin = time.perf_counter()

@@ -14,9 +14,9 @@ import numpy as np
 Timer = Callable[[], float]
 """Runs something and returns the seconds of one call."""
 
-# Candidates that are slower by more than this in nearly every repeat need no further ones.
-_CLEARLY_SLOWER = 0.97
-_LEAST_REPEATS = 3
+# A candidate that is slower in nearly every repeat needs no further ones: after a few if it is so
+# by more than noise, after some more if it is so at all.
+_CLEARLY_SLOWER = {3: 0.97, 5: 1.0}
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,11 @@ def compare(
             over.append(rival / seconds[-1])
         if peak:
             of_peak.append(flops / seconds[-1] / 1e9 / peak())
-        if over and not thorough and len(over) >= _LEAST_REPEATS and _hopeless(over):
+        if over and not thorough and _is_hopeless(over):
             break
     return Comparison(tuple(seconds), tuple(over), tuple(of_peak))
 
 
-def _hopeless(over: list[float]) -> bool:
-    return float(np.percentile(over, 80)) < _CLEARLY_SLOWER
+def _is_hopeless(over: list[float]) -> bool:
+    limit = max((r for least, r in _CLEARLY_SLOWER.items() if len(over) >= least), default=0.0)
+    return float(np.percentile(over, 80)) < limit

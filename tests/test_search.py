@@ -21,7 +21,6 @@ WORKLOADS = {
     "1x1": "ic480ih14oc64oh14kh1",
     "5x5": "ic24ih14oc64oh14kh5ph2",
     "image": "ic3ih224oc64oh112kh7sh2ph3",
-    "7x7": "ic512ih7oc512oh7kh3ph1",
 }
 
 
@@ -34,7 +33,7 @@ def space_of(name: str, bad_start: bool = False) -> Space:
 
 @cache
 def small_space() -> Space:
-    return Space(ConvWorkload.parse("ic16ih5oc24oh5kh3ph1"), device("haswell"))
+    return Space(ConvWorkload.parse("ic8ih5oc24oh5kh3ph1"), device("haswell"))
 
 
 def costs_of(space: Space, seed: int) -> np.ndarray:
@@ -124,7 +123,7 @@ np.random.seed(int(sys.argv[2]))
 space = test_search.space_of("5x5")
 costs = test_search.costs_of(space, 0)
 searches = [test_search.search("evolutionary", space, seed) for seed in (0, 0, 1)]
-found = [test_search.run(searched, costs, 40, noise=0.01) for searched in searches]
+found = [test_search.run(searched, costs, 32, noise=0.01) for searched in searches]
 json.dump([found, "tvm.s_tir.tensor_intrin" in sys.modules], sys.stdout)
 """
 
@@ -177,15 +176,18 @@ def test_what_is_left_comes_in_the_order_of_its_expected_cost() -> None:
     assert costs[left[1:11]].mean() < 0.8 * costs[left].mean() < costs[left[-10:]].mean()
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
 @pytest.mark.parametrize("bad_start", [False, True], ids=["model", "bad"])
-def test_evolution_finds_the_best(name: str, bad_start: bool) -> None:
-    space = space_of(name, bad_start)
-    # Not every seed's search does, but some twenty-nine of thirty.
-    for seed in (1, 2):
-        costs = costs_of(space, seed)
-        points = run(Evolution(space, seed, guided=not bad_start), costs, 64, noise=0.01)
-        assert costs[points].min() < 1.02 * costs.min()
+def test_evolution_finds_the_best(bad_start: bool) -> None:
+    found = []
+    for name in WORKLOADS:
+        space = space_of(name, bad_start)
+        for seed in range(2):
+            costs = costs_of(space, seed)
+            points = run(Evolution(space, seed, guided=not bad_start), costs, 64, noise=0.01)
+            found.append(costs[points].min() / costs.min())
+    # One search in thirty or so does not get there; which one, changes with the model.
+    assert sum(ratio < 1.02 for ratio in found) >= len(found) - 2
+    assert np.median(found) < 1.005
 
 
 def test_evolution_is_better_than_chance() -> None:

@@ -35,9 +35,10 @@ _LOADS_REACHED = 0.75
 _PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
 _STORED_SUMS = 1.02  # Sums that leave the registers have been slower than counted.
-_L3_SLOWER = 2.0
+_L3_SLOWER = 3.0
 _MEMORY_SLOWER = 6.0
 _STREAMS = 16
+_CACHE_WAY = 4096  # bytes: of most first-level caches, which are indexed within a page
 _PER_VISIT = 12  # cycles
 _NARROW_LOADS_REACHED = 0.5  # Narrow last tiles have fewer sums to hide their loads behind.
 _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
@@ -390,7 +391,10 @@ def _task_cycles(
     if channels > _STREAMS * channel_block(view.in_channels, device):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         next_input *= 2
-    weights_again = tile_weights * _per_byte(tile_weights + tile_input, device)
+    # Each vector's weights are a stream, and streams often lie a multiple of a cache way apart:
+    # they compete for the same places, whatever else is free.
+    places = b.oc_vectors * ceil(tile_weights / b.oc_vectors / _CACHE_WAY) * _CACHE_WAY
+    weights_again = tile_weights * _per_byte(places + tile_input, device)
     input_again = tile_input * _per_byte(row_input + tile_weights, device)
     sums_again = 0.0
     if channels < view.in_channels:  # Loaded and stored.

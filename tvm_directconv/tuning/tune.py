@@ -414,16 +414,18 @@ class Tuner:
         again = self._runner.measure(*libraries, _REPEATS, thorough=True)
         return again if isinstance(again, Failure) or again.ratio < outcome.ratio else outcome
 
-    def _confirm(self, layer: Layer, point: int) -> Record | None:
-        """Measure a point against the model's choice, as often as it takes to be sure."""
+    def _confirm(self, layer: Layer, point: int) -> Record:
+        """Measure a point against the model's choice, or that alone, often enough to be sure."""
+        against = layer.libraries[0] if point else None
         outcome = self._runner.measure(
-            layer.libraries[point], layer.libraries[0], _CONFIRMING_REPEATS, thorough=True
+            layer.libraries[point], against, _CONFIRMING_REPEATS, thorough=True
         )
         if isinstance(outcome, Failure):
             return self._failed(layer, point, outcome)
-        record = self._ok(layer, point, outcome, outcome.ratio)
+        if not point:
+            return replace(self._ok(layer, point, outcome, 1.0), chosen=True)
         surely_faster = float(np.percentile(outcome.over_incumbent, 25)) > 1
-        return replace(record, chosen=surely_faster)
+        return replace(self._ok(layer, point, outcome, outcome.ratio), chosen=surely_faster)
 
     def _decide(self, layer: Layer, builders: "_Builders") -> None:
         """Choose between the best points and the model's choice, and log that."""
@@ -435,11 +437,11 @@ class Tuner:
         ranked = sorted(layer.records, key=lambda point: _cost(layer.records[point]))
         rivals = [point for point in ranked if _cost(layer.records[point]) < 1][:_CONFIRMED]
         failed = dict(builders.build(layer, [0, *rivals]))
-        first = self._failed(layer, 0, failed[0]) if failed[0] else layer.records[0]
+        first = self._failed(layer, 0, failed[0]) if failed[0] else self._confirm(layer, 0)
         if first.status != "ok":
             layer.problem = f"{first.status}: {first.message}"
             return
-        layer.chosen = replace(first, chosen=True, date=logs.now())
+        layer.chosen = first
         for _, record in self._measured(
             [point for point in rivals if not failed[point]],
             lambda point: self._confirm(layer, point),

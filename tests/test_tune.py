@@ -208,7 +208,7 @@ def test_what_is_chosen_was_confirmed_against_the_models_choice(folder: Path) ->
     assert confirmed[:2] == [(0, None), (best, 0)]
     assert {rival for _, rival in confirmed[1:]} == {0}
     assert {point for point, _ in confirmed} == {best, *(p for p, _ in confirmed)}
-    assert len(confirmed) == 3
+    assert len(confirmed) == 4
     *tried, chosen = log_of(folder)
     assert chosen.chosen and not any(r.chosen for r in tried)
     assert chosen == layer.chosen and chosen.blocking == space.points[best]

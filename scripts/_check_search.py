@@ -15,7 +15,7 @@ from tvm_directconv.tuning.tune import Budget, Layer, Tuner
 
 LAYERS = [
     "vgg16:conv1_1",  # three channels
-    "vgg16:conv4_2",  # large, 3x3
+    "resnet50:l4b1_3x3",  # 3x3, 14 columns
     "alexnet:conv2",  # 5x5, 27 columns
     "googlenet:4e_5x5r",  # 1x1, few output channels
     "resnet50:l5b0_down",  # 1x1 with stride, 7 columns

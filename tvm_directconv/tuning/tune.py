@@ -235,7 +235,8 @@ class Tuner:
         trials = sum(layer.trials for layer in self.layers)
         if not trials:
             return None
-        left = self.trials_left * self.seconds / trials
+        untried = sum(len(layer.space) - len(layer.records) for layer in self.layers)
+        left = min(self.trials_left, untried) * self.seconds / trials
         if self.budget.seconds is not None:
             left = min(left, max(0.0, self.budget.seconds - self.seconds))
         return left

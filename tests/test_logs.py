@@ -24,7 +24,7 @@ from tvm_directconv import blocking as blocks
 from tvm_directconv import logs
 from tvm_directconv.build import scheduled
 from tvm_directconv.cli import main
-from tvm_directconv.device import HostCpu, _cpu_of, host_cpu
+from tvm_directconv.device import HostCpu, cpu_of, host_cpu
 from tvm_directconv.errors import LogError
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import LogWarning, Record
@@ -588,7 +588,7 @@ Model\t\t: Raspberry Pi 4 Model B Rev 1.4
     ],
 )
 def test_processors_are_told_apart(text: str, cpu: tuple[str, str | None] | None) -> None:
-    found = _cpu_of(text)
+    found = cpu_of(text)
     if cpu and cpu[1] is None:
         assert found and found.id == cpu[0]
     else:

@@ -39,6 +39,7 @@ _L3_SLOWER = 3.0
 _MEMORY_SLOWER = 6.0
 _STREAMS = 16
 _CACHE_WAY = 4096  # bytes: of most first-level caches, which are indexed within a page
+_ROUND_DISTANCE = 256  # bytes: a few cache lines
 _PER_VISIT = 12  # cycles
 _NARROW_LOADS_REACHED = 0.5  # Narrow last tiles have fewer sums to hide their loads behind.
 _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
@@ -391,9 +392,11 @@ def _task_cycles(
     if channels > _STREAMS * channel_block(view.in_channels, device):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         next_input *= 2
-    # Each vector's weights are a stream, and streams often lie a multiple of a cache way apart:
-    # they compete for the same places, whatever else is free.
-    places = b.oc_vectors * ceil(tile_weights / b.oc_vectors / _CACHE_WAY) * _CACHE_WAY
+    # Each vector's weights are a stream. Where channels are round numbers, so are the distances of
+    # the streams: they compete for the same places, whatever else is free.
+    places = tile_weights
+    if view.in_channels * rows * columns * b.lanes * 4 % _ROUND_DISTANCE == 0:
+        places = b.oc_vectors * ceil(tile_weights / b.oc_vectors / _CACHE_WAY) * _CACHE_WAY
     weights_again = tile_weights * _per_byte(places + tile_input, device)
     input_again = tile_input * _per_byte(row_input + tile_weights, device)
     sums_again = 0.0

@@ -334,8 +334,8 @@ class CompiledConv:
                 toolchain = find_toolchain(self.manifest.target["mtriple"])
                 link_shared([object_file], path, toolchain)
         manifest = self.manifest.to_dict(path.read_bytes())
-        manifest_path = _manifest_path(path)
-        manifest_path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(manifest, indent=2) + "\n"
+        manifest_path(path).write_text(text, encoding="utf-8")
         return path
 
     def assembly(self) -> str:
@@ -367,7 +367,8 @@ class BoundCall:
         self._function(*self._tensors)
 
 
-def _manifest_path(library: Path) -> Path:
+def manifest_path(library: Path) -> Path:
+    """Return where the manifest of an exported file is."""
     return library.with_name(library.name + ".json")
 
 
@@ -618,7 +619,7 @@ def load(path: str | Path) -> CompiledConv:
             "linking"
         )
     info = elf_info(path)
-    manifest = Manifest.read(_manifest_path(path), path.read_bytes())
+    manifest = Manifest.read(manifest_path(path), path.read_bytes())
     wanted = f"__tvm_ffi_{manifest.symbol}"
     if wanted not in info.defined:
         raise LibraryError(f"library {str(path)!r} does not define {wanted}: export it again")

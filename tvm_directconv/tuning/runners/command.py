@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...build import Manifest
+from ...build import Manifest, manifest_path
 from ...deploy.runner import (
     RunFailure,
     build_runner,
@@ -29,7 +29,7 @@ from ...errors import ToolchainError
 from ...toolchain import find_toolchain
 from ..compare import Comparison, Failure, compare
 from . import TIME_LIMIT
-from .problem import problem
+from .problem import differing, problem
 
 # Every run costs a connection, so one has several batches, but fewer if calls are slow.
 _BATCHES = 5
@@ -149,7 +149,7 @@ class CommandRunner:
     def _place(self, library: Path) -> "_Placed":
         """Put a library and its arrays into the folder, unless they are there."""
         code = library.read_bytes()
-        m = Manifest.read(library.with_name(library.name + ".json"), code)
+        m = Manifest.read(manifest_path(library), code)
         placed = _Placed(
             self._folder / f"{sha256(code).hexdigest()[:16]}.so",
             (
@@ -203,11 +203,7 @@ class CommandRunner:
             )
         )
         if report["different"]:
-            raise RunFailure(
-                "wrong_result",
-                f"{report['different']} of {prod(m.output_shape)} outputs differ from the "
-                "reference, on whole numbers that float32 holds exactly",
-            )
+            raise RunFailure("wrong_result", differing(report["different"], prod(m.output_shape)))
         return list(report["seconds"])
 
     def _run(self, arguments: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from ...assembly import Loop, find_mca, innermost_loops, mca_cycles
 from ...blocking import Blocking, estimate
-from ...build import Manifest
+from ...build import Manifest, manifest_path
 from ...device import Device
 from ...errors import DeviceError, ToolchainError
 from ..compare import Comparison, Failure
@@ -91,7 +91,7 @@ class McaRunner:
             If llvm-mca cannot read a loop.
         """
         text = path.read_bytes()
-        manifest = Manifest.read(path.with_name(path.name + ".json"), text)
+        manifest = Manifest.read(manifest_path(path), text)
         loops = _timed_loops(text.decode(), self._device)
         b = manifest.blocking
         code = partial(_row_cycles, loops, b)

@@ -52,8 +52,12 @@ def wrong(actual: np.ndarray, expected: np.ndarray) -> str | None:
     if np.array_equal(actual, expected):
         return None
     # Comparing with NaN is always false, so count what is not equal.
-    different = int((~(actual == expected)).sum())
+    return differing(int((~(actual == expected)).sum()), expected.size)
+
+
+def differing(different: int, size: int) -> str:
+    """Return what is wrong with an output of `size` elements."""
     return (
-        f"{different} of {expected.size} outputs differ from the reference, on whole numbers "
+        f"{different} of {size} outputs differ from the reference, on whole numbers "
         "that float32 holds exactly"
     )

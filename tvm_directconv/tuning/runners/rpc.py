@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from ...bench.peak import BurstCode
-from ...build import Manifest
+from ...build import Manifest, manifest_path
 from ...device import Device, HostCpu, cpu_of
 from ...errors import DirectConvError, RpcError
 from ...toolchain import find_toolchain, run_cc
@@ -600,7 +600,7 @@ class _Session:
 
     def _library(self, path: Path, known: list[_Loaded]) -> _Loaded:
         data = path.read_bytes()
-        manifest = Manifest.read(path.with_name(path.name + ".json"), data)
+        manifest = Manifest.read(manifest_path(path), data)
         for loaded in known:
             if (loaded.data, loaded.manifest) == (data, manifest):
                 return loaded

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from .layout import (
     checked_plain,
 )
 from .registry import find_schedule
-from .toolchain import elf_info, find_toolchain, link_shared
+from .toolchain import elf_info, find_toolchain, link_module
 from .workload import ConvWorkload
 
 SUFFIXES = (".so", ".o", ".s")
@@ -328,11 +327,7 @@ class CompiledConv:
         elif path.suffix == ".o":
             self._module.write_to_file(str(path))
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                object_file = Path(folder) / "conv.o"
-                self._module.write_to_file(str(object_file))
-                toolchain = find_toolchain(self.manifest.target["mtriple"])
-                link_shared([object_file], path, toolchain)
+            link_module(self._module, path, find_toolchain(self.manifest.target["mtriple"]))
         manifest = self.manifest.to_dict(path.read_bytes())
         text = json.dumps(manifest, indent=2) + "\n"
         manifest_path(path).write_text(text, encoding="utf-8")

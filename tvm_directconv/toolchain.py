@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvm_directconv.errors import LibraryError, ToolchainError
 
@@ -26,6 +27,7 @@ __all__ = [
     "Toolchain",
     "elf_info",
     "find_toolchain",
+    "link_module",
     "link_shared",
     "run_cc",
 ]
@@ -250,6 +252,29 @@ def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: To
     # An epilogue may call expf and the like: a library that does must load libm by itself, and one
     # that does not should not ask for it.
     run_cc(["-shared", *map(str, objects), "-Wl,--as-needed", "-lm"], output, toolchain)
+
+
+def link_module(module: Any, output: str | Path, toolchain: Toolchain) -> None:
+    """Link what TVM has compiled into a shared library; as :func:`link_shared` otherwise.
+
+    Parameters
+    ----------
+    module : tvm.runtime.Module
+        Compiled for the toolchain's machine.
+    output : str or Path
+        Library to create or replace.
+    toolchain : Toolchain
+        The linker.
+
+    Raises
+    ------
+    ToolchainError
+        If linking fails, with what the linker printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        object_file = Path(folder) / "module.o"
+        module.write_to_file(str(object_file))
+        link_shared([object_file], output, toolchain)
 
 
 def _port(triple: str) -> _Port:

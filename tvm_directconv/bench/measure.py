@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,11 @@ def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> di
     call()
     error = max_error(conv.unpack_output(out), conv2d_reference(x, weight, workload))
 
-    begin = time.perf_counter()
-    call()
-    number = max(1, round(_SHORTEST / max(time.perf_counter() - begin, 1e-7)))
+    timer = grouped(call)
     seconds, peaks, ratios = [], [], []
     for _ in range(repeat):
         before = burst()
-        begin = time.perf_counter()
-        for _ in range(number):
-            call()
-        seconds.append((time.perf_counter() - begin) / number)
+        seconds.append(timer())
         peaks.append((before + burst()) / 2)
         ratios.append(workload.flops / seconds[-1] / 1e9 / peaks[-1])
     p20, p50, p80 = (float(np.percentile(seconds, p)) for p in (20, 50, 80))
@@ -78,6 +74,21 @@ def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> di
         "blocking": str(conv.blocking),
         "blocking_source": conv.manifest.blocking_source,
     }
+
+
+def grouped(call: Callable[[], None]) -> Callable[[], float]:
+    """Return what makes a call often enough to be timed, and returns the seconds of one."""
+    begin = time.perf_counter()
+    call()
+    number = max(1, round(_SHORTEST / max(time.perf_counter() - begin, 1e-7)))
+
+    def timer() -> float:
+        begin = time.perf_counter()
+        for _ in range(number):
+            call()
+        return (time.perf_counter() - begin) / number
+
+    return timer
 
 
 def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ...]) -> int:

@@ -1,6 +1,5 @@
 """The FMA peak: a burst of multiply-adds that touches nothing but registers."""
 
-import tempfile
 import time
 from math import ceil
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from ..device import Device
 from ..layout import aligned_zeros
 from ..lowering import PIPELINE, TILE
-from ..toolchain import find_toolchain, link_shared
+from ..toolchain import find_toolchain, link_module
 
 # Some milliseconds at most: as long as what it stands beside, so that noise hits both alike.
 _ROUNDS = 400_000
@@ -93,10 +92,7 @@ class BurstCode:
         ToolchainError
             If there is no linker for the device.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            object_file = Path(folder) / "burst.o"
-            self.module.write_to_file(str(object_file))
-            link_shared([object_file], path, find_toolchain(self._triple))
+        link_module(self.module, path, find_toolchain(self._triple))
 
 
 class Burst:

@@ -1,11 +1,11 @@
 """Candidates on this machine, in a process of their own."""
 
-import time
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...build import load
 from ...device import Device, host_cpu, native
@@ -14,8 +14,6 @@ from ..compare import Comparison, Failure, Timer, compare
 from ..worker import Worker
 from . import TIME_LIMIT
 from .problem import problem, wrong
-
-_SHORTEST = 1e-3  # seconds: calls are timed in groups that take at least this long
 
 
 class LocalRunner:
@@ -101,14 +99,4 @@ def _timer(library: Path) -> Timer | Failure:
         return Failure("crash", f"{type(error).__name__}: {error}")
     if reason := wrong(call.out, expected):
         return Failure("wrong_result", reason)
-    begin = time.perf_counter()
-    call()
-    number = max(1, round(_SHORTEST / max(time.perf_counter() - begin, 1e-7)))
-
-    def timer() -> float:
-        begin = time.perf_counter()
-        for _ in range(number):
-            call()
-        return (time.perf_counter() - begin) / number
-
-    return timer
+    return grouped(call)

@@ -31,7 +31,7 @@ _ORDERS = (IC_INSIDE, IC_OUTSIDE)
 # and beyond about 400 LLVM begins to move FMAs between steps and to spill.
 _STRAIGHT_FMAS = 256
 # Constants of the cost model, fitted to a few hundred blockings measured with AVX2 code.
-_LOADS_REACHED = 0.75
+_LOADS_REACHED = 0.65
 _PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
 _STORED_SUMS = 1.02  # Sums that leave the registers have been slower than counted.

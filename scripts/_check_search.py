@@ -1,6 +1,7 @@
 """What scripts/check_search runs: an exhaustive sweep, and searches over its figures."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +30,16 @@ def main(specs: list[str]) -> None:
     """Print, for each layer, how far searches got."""
     everything = Budget(trials=10_000, patience=10_000)
     device = dc.device("native")
-    runner = LocalRunner(device, threads=1)
-    try:
-        with Progress() as progress:
-            layers = Tuner(
-                workloads_without_groups(specs or LAYERS),
-                device,
-                runner,
-                budget=everything,
-                strategy="exhaustive",
-                folder=Path("sweep_logs"),
-                on_trial=progress.show,
-            ).run()
-    finally:
-        runner.close()
+    with closing(LocalRunner(device, threads=1)) as runner, Progress() as progress:
+        layers = Tuner(
+            workloads_without_groups(specs or LAYERS),
+            device,
+            runner,
+            budget=everything,
+            strategy="exhaustive",
+            folder=Path("sweep_logs"),
+            on_trial=progress.show,
+        ).run()
     print(
         "| layer | points | best over the model's | search from the model's | bad start | search |"
     )

@@ -40,11 +40,13 @@ ROW_KEYS = {
     "gflops",
     "peak_gflops",
     "of_peak",
+    "over_rival",
     "extra_bytes",
     "max_error",
     "compile_seconds",
     "blocking",
     "blocking_source",
+    "rival",
 }
 FOREIGN = "x86-64-v2" if platform.machine() == "aarch64" else "cortex-a72"
 
@@ -244,6 +246,7 @@ ERRORS = {
     "bad layout": (["explain", SMALL, "--input-layout", "CHW"], "layout is 'CHW'"),
     "missing blocking": (["compile", SMALL, "--blocking", "x.json", "-o", "a.so"], "'x.json'"),
     "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' is not JSON"),
+    "rival missing": (["bench", SMALL, "--against", "modle"], "'modle'"),
     "blocking unknown": (["bench", SMALL, "--blocking", "unknown.json"], "unknown knob 'bogus'"),
     "blocking impossible": (
         ["compile", SMALL, "--blocking", "impossible.json", "-o", "a.so"],
@@ -499,6 +502,19 @@ def test_bench_rows_say_everything(run: Command) -> None:
         assert row["max_error"] < 1e-5
         assert (row["device"], row["threads"]) == (dc.device("native").name, 1)
         assert (row["blocking_source"], row["blocking"][:6]) == ("model", "lanes=")
+        assert row["over_rival"] is None and row["rival"] is None
+
+
+def test_bench_compares(run: Command) -> None:
+    knobs = dc.build(SMALL).blocking.to_dict()
+    slow = {**knobs, "oc_vectors": 1, "ow_tile": 1, "ic_unroll": 1, "kw_unroll": False}
+    Path("slow.json").write_text(json.dumps(slow))
+    status, out, _ = run("bench", SMALL, "--against", "slow.json", "--format", "json")
+    (row,) = json.loads(out)
+    assert status == 0 and "oc_vectors=1 ow_tile=1 " in row["rival"] != row["blocking"]
+    assert row["over_rival"] > 1.1
+    _, out, _ = run("bench", SMALL, "--against", "slow.json", "--repeat", "3")
+    assert "  over slow.json  " in out and " times as fast as its rival, at least " in out
 
 
 @pytest.fixture
@@ -538,9 +554,11 @@ def test_bench_sums_up_each_network() -> None:
         {"network": "b", "layer": "y", "workload": "", "of_peak": 0.7, "compile_seconds": 5.0},
         {"network": "a", "layer": "z", "workload": "", "of_peak": 0.9, "compile_seconds": 2.0},
     ]
+    for row, over in zip(rows, (1.0, None, 4.0), strict=True):
+        row |= {"over_rival": over, "rival": over and "lanes=8"}
     assert bench._summaries(rows) == [
-        "a: geometric mean 60.0% of peak, minimum 40.0% (x), 1.50 s to compile (median), "
-        "2 different layers",
+        "a: geometric mean 60.0% of peak, minimum 40.0% (x), 2.000 times as fast as its rival, at "
+        "least 1.000, 1.50 s to compile (median), 2 different layers",
         "b: geometric mean 70.0% of peak, minimum 70.0% (y), 5.00 s to compile (median), "
         "1 different layer",
     ]

@@ -14,10 +14,12 @@ from conftest import compiled
 from test_runner import compile_c
 
 from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device
+from tvm_directconv.bench.compare import Comparison, Failure
+from tvm_directconv.build import Manifest, manifest_path
+from tvm_directconv.cli import main
 from tvm_directconv.device import host_cpu
 from tvm_directconv.errors import ToolchainError
 from tvm_directconv.toolchain import find_toolchain
-from tvm_directconv.tuning.compare import Comparison, Failure
 from tvm_directconv.tuning.runners.command import CommandRunner
 
 # Its output channels fill only a part of their last block where vectors have 8 lanes or more.
@@ -66,6 +68,22 @@ def test_in_emulators_and_natively(make: Make, tmp_path: Path) -> None:
         assert all(0 < seconds < 10 for seconds in both.seconds)
         assert len(both.over_incumbent) == 3
         assert all(0.01 < ratio < 100 for ratio in both.over_incumbent)
+
+
+@pytest.mark.parametrize(("name", "command"), [("cortex-a72", A72), ("armv7", A15)])
+def test_tune_in_an_emulator_and_compile_with_what_was_found(
+    name: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [str(LAYER), "--device", name, "--logs", str(tmp_path)]
+    found = ["--trials", "4", "--strategy", "random", "--format", "json"]
+    assert main(["tune", *where, *found, "--runner", command]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["trials"], row["failures"], row["problem"]) == (4, 0, None)
+    library = tmp_path / "tuned.so"
+    assert main(["compile", *where, "-o", str(library)]) == 0
+    manifest = Manifest.read(manifest_path(library), library.read_bytes())
+    assert str(manifest.blocking) == row["blocking"]
+    assert manifest.blocking_source.startswith(f"log {name}.jsonl: exact, measured")
 
 
 def test_several_threads(make: Make, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_alternatives_are_other_tiles_and_no_better() -> None:
     text = dc.explain("ic256ih56oc256oh56kh3ph1", "cortex-a72")
     chosen = numbers(r"C_ob x W_ob = (\d+) x (\d+)", text)
     lines = text.split("Next best register tiles")[1].split("\n\n")[0].splitlines()[1:]
-    tiles = [numbers(r"^  (\d+) x (\d+) ", line) for line in lines]
+    tiles = [numbers(r"^  (\d+) x (\d+), ic_\w+: ", line) for line in lines]
     assert len(tiles) == len(set(tiles)) == 3 and chosen not in tiles
     for line in lines:
         assert "is as fast in the model" in line or re.search(

@@ -10,10 +10,10 @@ from tvm import tirx
 
 from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device, lowering
 from tvm_directconv.assembly import innermost_loops, mca_cycles
+from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.blocking import default_input_layout, estimate, reasons_against
 from tvm_directconv.build import scheduled
 from tvm_directconv.errors import DeviceError, LibraryError, ToolchainError
-from tvm_directconv.tuning.compare import Comparison, Failure
 from tvm_directconv.tuning.runners.mca import McaRunner
 
 PLAIN = ConvWorkload.parse("ic64ih8iw64oc64oh8ow64kh1")

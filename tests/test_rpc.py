@@ -20,14 +20,15 @@ from typing import NamedTuple
 
 import pytest
 
-from tvm_directconv import ConvWorkload, device
+from tvm_directconv import ConvWorkload, device, logs
+from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import CompiledConv, Manifest, build
 from tvm_directconv.device import host_cpu
 from tvm_directconv.errors import LibraryError, RpcError
 from tvm_directconv.toolchain import find_toolchain, run_cc
-from tvm_directconv.tuning.compare import Comparison, Failure
 from tvm_directconv.tuning.runners import rpc
 from tvm_directconv.tuning.runners.rpc import RpcRunner, Server, Tracker, find_tracker
+from tvm_directconv.tuning.tune import Budget, Tuner
 
 # As many channels as rows and columns: NCHW and NHWC have the same shape.
 WORKLOAD = ConvWorkload.parse("ic8ih8oc16oh8kh3ph1")
@@ -347,6 +348,41 @@ def test_boards_die_freeze_and_come_back(farm: Farm, library: Path) -> None:
         until(lambda: isinstance(runner.measure(library, None, 1), Comparison))
     finally:
         runner.close()
+
+
+def test_a_run_survives_the_loss_of_boards(farm: Farm, tmp_path: Path) -> None:
+    boards = farm.boards("run", 4)
+    reported = 0
+
+    def lose_two(tuner: Tuner) -> None:
+        nonlocal reported
+        reported = sum(layer.trials for layer in tuner.layers)
+        if reported == 5:
+            boards[0].kill()
+            boards[1].signal(signal.SIGSTOP)
+
+    runner = RpcRunner(NATIVE, 1, farm.tracker("run"), timeout=6, cool_down=0.03)
+    try:
+        tuner = Tuner(
+            [ConvWorkload.parse("ic16ih12oc32oh12kh3ph1")],
+            NATIVE,
+            runner,
+            budget=Budget(trials=32),
+            strategy="random",
+            folder=tmp_path,
+            on_trial=lose_two,
+        )
+        (layer,) = tuner.run()
+    finally:
+        runner.close()
+    records = logs.read(tuner.log)
+    kinds = Counter(record.status for record in records)
+    assert kinds.pop("ok") >= 31 and kinds == {"rpc_lost": 1, "timeout": 1}, kinds
+    assert len({record.blocking for record in records}) == reported == layer.trials == 32
+    assert layer.failures == 2
+    assert {(record.measured_by, record.cpu) for record in records} == {("rpc", host_cpu().id)}
+    assert all(record.of_peak for record in records if record.status == "ok")
+    assert [record for record in records if record.chosen] == [layer.chosen] == records[-1:]
 
 
 def test_all_boards_gone(farm: Farm, library: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 import tvm_directconv as dc
 from tvm_directconv import logs
+from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import Manifest, build
 from tvm_directconv.cli import main
 from tvm_directconv.errors import LogError, TuningError, WorkloadError
@@ -28,7 +29,6 @@ from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import Record
 from tvm_directconv.toolchain import find_toolchain, run_cc
 from tvm_directconv.tuning import tune
-from tvm_directconv.tuning.compare import Comparison, Failure
 from tvm_directconv.tuning.runners.local import LocalRunner
 from tvm_directconv.tuning.space import Space
 from tvm_directconv.tuning.tune import Budget, Layer, Tuner
@@ -86,7 +86,7 @@ class FakeRunner:
     ) -> Comparison | Failure:
         name, point = str(candidate.parent), int(candidate.name)
         rival = None if incumbent is None else int(incumbent.name)
-        kind = "again" if thorough else "trial"
+        kind = "check" if repeats == 1 else "again" if thorough else "trial"
         if repeats == tune._CONFIRMING_REPEATS:
             kind = "confirmation"
         self.calls.append((name, point, rival, kind))
@@ -213,7 +213,7 @@ def test_what_is_chosen_was_confirmed_against_the_models_choice(folder: Path) ->
     assert chosen.chosen and not any(r.chosen for r in tried)
     assert chosen == layer.chosen and chosen.blocking == space.points[best]
     assert chosen.over_model == pytest.approx(1 + best / len(space)) == layer.gain
-    assert chosen.repeats == 25
+    assert chosen.repeats == tune._CONFIRMING_REPEATS
 
 
 def test_the_models_choice_stays_if_nothing_is_surely_faster(folder: Path) -> None:
@@ -395,7 +395,9 @@ def test_nothing_is_measured_twice(folder: Path, strategy: str) -> None:
     assert not before.trials.keys() & after.trials.keys()
     assert set(after.trials.values()) == {1}
     # What was best before is what new points are compared with from the first on.
-    assert after.calls[0][2] == first.best
+    _, point, _, kind = after.calls[0]
+    assert (point, kind) == (first.best, "check")
+    assert after.calls[1][2] == first.best
     assert second.gain >= first.gain
     # The budget is spent: what was decided stays, nothing is measured or logged.
     lines = len(log_of(folder))
@@ -511,6 +513,18 @@ def test_the_best_of_the_log_that_can_no_longer_be_compiled(folder: Path) -> Non
     assert layer.chosen and layer.chosen.blocking == layer.space.points[4]
     assert {rival for _, _, rival, kind in runner.calls if kind == "trial"} == {4}
     assert layer.records[9].status == "compile_error"
+
+
+def test_the_best_of_the_log_that_no_longer_runs(folder: Path) -> None:
+    seconds: Speeds = lambda name, point: {4: 0.8, 9: 0.7}.get(point, 1.0)  # noqa: E731
+    options: dict[str, Any] = {"strategy": "exhaustive"}
+    tuner(FakeRunner(seconds), folder, budget=Budget(trials=16), **options).run()
+    runner = FakeRunner(seconds, failures={9: [Failure("crash", "killed by SIGSEGV")]})
+    (layer,) = tuner(runner, folder, budget=Budget(trials=32), **options).run()
+    assert [(point, kind) for _, point, _, kind in runner.calls[:2]] == [(9, "check"), (4, "check")]
+    assert {rival for _, _, rival, kind in runner.calls if kind == "trial"} == {4}
+    assert (layer.records[9].status, layer.failures) == ("crash", 0)
+    assert layer.chosen and layer.chosen.blocking == layer.space.points[4]
 
 
 def test_everything_of_the_log_fails_now(folder: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tvm_directconv import Blocking
+from tvm_directconv.bench.compare import Failure
 from tvm_directconv.errors import BlockingError
-from tvm_directconv.tuning.compare import Failure
 from tvm_directconv.tuning.worker import Worker
 from tvm_directconv.workload import ConvWorkload
 

@@ -128,6 +128,11 @@ class Blocking:
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.to_dict().items())
 
+    @property
+    def brief(self) -> str:
+        """What tells most about it: ``32 x 3, ic_inside`` is C_o,b x W_o,b and the order."""
+        return f"{self.oc_vectors * self.lanes} x {self.ow_tile}, {self.loop_order}"
+
     def view(self, workload: ConvWorkload) -> ConvWorkload:
         """Return the workload as this blocking sees it: pixels of 1x1 kernels in other rows."""
         return _counted_in_rows(workload, self.flat_rows) if self.flat_rows else workload

@@ -817,11 +817,25 @@ def host_cpu() -> HostCpu:
         text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    return cpu_of(text) or HostCpu(platform.machine(), platform.processor() or platform.machine())
+    return cpu_of(text, platform.machine(), platform.processor())
 
 
-def cpu_of(text: str) -> HostCpu | None:
-    """Read what Linux says in ``/proc/cpuinfo``."""
+def cpu_of(text: str, machine: str, name: str = "") -> HostCpu:
+    """Return the processor that Linux describes in ``/proc/cpuinfo``.
+
+    Parameters
+    ----------
+    text : str
+        Content of the file; empty if there is none.
+    machine : str
+        Architecture, which is all that is known of it if the file says nothing of use.
+    name : str
+        What else people call it then.
+
+    Returns
+    -------
+    HostCpu
+    """
     found: dict[str, None] = {}
     names: list[str] = []
     # A paragraph for each core; that of an ARM board itself may follow.
@@ -834,6 +848,6 @@ def cpu_of(text: str) -> HostCpu | None:
             found[f"{facts['CPU implementer']} {facts['CPU part']}"] = None
         names += [facts[key] for key in ("model name", "Model", "Hardware") if facts.get(key)]
     if not found:
-        return None
+        return HostCpu(machine, name or machine)
     identity = "+".join(sorted(found))
     return HostCpu(identity, names[0] if names else identity)

@@ -266,10 +266,7 @@ def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[s
     if other is None:
         lines.append(f"no other order is possible: {channels} input channels are one block")
     else:
-        lines.append(
-            f"the best in the other order, {_short(other)} {other.loop_order}, "
-            + _compared(case, other, b)
-        )
+        lines.append(f"the best in the other order, {other.brief}, " + _compared(case, other, b))
     return lines
 
 
@@ -348,7 +345,7 @@ def _alternatives(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list
     if not best:
         return ["Next best register tiles: there is no other"]
     return ["Next best register tiles, each with the best of the other block sizes"] + [
-        f"{_short(other)} {other.loop_order} {_compared(case, other, chosen)}"
+        f"{other.brief}: {_compared(case, other, chosen)}"
         for other in list(best.values())[:_ALTERNATIVES]
     ]
 
@@ -392,10 +389,6 @@ def _memory(case: _Case, chosen: Blocking) -> list[str]:
         "these); direct convolution takes none"
         + (" (for such a 1x1 kernel im2col can be left out, too)" if can_flatten(w) else ""),
     ]
-
-
-def _short(blocking: Blocking) -> str:
-    return f"{blocking.oc_vectors * blocking.lanes} x {blocking.ow_tile}"
 
 
 def _holds(condition: bool) -> str:

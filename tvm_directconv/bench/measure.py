@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ from ..device import Device
 from ..layout import aligned_zeros
 from ..reference import conv2d_reference, max_error, random_tensors
 from ..toolchain import find_toolchain
+from .compare import Timer, compare_in_places
 from .peak import Burst
 
 _SHORTEST = 1e-3  # seconds: calls are timed in groups that take at least this long
 
 
-def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> dict[str, Any]:
+def measure(
+    conv: CompiledConv,
+    device: Device,
+    repeat: int,
+    burst: Burst,
+    rival: CompiledConv | None = None,
+) -> dict[str, Any]:
     """Check a convolution, then time it between bursts of multiply-adds.
 
     Each repeat is burst, kernel, burst: what slows the machine down for a while slows down both,
@@ -34,6 +42,9 @@ def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> di
         Repeats; medians and percentiles are over these.
     burst : Burst
         For as many threads as `conv`.
+    rival : CompiledConv, optional
+        The same convolution in other block sizes, timed in turns with `conv`. Its result is
+        checked as well.
 
     Returns
     -------
@@ -42,20 +53,25 @@ def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> di
     """
     workload = conv.workload
     x, weight = random_tensors(workload, seed=0)
-    packed = conv.pack_input(x), conv.pack_weight(weight)
-    out = aligned_zeros(conv.manifest.output_shape)
-    call = conv.bind(*packed, out)
-    call()
-    error = max_error(conv.unpack_output(out), conv2d_reference(x, weight, workload))
+    expected = conv2d_reference(x, weight, workload)
+    errors = []
 
-    timer = grouped(call)
-    seconds, peaks, ratios = [], [], []
-    for _ in range(repeat):
-        before = burst()
-        seconds.append(timer())
-        peaks.append((before + burst()) / 2)
-        ratios.append(workload.flops / seconds[-1] / 1e9 / peaks[-1])
-    p20, p50, p80 = (float(np.percentile(seconds, p)) for p in (20, 50, 80))
+    def timer(each: CompiledConv) -> Timer:
+        out = aligned_zeros(each.manifest.output_shape)
+        call = each.bind(each.pack_input(x), each.pack_weight(weight), out)
+        call()
+        errors.append(max_error(each.unpack_output(out), expected))
+        return grouped(call)
+
+    found = compare_in_places(
+        partial(timer, conv),
+        partial(timer, rival) if rival else None,
+        burst,
+        workload.flops,
+        repeat,
+    )
+    p20, p50, p80 = (float(np.percentile(found.seconds, p)) for p in (20, 50, 80))
+    speeds = workload.flops / 1e9 / np.array(found.seconds)
     return {
         "network": workload.network,
         "layer": workload.layer,
@@ -66,13 +82,16 @@ def measure(conv: CompiledConv, device: Device, repeat: int, burst: Burst) -> di
         "seconds_p50": p50,
         "seconds_p80": p80,
         "gflops": workload.flops / p50 / 1e9,
-        "peak_gflops": float(np.median(peaks)),
-        "of_peak": float(np.median(ratios)),
-        "extra_bytes": extra_bytes(conv, device, packed),
-        "max_error": error,
+        "peak_gflops": float(np.median(speeds / found.of_peak)),
+        "of_peak": float(np.median(found.of_peak)),
+        "over_rival": found.ratio if rival else None,
+        "extra_bytes": extra_bytes(conv, device, (conv.pack_input(x), conv.pack_weight(weight))),
+        # Comparisons with NaN are false, so max() would lose it.
+        "max_error": float(np.max(errors)),
         "compile_seconds": conv.compile_seconds,
         "blocking": str(conv.blocking),
         "blocking_source": conv.manifest.blocking_source,
+        "rival": str(rival.blocking) if rival else None,
     }
 
 

@@ -6,7 +6,6 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from .. import versions
-from ..blocking import Blocking
 from ..build import build
 from ..device import Device, host_lacks
 from ..device import device as find_device
@@ -37,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
     add_blocking(parser)
     add_logs(parser)
+    parser.add_argument(
+        "--against",
+        metavar="SOURCE",
+        help="compare with other block sizes, of the same sources as --blocking, measured in turns",
+    )
     parser.add_argument(
         "--repeat", type=positive, default=10, metavar="R", help="measurements; default: 10"
     )
@@ -82,11 +86,16 @@ def _measured(
     for number, workload in enumerate(asked, start=1):
         name = workload.name or str(workload)
         _progress(f"{number}/{len(asked)} {name}")
-        conv = build(workload, device, threads=args.threads, blocking=args.blocking)
-        row = measure(conv, device, args.repeat, burst)
+        conv, rival = (
+            build(workload, device, threads=args.threads, blocking=source) if source else None
+            for source in (args.blocking, args.against)
+        )
+        assert conv
+        row = measure(conv, device, args.repeat, burst, rival)
         if not row["max_error"] <= TOLERANCE:
             raise LibraryError(
-                f"{name} is computed wrongly with blocking {conv.blocking}: max_error is "
+                f"{name} is computed wrongly with blocking {conv.blocking}"
+                f"{f' or {rival.blocking}' if rival else ''}: max_error is "
                 f"{row['max_error']:g}, expected up to {TOLERANCE}"
             )
         rows.append(row)
@@ -95,10 +104,11 @@ def _measured(
                 "layer": name,
                 "GFLOP/s": f"{row['gflops']:.1f}",
                 "of peak": f"{row['of_peak']:.1%}",
+                **({f"over {args.against}": f"{row['over_rival']:.3f}"} if rival else {}),
                 "extra bytes": row["extra_bytes"],
                 "max error": f"{row['max_error']:.1e}",
                 "compile s": f"{row['compile_seconds']:.2f}",
-                "C_ob x W_ob, order": _short(conv.blocking),
+                "C_ob x W_ob, order": conv.blocking.brief,
             }
         )
     return rows, people
@@ -110,10 +120,6 @@ def _progress(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _short(blocking: Blocking) -> str:
-    return f"{blocking.oc_vectors * blocking.lanes} x {blocking.ow_tile}, {blocking.loop_order}"
-
-
 def _summaries(rows: list[dict[str, Any]]) -> list[str]:
     networks: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -122,9 +128,14 @@ def _summaries(rows: list[dict[str, Any]]) -> list[str]:
     for network, members in networks.items():
         worst = min(members, key=lambda row: row["of_peak"])
         mean = geometric_mean(row["of_peak"] for row in members)
+        compared = ""
+        if members[0]["rival"]:
+            over = geometric_mean(row["over_rival"] for row in members)
+            least = min(row["over_rival"] for row in members)
+            compared = f"{over:.3f} times as fast as its rival, at least {least:.3f}, "
         lines.append(
             f"{network}: geometric mean {mean:.1%} of peak, minimum {worst['of_peak']:.1%} "
-            f"({worst['layer'] or worst['workload']}), "
+            f"({worst['layer'] or worst['workload']}), {compared}"
             f"{median(row['compile_seconds'] for row in members):.2f} s to compile (median), "
             f"{len(members)} different layer{'s' if len(members) > 1 else ''}"
         )

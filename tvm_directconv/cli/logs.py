@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .. import blocking as blocks
 from .. import logs
-from ..blocking import Blocking
 from ..device import Device
 from ..device import device as find_device
 from ..errors import WorkloadError
@@ -179,7 +178,7 @@ def _short_row(r: logs.Record) -> Row:
         "device": r.device,
         "threads": r.threads,
         "input": r.input_layout,
-        "C_ob x W_ob, order": _short(r.blocking),
+        "C_ob x W_ob, order": r.blocking.brief,
         "status": r.status,
         "of peak": "" if r.of_peak is None else f"{r.of_peak:.1%}",
         "over model": "" if r.over_model is None else f"{r.over_model:.2f}",
@@ -188,10 +187,6 @@ def _short_row(r: logs.Record) -> Row:
         "CPU": r.cpu,
         "date": r.date[:10],
     }
-
-
-def _short(blocking: Blocking) -> str:
-    return f"{blocking.oc_vectors * blocking.lanes} x {blocking.ow_tile}, {blocking.loop_order}"
 
 
 def _best(args: argparse.Namespace) -> int:
@@ -243,7 +238,7 @@ def _chosen(
         "layer": workload.name or str(workload),
         "device": device.name,
         "threads": threads,
-        "C_ob x W_ob, order": _short(blocking),
+        "C_ob x W_ob, order": blocking.brief,
         "source": source,
     }
     return row, short

@@ -134,11 +134,6 @@ def expected(model: XGBModel, rows: np.ndarray) -> np.ndarray:
     return scores
 
 
-def evolutionary_search(**options: Any) -> EvolutionarySearch:
-    """Return MetaSchedule's search."""
-    return EvolutionarySearch(**options)
-
-
 def context(
     mod: IRModule, target: Target, space: ScheduleFn, strategy: EvolutionarySearch, seed: int
 ) -> TuneContext:

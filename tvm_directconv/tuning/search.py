@@ -79,6 +79,7 @@ class Evolution:
 
     def __init__(self, space: Space, seed: int, guided: bool = True) -> None:
         from tvm.s_tir.meta_schedule.database import MemoryDatabase
+        from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
         from . import _metaschedule as glue
 
@@ -100,7 +101,7 @@ class Evolution:
             self._module,
             self._target,
             glue.space_generator(space, weights, self._rng),
-            glue.evolutionary_search(
+            EvolutionarySearch(
                 population_size=self._POPULATION,
                 init_measured_ratio=self._FROM_MEASURED,
                 init_min_unmeasured=self._POPULATION // 4,

@@ -9,14 +9,13 @@ paper is not worth a trial.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
 from .. import blocking as blocks
 from ..blocking import IC_INSIDE, Blocking
 from ..device import Device
-from ..errors import BlockingError
 from ..layout import ActivationLayout
 from ..workload import ConvWorkload
 
@@ -26,7 +25,6 @@ _SLOWEST = 1.5
 _MOST_POINTS = 512
 # Straight-line multiply-adds; the model allows itself half of this.
 _STRAIGHT_FMAS = 512
-_KNOBS = [field.name for field in fields(Blocking)]
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,14 @@ class Space:
                 tiles_and_orders.add(key)
                 ranked |= dict.fromkeys(self._variants(blocking), cycles)
         first = start or default
-        ranked = {first: 0.0} | ranked  # Puts it first.
         ranked[first] = blocks.estimate(first, workload, device, threads).cycles
+        points = [first, *(blocking for blocking in ranked if blocking != first)]
         rejected += [
             Rejected(blocking, f"too many points: the model ranks it behind {_MOST_POINTS} others")
-            for blocking in [*ranked][_MOST_POINTS:]
+            for blocking in points[_MOST_POINTS:]
         ]
-        self.points: tuple[Blocking, ...] = tuple(ranked)[:_MOST_POINTS]
-        self.cycles = np.array([*ranked.values()][:_MOST_POINTS])
+        self.points: tuple[Blocking, ...] = tuple(points[:_MOST_POINTS])
+        self.cycles = np.array([ranked[blocking] for blocking in self.points])
         self.rejected: tuple[Rejected, ...] = tuple(rejected)
         self._numbers = {blocking: number for number, blocking in enumerate(self.points)}
         codes = [
@@ -186,10 +184,11 @@ class Space:
             None if all points are the same in the knob that was drawn.
         """
         differs = self._codes != self._codes[number]
-        knob = rng.integers(len(_KNOBS))
-        distance = np.where(differs[:, knob], differs.sum(axis=1), len(_KNOBS) + 1)
+        knobs = differs.shape[1]
+        knob = rng.integers(knobs)
+        distance = np.where(differs[:, knob], differs.sum(axis=1), knobs + 1)
         nearest = distance.min()
-        if nearest > len(_KNOBS):
+        if nearest > knobs:
             return None
         return int(rng.choice(np.flatnonzero(distance == nearest)))
 
@@ -251,17 +250,3 @@ class Space:
                     )
                     if not blocks.reasons_against(variant, self.workload, self.device, layout):
                         yield variant
-
-
-def blocking_number(space: Space, blocking: Blocking) -> int:
-    """Return the number of a point that must be in a space.
-
-    Raises
-    ------
-    BlockingError
-        If it is not.
-    """
-    number = space.number_of(blocking)
-    if number is None:
-        raise BlockingError(f"{blocking} is not among the {len(space)} points of {space.workload}")
-    return number

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from .compare import Failure
+from ..bench.compare import Failure
 
 _T = TypeVar("_T")
 _LENGTH = struct.Struct("<Q")

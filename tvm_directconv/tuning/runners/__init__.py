@@ -8,7 +8,7 @@ computes nonsense must never cost more than its own trial.
 from pathlib import Path
 from typing import Protocol
 
-from ..compare import Comparison, Failure
+from ...bench.compare import Comparison, Failure
 
 TIME_LIMIT = 120.0
 """Seconds for one step of a candidate: slow boards need some for a large layer."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ...bench.compare import Comparison, Failure, compare
 from ...build import Manifest, manifest_path
 from ...deploy.runner import (
     RunFailure,
@@ -24,10 +25,9 @@ from ...deploy.runner import (
     runner_arguments,
     tensor_argument,
 )
-from ...device import Device, HostCpu, cpu_of
+from ...device import Device, cpu_of
 from ...errors import ToolchainError
 from ...toolchain import find_toolchain
-from ..compare import Comparison, Failure, compare
 from . import TIME_LIMIT
 from .problem import differing, problem
 
@@ -104,8 +104,7 @@ class CommandRunner:
         except BaseException:
             self.close()
             raise
-        machine = device.triple.split("-")[0]
-        found = cpu_of(cpu_info) or HostCpu(machine, machine)
+        found = cpu_of(cpu_info, device.triple.split("-")[0])
         self.cpu: str | None = found.id
         self.cpu_name: str | None = found.name
         self.cpu_device: str | None = device.name

@@ -1,16 +1,16 @@
 """Candidates on this machine, in a process of their own."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from ...bench.compare import Comparison, Failure, Timer, compare, compare_in_places
 from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...build import load
 from ...device import Device, host_cpu, native
 from ...layout import aligned_zeros
-from ..compare import Comparison, Failure, Timer, compare
 from ..worker import Worker
 from . import TIME_LIMIT
 from .problem import problem, wrong
@@ -69,14 +69,22 @@ def _measure(
     device: Device,
     threads: int,
 ) -> Comparison | Failure:
-    conv = load(candidate)
-    timer = _timer(candidate)
-    if isinstance(timer, Failure):
-        return timer
-    rival = _timer(incumbent) if incumbent else None
-    assert not isinstance(rival, Failure), "an incumbent has been checked before"
+    flops = load(candidate).workload.flops
     burst = _burst(device, threads)
-    return compare(timer, rival, burst, conv.workload.flops, repeats, thorough=thorough)
+    try:
+        if not thorough:
+            rival = _timer(incumbent) if incumbent else None
+            return compare(_timer(candidate), rival, burst, flops, repeats)
+        new_rival = partial(_new_timer, incumbent) if incumbent else None
+        return compare_in_places(partial(_new_timer, candidate), new_rival, burst, flops, repeats)
+    except _FailureError as error:
+        return error.failure
+
+
+class _FailureError(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 @lru_cache(maxsize=1)
@@ -84,10 +92,8 @@ def _burst(device: Device, threads: int) -> Burst:
     return Burst(device, threads)
 
 
-# The incumbent stays, and the candidates that were good are measured again.
-@lru_cache(maxsize=6)
-def _timer(library: Path) -> Timer | Failure:
-    """Return a timer of a library, or what is wrong with its result."""
+def _new_timer(library: Path) -> Timer:
+    """Return a timer of a library, with arrays of its own; raise what is wrong with its result."""
     conv = load(library)
     x, weight, expected = problem(conv.workload).packed(conv.manifest)
     out = aligned_zeros(conv.manifest.output_shape)
@@ -96,7 +102,11 @@ def _timer(library: Path) -> Timer | Failure:
     try:
         call()
     except Exception as error:
-        return Failure("crash", f"{type(error).__name__}: {error}")
+        raise _FailureError(Failure("crash", f"{type(error).__name__}: {error}")) from None
     if reason := wrong(call.out, expected):
-        return Failure("wrong_result", reason)
+        raise _FailureError(Failure("wrong_result", reason))
     return grouped(call)
+
+
+# The incumbent stays.
+_timer = lru_cache(maxsize=2)(_new_timer)

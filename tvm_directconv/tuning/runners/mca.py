@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean
 
 from ...assembly import Loop, find_mca, innermost_loops, mca_cycles
+from ...bench.compare import Comparison, Failure
 from ...blocking import Blocking, estimate
 from ...build import Manifest, manifest_path
 from ...device import Device
 from ...errors import DeviceError, ToolchainError
-from ..compare import Comparison, Failure
 
 _HERTZ = 1e9  # Device files have no clock.
 

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
+from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
 from ...build import Manifest, manifest_path
-from ...device import Device, HostCpu, cpu_of
+from ...device import Device, cpu_of
 from ...errors import DirectConvError, RpcError
 from ...toolchain import find_toolchain, run_cc
-from ..compare import Comparison, Failure, compare
 from ..worker import Worker
 from . import TIME_LIMIT
 from .problem import problem, wrong
@@ -415,10 +415,7 @@ class RpcRunner:
             return None
         board = _Board(place, self._equipment, self._timeout)
         if self.cpu is None:
-            # As for this machine: where nothing better is known, the architecture.
-            machine = self._device.triple.split("-")[0]
-            cpu = cpu_of(board.cpuinfo) or HostCpu(machine, machine)
-            self.cpu, self.cpu_name = cpu
+            self.cpu, self.cpu_name = cpu_of(board.cpuinfo, self._device.triple.split("-")[0])
         return board
 
     def _give_back(self, board: "_Board", usable: bool) -> None:

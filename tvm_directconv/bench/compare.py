@@ -6,7 +6,7 @@ of neighbouring times stays. It is repeated until the ratio is clear.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 
 import numpy as np
@@ -17,6 +17,8 @@ Timer = Callable[[], float]
 # A candidate that is slower in nearly every repeat needs no further ones: after a few if it is so
 # by more than noise, after some more if it is so at all.
 _CLEARLY_SLOWER = {3: 0.97, 5: 1.0}
+# Places in memory that arrays are measured in: an even number, as they take turns there, too.
+_PLACES = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def compare(
     repeats: int,
     *,
     thorough: bool = False,
+    incumbent_first: bool = False,
 ) -> Comparison:
     """Time a candidate in turns with the incumbent and the burst.
 
@@ -78,13 +81,17 @@ def compare(
     incumbent : Timer or None
         What it is compared with; None to measure `candidate` alone.
     peak : callable or None
-        Runs a burst of multiply-adds and returns its GFLOP/s.
+        Runs a burst of multiply-adds and returns its GFLOP/s. There is one before and one after
+        each repeat; their mean counts.
     flops : int
         Operations of one call of `candidate`.
     repeats : int
         The most repeats.
     thorough : bool
         Whether to make all repeats even of a candidate that is clearly slower.
+    incumbent_first : bool
+        Whether the incumbent runs first in the first repeat. They take turns in that: what runs
+        last in one repeat runs first in the next, and finds its data in the cache.
 
     Returns
     -------
@@ -93,8 +100,9 @@ def compare(
     seconds: list[float] = []
     over: list[float] = []
     of_peak: list[float] = []
+    before = peak() if peak else 0.0
     for repeat in range(repeats):
-        if incumbent and repeat % 2:
+        if incumbent and (repeat + incumbent_first) % 2:
             rival = incumbent()
             seconds.append(candidate())
         else:
@@ -103,10 +111,68 @@ def compare(
         if incumbent:
             over.append(rival / seconds[-1])
         if peak:
-            of_peak.append(flops / seconds[-1] / 1e9 / peak())
+            after = peak()
+            of_peak.append(flops / seconds[-1] / 1e9 / ((before + after) / 2))
+            before = after
         if over and not thorough and _is_hopeless(over):
             break
     return Comparison(tuple(seconds), tuple(over), tuple(of_peak))
+
+
+def compare_in_places(
+    candidate: Callable[[], Timer],
+    incumbent: Callable[[], Timer] | None,
+    peak: Callable[[], float] | None,
+    flops: int,
+    repeats: int,
+) -> Comparison:
+    """Compare with the arrays in several places of memory.
+
+    Which pages an array gets is chance, and so is which of them compete for the same places of the
+    second-level cache: the same code differs by some percent from one allocation to the next. A
+    comparison on one set of arrays can be repeated as often as one likes and still be wrong.
+
+    Parameters
+    ----------
+    candidate, incumbent : callable
+        Return a timer with arrays of its own. All are kept to the end, or the next ones would get
+        the pages of the last ones. What is allocated first is slower by some percent now and then,
+        so candidate and incumbent take turns in that.
+    peak, flops
+        As in :func:`compare`.
+    repeats : int
+        In all places together; all are made.
+
+    Returns
+    -------
+    Comparison
+    """
+    kept: list[tuple[Timer, Timer | None]] = []
+    parts = []
+    for number in range(min(_PLACES, repeats)):
+        rival = incumbent() if incumbent and number % 2 else None
+        timer = candidate()
+        if incumbent and not rival:
+            rival = incumbent()
+        kept.append((timer, rival))
+        share = len(range(number, repeats, _PLACES))
+        parts.append(
+            compare(
+                timer,
+                rival,
+                peak,
+                flops,
+                share,
+                thorough=True,
+                incumbent_first=number % 2 == 1,
+            )
+        )
+    return Comparison(
+        *(
+            tuple(figure for part in parts for figure in getattr(part, field.name))
+            for field in fields(Comparison)
+        )
+    )
 
 
 def _is_hopeless(over: list[float]) -> bool:

@@ -49,9 +49,13 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     )
     # Of weights and pixels, the fewer stay in registers through a step, the others pass by.
     inner = [column, vector] if blocking.oc_vectors <= blocking.ow_tile else [vector, column]
+    taps = [kw]
+    if workload.depthwise:
+        # Pixels are vectors, which neighbouring columns share: each goes to all of these at once.
+        taps, inner = [], [vector, column, kw]
     tasks = [batch, rows, oc] if blocking.rows_outside else [batch, oc, rows]
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
-    sch.reorder(*tasks, *within, kh, kw, ic_blocks, ic_steps, step, *inner, lane)
+    sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
     sch.annotate(tile, TILE, list(border_tiles(workload, blocking.ow_tile)))
     return Loops(task, oh, tile, ic, kh, kw, ic_steps, step, column, vector, lane)
@@ -71,7 +75,8 @@ def unroll_tile(
 
     `finished` is how many sums of a step LLVM must finish before the next one, 0 for all.
     """
-    sch.annotate(loops.step, STEP, finished)
+    # Where pixels are vectors, neighbouring columns of the kernel share them: a row is one step.
+    sch.annotate(loops.kh if workload.depthwise else loops.step, STEP, finished)
     for loop in (loops.step, loops.column, loops.vector):
         sch.unroll(loop)
     sch.vectorize(loops.lane)
@@ -84,6 +89,26 @@ def unroll_tile(
 def start_sums(sch: Any, loops: Loops) -> None:
     """Set the sums to zero before the first block of input channels."""
     sch.decompose_reduction(sch.get_sblock(BLOCK_NAME), loops.ic)
+
+
+def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
+    """Apply the epilogue, if there is one: in registers, or where all input channels are added.
+
+    In the paper's order the sums leave the registers between blocks of input channels, so they are
+    finished when a task is done with the last one, in the cache.
+    """
+    consumers = sch.get_consumers(sch.get_sblock(BLOCK_NAME))
+    if not consumers:
+        return
+    (block,) = consumers
+    at = loops.task if blocking.loop_order == IC_OUTSIDE else loops.tile
+    sch.reverse_compute_at(block, at)
+    own = sch.get_loops(block)
+    own = own[[sch.get(loop).same_as(sch.get(at)) for loop in own].index(True) + 1 :]
+    sch.vectorize(own[-1])
+    if at is loops.tile:
+        for loop in own[:-1]:
+            sch.unroll(loop)
 
 
 def parallel_tasks(sch: Any, loops: Loops, threads: int) -> None:
@@ -102,5 +127,6 @@ def direct(
     """Apply a whole blocking: what the schedules of all instruction sets have in common."""
     loops = split_and_order(sch, workload, blocking)
     unroll_tile(sch, workload, loops, blocking, finished)
+    finish_outputs(sch, loops, blocking)
     parallel_tasks(sch, loops, threads)
     start_sums(sch, loops)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 import tvm_directconv as dc
-from tvm_directconv.cli._options import workloads_without_groups
 from tvm_directconv.cli._progress import Progress
 from tvm_directconv.tuning.runners.local import LocalRunner
 from tvm_directconv.tuning.search import FAILED, Evolution
@@ -32,7 +31,7 @@ def main(specs: list[str]) -> None:
     device = dc.device("native")
     with closing(LocalRunner(device, threads=1)) as runner, Progress() as progress:
         layers = Tuner(
-            workloads_without_groups(specs or LAYERS),
+            dc.workloads(specs or LAYERS),
             device,
             runner,
             budget=everything,

@@ -26,7 +26,7 @@ from tvm_directconv.layout import aligned_zeros
 from tvm_directconv.toolchain import find_toolchain
 
 # Equal layers of several networks are one.
-LAYERS = list(dict.fromkeys(w for name in networks() for w in workloads(name) if w.groups == 1))
+LAYERS = list(dict.fromkeys(w for name in networks() for w in workloads(name)))
 DEVICES = [d.name for d in devices()]
 
 
@@ -73,12 +73,36 @@ def exact_case(workload: ConvWorkload) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def assert_exact(conv: CompiledConv) -> None:
-    """Run a convolution here and compare every bit of its output, filled-up channels included."""
+    """Run a convolution here and compare every bit of its output, filled-up channels included.
+
+    Its epilogue is one that computes whole numbers of whole numbers.
+    """
     x, weight, expected = exact_case(conv.workload)
+    rng = np.random.default_rng(7)
+    epilogue = conv.manifest.epilogue
+    operands = {}
+    if epilogue.bias:
+        bias = rng.integers(-64, 64, conv.workload.out_channels).astype(np.float32)
+        expected = expected + bias[:, np.newaxis, np.newaxis]
+        operands["bias"] = conv.pack_bias(bias)
+    if epilogue.residual:
+        residual = rng.integers(-64, 64, expected.shape).astype(np.float32)
+        expected = expected + residual
+        operands["residual"] = conv.pack_residual(residual)
+    expected = WHOLE_ACTIVATIONS[epilogue.activation](expected)
     out = aligned_zeros(conv.manifest.output_shape)
     out.fill(np.nan)
-    conv.run(conv.pack_input(x), conv.pack_weight(weight), out)
+    conv.run(conv.pack_input(x), conv.pack_weight(weight), out, **operands)
     np.testing.assert_array_equal(out, conv.manifest.output_layout.pack(expected))
+
+
+# Of these, whole numbers stay whole; with a slope of 2, leaky_relu's as well.
+WHOLE_ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": lambda y: np.maximum(y, 0),
+    "relu6": lambda y: np.clip(y, 0, 6),
+    "leaky_relu": lambda y: np.where(y > 0, y, 2 * y),
+}
 
 
 def run_exact(conv: CompiledConv, target: Device, folder: Path, threads: int = 1) -> RunReport:

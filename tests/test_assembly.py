@@ -300,7 +300,8 @@ def test_innermost_loops_reach_the_peak(name: str, kernel: tuple[int, int]) -> N
     rate = target.vectors[0].fma_per_cycle
     slow = {}
     for layer in different_layers(name):
-        if layer.kernel != kernel:
+        # Depthwise convolutions load as many vectors of pixels as they multiply.
+        if layer.kernel != kernel or layer.groups > 1:
             continue
         loops, _ = code(name, layer)
         assert loops

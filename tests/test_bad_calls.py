@@ -59,7 +59,6 @@ BUILDS: list[tuple[dict[str, Any], type[DirectConvError], str]] = [
     ({"workload": "ic0ih7oc16kh3"}, WorkloadError, "ic"),
     ({"workload": "ic8ih2oc16kh3"}, WorkloadError, "kernel"),
     ({"workload": "id8ic8ih7oc16kh3"}, WorkloadError, "2-D"),
-    ({"workload": "g8ic8ih7oc16kh3"}, WorkloadError, "8 groups"),
     ({"workload": SMALL, "device": "cortex-a27"}, DeviceError, "cortex-a27"),
     ({"workload": SMALL, "device": "llvm"}, DeviceError, "SSE"),
     ({"workload": SMALL, "device": "llvm -mcpu=znver44"}, DeviceError, "znver44"),

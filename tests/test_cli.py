@@ -241,8 +241,6 @@ ERRORS = {
     "unknown layer": (["explain", "vgg16:conv9"], "no layer of vgg16 matches 'conv9'"),
     "bad descriptor": (["explain", "ic8ih8"], "missing 'oc'"),
     "missing shapes": (["layers", "@nothing.txt"], "cannot read the shapes file 'nothing.txt'"),
-    "groups explained": (["explain", "mobilenetv1:dw1"], "groups: not supported yet"),
-    "groups compiled": (["compile", "mobilenetv1:dw1", "-o", "a.so"], "has 32 groups"),
     "bad layout": (["explain", SMALL, "--input-layout", "CHW"], "layout is 'CHW'"),
     "missing blocking": (["compile", SMALL, "--blocking", "x.json", "-o", "a.so"], "'x.json'"),
     "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' is not JSON"),
@@ -286,7 +284,6 @@ ERRORS = {
     ),
     "bench names emulation": (["bench", SMALL, "--target", FOREIGN], "run --emulate"),
     "bench not writable": (["bench", SMALL, "-o", "none/b.csv"], "cannot write 'none/b.csv'"),
-    "bench of nothing": (["bench", "mobilenetv1:dw*"], "nothing is left: expected"),
 }
 
 
@@ -562,13 +559,6 @@ def test_bench_sums_up_each_network() -> None:
         "b: geometric mean 70.0% of peak, minimum 70.0% (y), 5.00 s to compile (median), "
         "1 different layer",
     ]
-
-
-def test_bench_skips_groups_and_says_so(run: Command, measured: dict) -> None:
-    _, out, err = run("bench", "mobilenetv1:dw1*", SMALL, "--format", "json")
-    assert len(json.loads(out)) == 1
-    names = ", ".join(w.name for w in dc.workloads("mobilenetv1:dw1*"))
-    assert err == f"skipped, groups are not supported yet: {names}\n"
 
 
 def test_bench_stops_at_a_wrong_result(run: Command, measured: dict) -> None:

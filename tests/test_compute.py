@@ -4,12 +4,22 @@ from dataclasses import fields, replace
 from importlib import import_module
 from math import ceil
 
+import numpy as np
 import pytest
-from conftest import assert_exact
+from conftest import WHOLE_ACTIVATIONS, assert_exact
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 
-from tvm_directconv import Blocking, ConvWorkload, Device, build, device
+from tvm_directconv import (
+    Blocking,
+    ConvWorkload,
+    Device,
+    build,
+    conv2d_reference,
+    device,
+    max_error,
+    random_tensors,
+)
 from tvm_directconv.blocking import (
     IC_INSIDE,
     IC_OUTSIDE,
@@ -18,7 +28,9 @@ from tvm_directconv.blocking import (
     reasons_against,
     registers,
 )
+from tvm_directconv.compute import ACTIVATIONS, Epilogue
 from tvm_directconv.device import Vector
+from tvm_directconv.errors import ArgumentError, WorkloadError
 from tvm_directconv.layout import ActivationLayout
 
 SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27]
@@ -53,12 +65,22 @@ def random_workload(draw: st.DrawFn) -> ConvWorkload:
         size = draw(st.sampled_from([s for s in [*SIZES, 28] if s + before + after >= extent]))
         axes.append((size, kernel, stride, dilation, before, after))
     (ih, kh, sh, dh, top, bottom), (iw, kw, sw, dw, left, right) = axes
+    in_channels, out_channels, groups = draw(
+        st.one_of(
+            st.tuples(CHANNELS, CHANNELS, st.just(1)),
+            CHANNELS.map(lambda n: (n, n, n)),  # depthwise
+            st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(2, 5)).map(
+                lambda sizes: (sizes[0] * sizes[2], sizes[1] * sizes[2], sizes[2])
+            ),
+        )
+    )
     workload = ConvWorkload(
         batch=draw(st.sampled_from([1, 1, 2, 3])),
-        in_channels=draw(CHANNELS),
+        in_channels=in_channels,
         in_height=ih,
         in_width=iw,
-        out_channels=draw(CHANNELS),
+        out_channels=out_channels,
+        groups=groups,
         kernel=(kh, kw),
         stride=(sh, sw),
         padding=(top, left, bottom, right),
@@ -85,8 +107,9 @@ def random_blocking(
     pixels = workload.in_height * workload.in_width
     tiles = range(1, (pixels // flat_rows if flat_rows else workload.out_width) + 1)
     oc_vectors = chosen(divisors(ceil(workload.out_channels / lanes), 8))
-    ow_tile = chosen([n for n in tiles if registers(oc_vectors, n) <= target.vector_registers])
-    ic_block = chosen(divisors(workload.in_channels))
+    room = target.vector_registers
+    ow_tile = chosen([n for n in tiles if registers(oc_vectors, n, workload) <= room])
+    ic_block = chosen(divisors(workload.group_in))
     most = max(1, MOST_STRAIGHT // (oc_vectors * ow_tile * workload.kernel[1]))
     knobs = {
         "lanes": lanes,
@@ -104,6 +127,14 @@ def random_blocking(
     return blocking
 
 
+@st.composite
+def random_epilogue(draw: st.DrawFn) -> Epilogue:
+    """Draw any epilogue that computes whole numbers of whole numbers."""
+    activation = draw(st.sampled_from(sorted(WHOLE_ACTIVATIONS)))
+    slope = 2.0 if activation == "leaky_relu" else 0.0
+    return Epilogue(draw(st.booleans()), draw(st.booleans()), activation, slope)
+
+
 def check_random(target: Device, chunk: int, count: int) -> None:
     done = set()
 
@@ -117,7 +148,8 @@ def check_random(target: Device, chunk: int, count: int) -> None:
         layout = data.draw(st.sampled_from(LAYOUTS), "layout")
         blocking = data.draw(random_blocking(workload, target, ActivationLayout(layout)))
         threads = data.draw(st.sampled_from([1, 2]), "threads")
-        case = workload, threads, blocking, layout
+        epilogue = data.draw(st.one_of(st.none(), random_epilogue()), "epilogue")
+        case = workload, threads, blocking, layout, None, epilogue
         if case not in done:
             assert_exact(build(workload, target, *case[1:]))
             done.add(case)
@@ -197,3 +229,50 @@ def test_corner_cases(workload: ConvWorkload, ow_tile: int, order: str) -> None:
             kw_unroll=kw_unroll,
         )
         assert_exact(build(workload, target, 1, blocking, "NCHW"))
+
+
+NUMPY_ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": lambda y: np.maximum(y, 0),
+    "relu6": lambda y: np.clip(y, 0, 6),
+    "leaky_relu": lambda y: np.where(y > 0, y, 0.1 * y),
+    "hard_swish": lambda y: y * np.clip(y + 3, 0, 6) / 6,
+    "hard_sigmoid": lambda y: np.clip(y / 6 + 0.5, 0, 1),
+    "silu": lambda y: y / (1 + np.exp(-y)),
+    "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+def test_activations(name: str, order: str) -> None:
+    workload = ConvWorkload.parse("ic16ih7oc24oh7kh3ph1")
+    lanes = device("native").vectors[-1].lanes
+    blocking = Blocking(lanes, 1, 4, 8, 4, loop_order=order)
+    epilogue = Epilogue(bias=True, activation=name, slope=0.1 if name == "leaky_relu" else 0.0)
+    conv = build(workload, blocking=blocking, epilogue=epilogue)
+    x, weight = random_tensors(workload, seed=0)
+    bias = np.linspace(-5, 5, 24, dtype=np.float32)
+    sums = conv2d_reference(x, weight, workload) + bias[:, np.newaxis, np.newaxis]
+    assert sums.min() < -3 and sums.max() > 6  # Every branch is taken.
+    assert max_error(conv(x, weight, bias=bias), NUMPY_ACTIVATIONS[name](sums)) < 1e-6
+
+
+def test_wrong_epilogues() -> None:
+    with pytest.raises(WorkloadError, match="activation is 'rleu': expected one of none, relu, "):
+        Epilogue(activation="rleu")
+    workload = ConvWorkload.parse("ic16ih7oc24oh7kh3ph1")
+    x, weight = random_tensors(workload, seed=0)
+    bias, residual = np.zeros(24, np.float32), np.zeros(workload.output_shape, np.float32)
+    plain = build(workload)
+    with pytest.raises(ArgumentError, match="a bias is given: expected none, the convolution was"):
+        plain(x, weight, bias=bias)
+    both = build(workload, epilogue=Epilogue(bias=True, residual=True))
+    with pytest.raises(ArgumentError, match="there is no residual: expected one, the convolution"):
+        both(x, weight, bias=bias)
+    with pytest.raises(ArgumentError, match=r"the bias has shape \(23,\): expected \(24,\)"):
+        both(x, weight, bias=bias[1:], residual=residual)
+    packed = both.pack_residual(residual)
+    operands = both.pack_input(x), both.pack_weight(weight)
+    with pytest.raises(ArgumentError, match="the output overlaps an input array"):
+        both.run(*operands, packed, bias=both.pack_bias(bias), residual=packed)

@@ -174,7 +174,7 @@ def test_the_manifests_keys_are_explained(followed: Followed) -> None:
 
 
 def test_the_columns_of_bench_are_explained() -> None:
-    words = ("bench", "ic16ih9oc16oh9kh3ph1", "--repeat", "1")
+    words = ("bench", "ic16ih9oc16oh9kh3ph1", "--repeat", "1", "--against", "model")
     (row,) = json.loads(command(*words, "--format", "json"))
     explained = [key for row in table_under("### What `bench` prints") for key in row[0]]
     assert explained == [*row]

@@ -66,7 +66,7 @@ def test_the_numbers_are_the_models(layer: str, device: str, threads: int) -> No
     assert (left, right) == (in_flight, needed) and n_vec * n_fma * l_fma == needed
     assert ("DOES NOT HOLD" in paragraphs[1]) == (in_flight < needed)
     assert numbers(r"registers: (\d+) needed .* (\d+) of (\d+) for tiles", text) == (
-        model.registers(chosen.oc_vectors, chosen.ow_tile),
+        model.registers(chosen.oc_vectors, chosen.ow_tile, workload),
         model.usable_registers(target),
         target.vector_registers,
     )
@@ -142,7 +142,6 @@ def test_more_threads_than_cores_are_remarked_on() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("g2ic8ih8oc8kh3", "haswell"), WorkloadError, "2 groups: not supported yet"),
         (("ic8ih8", "haswell"), WorkloadError, "missing 'oc'"),
         (("ic8ih8oc8kh3", "hasswell"), DeviceError, "did you mean 'haswell'"),
         (("ic8ih8oc8kh3", "haswell", 0), BlockingError, "threads is 0: expected a whole number"),

@@ -823,7 +823,6 @@ ERRORS = {
     "show: layer": (["show", "vgg16:x"], "no layer of vgg16 matches 'x'"),
     "best: threads": (["best", "--threads", "0"], "'0' is not a whole number from 1"),
     "best: layout": (["best", str(LAYER), "--input-layout", "X"], "layout is 'X'"),
-    "best: groups": (["best", "mobilenetv1:dw1"], "has 32 groups"),
     "best: file": (["best", "--logs", "spoilt.jsonl"], "there is no folder 'spoilt.jsonl'"),
     "merge: nothing": (["merge", "-o", "a"], "IN"),
     "merge: no output": (["merge", LOG], "-o/--output"),

@@ -124,6 +124,13 @@ def test_a_candidate_is_compared_with_the_incumbent(
     assert faster.seconds[0] == pytest.approx(slower.seconds[0] * slower.ratio)
 
 
+def test_depthwise_convolutions_are_not_scored(tmp_path: Path) -> None:
+    layer = ConvWorkload.parse("g16ic16ih14oc16oh14kh3ph1")
+    path = exported(compiled(layer, "cortex-a72"), tmp_path)
+    found = McaRunner(device("cortex-a72")).measure(path, None, 1)
+    assert found == Failure("rejected", "llvm-mca does not score depthwise convolutions")
+
+
 def test_spills_cost(tmp_path: Path) -> None:
     """A tile of more sums than registers, which only LLVM's spills make slow."""
     target = device("cortex-a72")

@@ -24,7 +24,7 @@ from tvm_directconv import logs
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import Manifest, build
 from tvm_directconv.cli import main
-from tvm_directconv.errors import LogError, TuningError, WorkloadError
+from tvm_directconv.errors import LogError, TuningError
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import Record
 from tvm_directconv.toolchain import find_toolchain, run_cc
@@ -578,9 +578,6 @@ def test_a_log_that_cannot_be_written_is_found_out_before_any_trial(tmp_path: Pa
 
 
 def test_wrong_calls(folder: Path) -> None:
-    groups = dc.ConvWorkload.parse('g4ic16ih8oc16oh8kh3ph1n"toy:depthwise"')
-    with pytest.raises(WorkloadError, match=r"toy:depthwise has 4 groups: only .* one group"):
-        tuner(FakeRunner(), folder, LAYER, groups)
     with pytest.raises(TuningError, match=r"strategy is 'genetic': expected one of evolutionary, "):
         tuner(FakeRunner(), folder, strategy="genetic")
     with pytest.raises(TuningError, match="nothing to tune: expected at least one"):

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from conftest import DEVICES, LAYERS, compiled, covering, run_exact
 
-from tvm_directconv import CompiledConv, ConvWorkload, build, device, lowering
+from tvm_directconv import (
+    Blocking,
+    CompiledConv,
+    ConvWorkload,
+    Epilogue,
+    build,
+    device,
+    lowering,
+)
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
 from tvm_directconv.build import scheduled
 from tvm_directconv.toolchain import elf_info, find_toolchain
 
@@ -40,7 +49,7 @@ class Overhead:
 def overhead(conv: CompiledConv, folder: Path, schedule: Path | None = None) -> Overhead:
     m = conv.manifest
     function = scheduled(
-        m.workload, device(m.device), m.blocking, m.threads, m.input_layout, schedule
+        m.workload, device(m.device), m.blocking, m.threads, m.input_layout, schedule, m.epilogue
     ).mod[m.symbol]
     symbols = set(elf_info(conv.export(folder / "conv.so")).defined)
     return Overhead(
@@ -60,6 +69,19 @@ def test_nothing_is_allocated(name: str, threads: int, tmp_path: Path) -> None:
         assert found.largest_allocation == 4 * conv.blocking.lanes, layer
         assert not found.workspace_symbols, layer
         assert found.parallel == (threads > 1), layer
+
+
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+@pytest.mark.parametrize("name", DEVICES)
+def test_epilogues_allocate_nothing(name: str, order: str, tmp_path: Path) -> None:
+    # On paper, an epilogue reads a tensor of sums. Rows of 13 have a narrower last tile.
+    layer = ConvWorkload.parse("ic32ih13oc32oh13kh3ph1")
+    blocking = Blocking(device(name).lanes, 1, 4, 8, 4, loop_order=order)
+    epilogue = Epilogue(bias=True, residual=True, activation="relu6")
+    conv = build(layer, name, 1, blocking, "NCHW8c", epilogue=epilogue)
+    found = overhead(conv, tmp_path)
+    assert found.largest_allocation == 4 * conv.blocking.lanes
+    assert not found.workspace_symbols
 
 
 def runs_somewhere(name: str) -> bool:

@@ -11,6 +11,7 @@ __version__ = version("tvm-directconv")
 # isort: split
 from .blocking import Blocking
 from .build import CompiledConv, build, load
+from .compute import Epilogue
 from .device import Device, device, devices
 from .errors import DirectConvError
 from .explain import explain
@@ -24,6 +25,7 @@ __all__ = [
     "ConvWorkload",
     "Device",
     "DirectConvError",
+    "Epilogue",
     "__version__",
     "build",
     "conv2d_reference",

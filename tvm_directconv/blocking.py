@@ -43,6 +43,9 @@ _ROUND_DISTANCE = 256  # bytes: a few cache lines
 _PER_VISIT = 12  # cycles
 _NARROW_LOADS_REACHED = 0.5  # Narrow last tiles have fewer sums to hide their loads behind.
 _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
+# Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
+# where LLVM loads pixels far ahead, strided rows begin to spill at 11.
+_MOST_DEPTHWISE_SUMS = 10
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
 
@@ -139,7 +142,7 @@ class Blocking:
 
     def channels_at_once(self, workload: ConvWorkload) -> int:
         """Return the input channels that are summed up before a tile's sums are stored."""
-        return self.ic_block if self.loop_order == IC_OUTSIDE else workload.in_channels
+        return self.ic_block if self.loop_order == IC_OUTSIDE else workload.group_in
 
     def weight_layout(self) -> WeightLayout:
         """Return the layout of weights for this blocking."""
@@ -241,12 +244,13 @@ def reasons_against(
             f"oc_vectors is {b.oc_vectors}: does not divide the {vectors} vectors of "
             f"{workload.out_channels} output channels"
         )
-    if workload.in_channels % b.ic_block:
+    if workload.group_in % b.ic_block:
         reasons.append(
-            f"ic_block is {b.ic_block}: does not divide {workload.in_channels} input channels"
+            f"ic_block is {b.ic_block}: does not divide {workload.group_in} input channels"
+            + (" of a group" if workload.groups > 1 else "")
         )
     block = input_layout.block
-    if not _goes_with(b.ic_block, block) and b.ic_block != workload.in_channels:
+    if not _goes_with(b.ic_block, block) and b.ic_block != workload.group_in:
         reasons.append(
             f"ic_block is {b.ic_block}: neither a part nor a multiple of the input's blocks of "
             f"{block} channels"
@@ -266,7 +270,7 @@ def reasons_against(
             reasons.append(f"ow_tile is {b.ow_tile}: a row has only {view.out_width} columns")
         if view.out_height % b.oh_block:
             reasons.append(f"oh_block is {b.oh_block}: does not divide {view.out_height} rows")
-    needed, usable = registers(b.oc_vectors, b.ow_tile), usable_registers(device)
+    needed, usable = registers(b.oc_vectors, b.ow_tile, workload), usable_registers(device)
     if needed > usable:
         reasons.append(
             f"{b.ow_tile} x {b.oc_vectors} sums with their operands need {needed} registers: "
@@ -291,12 +295,16 @@ def check(
         )
 
 
-def registers(oc_vectors: int, ow_tile: int) -> int:
+def registers(oc_vectors: int, ow_tile: int, workload: ConvWorkload) -> int:
     """Return the vector registers a tile needs.
 
     Its sums; of weights and pixels the fewer, which stay through a step; and one through which
-    the others pass. Those that are used only once each pass too fast for one register.
+    the others pass. Those that are used only once each pass too fast for one register. Depthwise,
+    the weights of a row of the kernel stay, and the pixels that neighbouring outputs share; of wide
+    kernels, LLVM reads some of them again.
     """
+    if workload.depthwise:
+        return oc_vectors * ow_tile + 2 * min(workload.kernel[1], 3) + 2
     stay = min(oc_vectors, ow_tile)
     return oc_vectors * ow_tile + stay + (2 if stay == 1 else 1)
 
@@ -377,35 +385,39 @@ def _task_cycles(
 ) -> float:
     """Return the cycles of one task, of which there is one for every so many rows and channels."""
     rows, columns = view.kernel
-    channels = b.channels_at_once(view)
+    depth, channels = view.group_in, b.channels_at_once(view)
+    groups = groups_in_tile(b, view)
     vectors_bytes = b.oc_vectors * b.lanes * 4
 
     # Bytes that are read again and again, by the next tile of the row, the next row and the next
     # task. How many others lie between two readings decides about the cache they come from.
     tile_weights = channels * rows * columns * vectors_bytes
-    tile_input = channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * 4
-    row_input = channels * rows * view.in_width * 4
-    task_weights = view.in_channels * rows * columns * vectors_bytes
+    tile_input = channels * groups * rows * (b.ow_tile * view.stride[1] + columns - 1) * 4
+    row_input = channels * groups * rows * view.in_width * 4
+    task_weights = depth * rows * columns * vectors_bytes
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
-    task_input = task_rows * view.in_width * view.in_channels * 4
+    task_input = task_rows * view.in_width * depth * groups * 4
+    # A tile of whole groups shares its input with no other: it is read again by the next rows only.
+    own_input = view.groups > 1 and b.oc_vectors * b.lanes >= view.group_out
     if b.rows_outside:
         next_weights = _per_byte(task_weights * oc_tiles, device)
-        next_input = _per_byte(task_input + task_weights, device)
+        next_input = _per_byte((task_input + task_weights) * (oc_tiles if own_input else 1), device)
     else:
         next_weights = _per_byte(task_weights + task_input, device)
-        next_input = _per_byte(view.in_height * view.in_width * view.in_channels * 4, device)
+        image = view.in_height * view.in_width * depth * groups * 4
+        next_input = _per_byte(task_input + task_weights if own_input else image, device)
     if channels > _STREAMS * channel_block(view.in_channels, device):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         next_input *= 2
     # Each vector's weights are a stream. Where channels are round numbers, so are the distances of
     # the streams: they compete for the same places, whatever else is free.
     places = tile_weights
-    if view.in_channels * rows * columns * b.lanes * 4 % _ROUND_DISTANCE == 0:
+    if depth * rows * columns * b.lanes * 4 % _ROUND_DISTANCE == 0:
         places = b.oc_vectors * ceil(tile_weights / b.oc_vectors / _CACHE_WAY) * _CACHE_WAY
     weights_again = tile_weights * _per_byte(places + tile_input, device)
     input_again = tile_input * _per_byte(row_input + tile_weights, device)
     sums_again = 0.0
-    if channels < view.in_channels:  # Loaded and stored.
+    if channels < depth:  # Loaded and stored.
         sums_again = 2 * _per_byte(b.oh_block * view.out_width * vectors_bytes, device)
 
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
@@ -416,12 +428,14 @@ def _task_cycles(
         memory = weights_again + input_again * width / b.ow_tile
         memory += fmas * b.lanes * 4 * sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
-        around = fmas / device.loads_per_cycle * (2 if channels < view.in_channels else 1)
+        around = fmas / device.loads_per_cycle * (2 if channels < depth else 1)
         met = _taps_inside(view, 1, range(first, first + width))
         loads_reached = _LOADS_REACHED if width == b.ow_tile else _NARROW_LOADS_REACHED
         step_cycles = code(tuple(met)) if code else None
         if step_cycles is None:
-            step_cycles = sum(_step_cycles(b, columns, device, loads_reached) for columns in met)
+            step_cycles = sum(
+                _step_cycles(b, columns, device, loads_reached, groups > 1) for columns in met
+            )
         return _together(channels * rows_met * step_cycles + around + _PER_VISIT, memory)
 
     tiles = range(0, view.out_width, b.ow_tile)
@@ -433,7 +447,7 @@ def _task_cycles(
     )
     if inner := tiles[left : len(tiles) - right]:
         row += len(inner) * tile_cycles(inner[0], b.ow_tile)
-    visits = view.in_channels // channels * b.oh_block
+    visits = depth // channels * b.oh_block
     return _together(row * visits, task_weights * next_weights + task_input * next_input)
 
 
@@ -448,7 +462,19 @@ def _taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
     ]
 
 
-def _step_cycles(b: Blocking, width: int, device: Device, loads_reached: float) -> float:
+def groups_in_tile(b: Blocking, workload: ConvWorkload) -> int:
+    """Return how many groups the output channels of a register tile belong to.
+
+    If there are several, lanes have input channels of their own, and pixels are vectors.
+    """
+    if workload.groups == 1:
+        return 1
+    return min(workload.groups, ceil(b.oc_vectors * b.lanes / workload.group_out))
+
+
+def _step_cycles(
+    b: Blocking, width: int, device: Device, loads_reached: float, pixels_are_vectors: bool
+) -> float:
     """Return the cycles of one step of a tile of `width` columns, all data at hand."""
     if not width:
         return 0.0
@@ -456,6 +482,8 @@ def _step_cycles(b: Blocking, width: int, device: Device, loads_reached: float) 
     fma = width * b.oc_vectors / rate
     # Loads go at their full rate only on paper: those that miss the cache are repeated.
     load = width / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
+    if pixels_are_vectors:
+        load = (width + 1) * b.oc_vectors / device.loads_per_cycle
     load /= loads_reached
     return max(fma, load, device.fma_latency * _LATENCY_SLACK) + load * _PER_LOAD
 
@@ -514,7 +542,7 @@ def candidates(
     """Generate the blockings that the model compares, all of them usable."""
     lanes = channel_block(workload.out_channels, device)
     vectors = ceil(workload.out_channels / lanes)
-    channels = workload.in_channels
+    channels = workload.group_in
     together = gcd(channels, input_layout.block) if input_layout.block else channels
     if together < 4 and channels <= 32:
         together = channels
@@ -527,10 +555,14 @@ def candidates(
     inner = neighbours(together, input_layout.block)
     # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
     # ships them; they are for numbers of vectors that have no small divisor.
-    few = [n for n in _divisors(vectors) if n <= 4]
-    for oc_vectors in few if len(few) > 1 else _divisors(vectors):
+    whole_groups = workload.groups == 1 or workload.group_out % lanes
+    tiles_of = _divisors(vectors if whole_groups else workload.group_out // lanes)
+    few = [n for n in tiles_of if n <= 4]
+    for oc_vectors in few if len(few) > 1 else tiles_of:
         for ow_tile in range(1, usable_registers(device)):
-            if registers(oc_vectors, ow_tile) > usable_registers(device):
+            if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
+                break
+            if workload.depthwise and oc_vectors * ow_tile > _MOST_DEPTHWISE_SUMS:
                 break
             limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
             ic_unroll = max(d for d in _divisors(inner) if d <= limit)

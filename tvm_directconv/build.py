@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from . import __version__, logs, versions
 from . import blocking as blocks
 from .blocking import Blocking
+from .compute import Epilogue
 from .device import Device, host_lacks
 from .device import device as find_device
-from .errors import ArgumentError, BlockingError, LibraryError, ScheduleError, WorkloadError
+from .errors import ArgumentError, BlockingError, LibraryError, ScheduleError
 from .layout import (
     ActivationLayout,
     WeightLayout,
@@ -53,6 +54,8 @@ class Manifest:
     symbol : str
         Name of the function; in the library's symbol table ``__tvm_ffi_`` stands before it.
     input_layout : ActivationLayout
+    epilogue : Epilogue
+        What becomes of the outputs before they are stored; of nothing by default.
     """
 
     workload: ConvWorkload
@@ -63,6 +66,7 @@ class Manifest:
     blocking_source: str
     symbol: str
     input_layout: ActivationLayout
+    epilogue: Epilogue = field(default_factory=Epilogue)
 
     @property
     def weight_layout(self) -> WeightLayout:
@@ -89,6 +93,11 @@ class Manifest:
         """Shape of the output in its layout."""
         return self.output_layout.shape(self.workload.output_shape)
 
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Shape of the bias: blocks of output channels, channels in a block."""
+        return (self.output_shape[1], self.output_shape[-1])
+
     def to_dict(self, library: bytes) -> dict[str, Any]:
         """Return what is written beside the library with these bytes."""
         return {
@@ -104,6 +113,7 @@ class Manifest:
             "input": {"layout": str(self.input_layout), "shape": self.input_shape},
             "weight": {"layout": str(self.weight_layout), "shape": self.weight_shape},
             "output": {"layout": str(self.output_layout), "shape": self.output_shape},
+            "epilogue": asdict(self.epilogue),
             "versions": {"tvm-directconv": __version__, **versions.pins()},
             "sha256": hashlib.sha256(library).hexdigest(),
         }
@@ -140,6 +150,7 @@ class Manifest:
                 blocking_source=found["blocking_source"],
                 symbol=found["symbol"],
                 input_layout=ActivationLayout(found["input"]["layout"]),
+                epilogue=Epilogue(**found["epilogue"]),
             )
             digest = found["sha256"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -215,6 +226,32 @@ class CompiledConv:
             checked_plain("the weight", weight, self.workload.weight_shape, "OIHW")
         )
 
+    def pack_bias(self, bias: np.ndarray) -> np.ndarray:
+        """Copy a bias, one number for each output channel, into the layout of :meth:`run`.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no float32 array of that length.
+        """
+        channels = self.workload.out_channels
+        checked_plain("the bias", bias, (channels,), "a number for each output channel")
+        packed = aligned_zeros(self.manifest.bias_shape)
+        packed.reshape(-1)[:channels] = bias
+        return packed
+
+    def pack_residual(self, residual: np.ndarray) -> np.ndarray:
+        """Copy a plain NCHW tensor of the output's shape into the layout of :meth:`run`.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no float32 array of that shape.
+        """
+        return self.manifest.output_layout.pack(
+            checked_plain("the residual", residual, self.workload.output_shape, "NCHW")
+        )
+
     def unpack_output(self, y: np.ndarray) -> np.ndarray:
         """Copy an output of :meth:`run` into a plain NCHW array.
 
@@ -227,7 +264,15 @@ class CompiledConv:
         checked_plain("the output", y, m.output_shape, str(m.output_layout))
         return m.output_layout.unpack(y, self.workload.out_channels)
 
-    def run(self, x: np.ndarray, weight: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def run(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        out: np.ndarray | None = None,
+        *,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Convolve packed arrays. Nothing is copied or allocated but `out`.
 
         Parameters
@@ -236,6 +281,9 @@ class CompiledConv:
             Input and weights as :meth:`pack_input` and :meth:`pack_weight` return them.
         out : numpy.ndarray, optional
             Receives the output; a new array if not given.
+        bias, residual : numpy.ndarray, optional
+            As :meth:`pack_bias` and :meth:`pack_residual` return them; given if the epilogue has
+            them.
 
         Returns
         -------
@@ -245,32 +293,66 @@ class CompiledConv:
         Raises
         ------
         ArgumentError
-            If an array has the wrong dtype, shape, strides or alignment, or cannot be written.
+            If an array has the wrong dtype, shape, strides or alignment, cannot be written, is
+            missing, or is not asked for.
         LibraryError
             If this machine cannot run the code.
         """
-        call = self.bind(
-            x, weight, aligned_zeros(self.manifest.output_shape) if out is None else out
-        )
+        if out is None:
+            out = aligned_zeros(self.manifest.output_shape)
+        call = self.bind(x, weight, out, bias=bias, residual=residual)
         call()
         return call.out
 
-    def bind(self, x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> "BoundCall":
+    def bind(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        out: np.ndarray,
+        *,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+    ) -> "BoundCall":
         """Check arrays as :meth:`run` does and return the call itself, to be made repeatedly."""
         m = self.manifest
-        arrays = (
+        self._check_operands(bias=bias, residual=residual)
+        checked = [
             checked_packed("the input", x, m.input_shape, str(m.input_layout)),
             checked_packed("the weight", weight, m.weight_shape, str(m.weight_layout)),
-            checked_packed("the output", out, m.output_shape, str(m.output_layout)),
-        )
-        for other in arrays[:2]:
+        ]
+        if bias is not None:
+            blocks_of = "blocks of output channels"
+            checked.append(checked_packed("the bias", bias, m.bias_shape, blocks_of))
+        if residual is not None:
+            layout = str(m.output_layout)
+            checked.append(checked_packed("the residual", residual, m.output_shape, layout))
+        checked_packed("the output", out, m.output_shape, str(m.output_layout))
+        for other in checked:
             if np.may_share_memory(out, other):
                 raise ArgumentError(
                     "the output overlaps an input array: expected memory of its own"
                 )
-        return BoundCall(self._runnable(), arrays, m.threads)
+        return BoundCall(self._runnable(), (*checked, out), m.threads)
 
-    def __call__(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _check_operands(self, **given: np.ndarray | None) -> None:
+        for name, array in given.items():
+            if getattr(self.manifest.epilogue, name) and array is None:
+                raise ArgumentError(
+                    f"there is no {name}: expected one, the convolution was built with it"
+                )
+            if array is not None and not getattr(self.manifest.epilogue, name):
+                raise ArgumentError(
+                    f"a {name} is given: expected none, the convolution was built without it"
+                )
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        *,
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Convolve plain arrays: NCHW and OIHW in, NCHW out. Packs and unpacks.
 
         Raises
@@ -280,7 +362,13 @@ class CompiledConv:
         LibraryError
             If this machine cannot run the code.
         """
-        return self.unpack_output(self.run(self.pack_input(x), self.pack_weight(weight)))
+        packed = self.run(
+            self.pack_input(x),
+            self.pack_weight(weight),
+            bias=None if bias is None else self.pack_bias(bias),
+            residual=None if residual is None else self.pack_residual(residual),
+        )
+        return self.unpack_output(packed)
 
     def _runnable(self) -> Any:
         if self._function is None:
@@ -367,9 +455,9 @@ def manifest_path(library: Path) -> Path:
     return library.with_name(library.name + ".json")
 
 
-def symbol_of(workload: ConvWorkload) -> str:
+def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:
     """Return the name of the function that computes a workload."""
-    return f"directconv_{workload}"
+    return f"directconv_{workload}" + (f"_{epilogue}" if epilogue else "")
 
 
 def unscheduled(
@@ -378,6 +466,7 @@ def unscheduled(
     blocking: Blocking,
     threads: int,
     input_layout: ActivationLayout,
+    epilogue: Epilogue | None = None,
 ) -> Any:
     """Return the function of a convolution before it is scheduled, in a tvm.IRModule.
 
@@ -385,6 +474,8 @@ def unscheduled(
     ----------
     workload, device, blocking, threads, input_layout
         As in :func:`build`, all given.
+    epilogue : Epilogue, optional
+        What becomes of the outputs before they are stored.
     """
     from tvm import IRModule
 
@@ -392,23 +483,24 @@ def unscheduled(
 
     view = blocking.view(workload)
     weight_layout = blocking.weight_layout()
-    func = compute.conv2d(view, input_layout, weight_layout)
+    func = compute.conv2d(view, input_layout, weight_layout, epilogue)
+    symbol = symbol_of(workload, epilogue)
     # See lowering: loads must not be merged across steps.
     func = func.with_attr(
         {
-            "global_symbol": symbol_of(workload),
+            "global_symbol": symbol,
             "tirx.noalias": False,
             "target": device.target(threads),
         }
     )
     if view != workload:
-        shapes = (
-            input_layout.shape(workload.input_shape),
-            weight_layout.shape(workload.weight_shape),
-            blocking.output_layout().shape(workload.output_shape),
-        )
-        func = func.with_attr(lowering.SHAPES, [list(shape) for shape in shapes])
-    return IRModule({symbol_of(workload): func})
+        pixels_in = input_layout.shape(workload.input_shape)
+        pixels_out = blocking.output_layout().shape(workload.output_shape)
+        # Only what has pixels has other shapes for callers.
+        seen = {"x": pixels_in, "residual": pixels_out, func.params[-1].name: pixels_out}
+        shapes = [seen.get(param.name, param.shape) for param in func.params]
+        func = func.with_attr(lowering.SHAPES, [list(map(int, shape)) for shape in shapes])
+    return IRModule({symbol: func})
 
 
 def scheduled(
@@ -418,6 +510,7 @@ def scheduled(
     threads: int,
     input_layout: ActivationLayout,
     schedule: str | Path | None = None,
+    epilogue: Epilogue | None = None,
 ) -> Any:
     """Return the scheduled function of a convolution, before lowering.
 
@@ -427,11 +520,13 @@ def scheduled(
         As in :func:`build`, all given.
     schedule : str or Path, optional
         A user's schedule file.
+    epilogue : Epilogue, optional
+        What becomes of the outputs before they are stored.
 
     Returns
     -------
     tvm.s_tir.Schedule
-        With one function, named :func:`symbol_of` the workload.
+        With one function, named :func:`symbol_of` workload and epilogue.
 
     Raises
     ------
@@ -442,8 +537,8 @@ def scheduled(
 
     apply = find_schedule(device, schedule)
     view = blocking.view(workload)
-    sch = s_tir.Schedule(unscheduled(workload, device, blocking, threads, input_layout))
-    sch.work_on(symbol_of(workload))
+    sch = s_tir.Schedule(unscheduled(workload, device, blocking, threads, input_layout, epilogue))
+    sch.work_on(symbol_of(workload, epilogue))
     try:
         refusal = apply(sch, view, device, blocking, threads)
     except Exception as error:
@@ -514,6 +609,7 @@ def build(
     blocking: Blocking | dict[str, Any] | str | Path | None = None,
     input_layout: str | None = None,
     schedule: str | Path | None = None,
+    epilogue: Epilogue | None = None,
 ) -> CompiledConv:
     """Compile a convolution.
 
@@ -533,6 +629,8 @@ def build(
         images of up to 3 channels, else blocks as other layers' outputs have them.
     schedule : str or Path, optional
         A Python file with a schedule to use instead of the device's.
+    epilogue : Epilogue, optional
+        Bias, residual and activation, applied before an output is stored.
 
     Returns
     -------
@@ -541,7 +639,7 @@ def build(
     Raises
     ------
     WorkloadError
-        If the workload cannot be compiled: it has groups.
+        If the descriptor is malformed.
     BlockingError
         If the blocking or layout cannot be used.
     DeviceError, ScheduleError
@@ -554,11 +652,6 @@ def build(
 
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
-    if workload.groups != 1:
-        raise WorkloadError(
-            f"{workload} has {workload.groups} groups: only convolutions with one group can be "
-            "compiled so far"
-        )
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
     target_device = find_device(device)
@@ -569,7 +662,7 @@ def build(
     )
     chosen, source = resolve_blocking(blocking, workload, target_device, threads, layout)
     begin = time.perf_counter()
-    sch = scheduled(workload, target_device, chosen, threads, layout, schedule)
+    sch = scheduled(workload, target_device, chosen, threads, layout, schedule, epilogue)
     module = tirx.build(sch.mod, target_device.target(threads), pipeline=lowering.PIPELINE)
     seconds = time.perf_counter() - begin
     manifest = Manifest(
@@ -579,8 +672,9 @@ def build(
         threads=threads,
         blocking=chosen,
         blocking_source=source,
-        symbol=symbol_of(workload),
+        symbol=symbol_of(workload, epilogue),
         input_layout=layout,
+        epilogue=epilogue or Epilogue(),
     )
     return CompiledConv(manifest, module, seconds)
 

@@ -9,17 +9,113 @@ the kernel. In which order, in which blocks and on which registers is not said h
 schedule's part. Only what decides about the layouts is fixed: the channel blocks.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from .errors import WorkloadError
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
 BLOCK_NAME = "conv"
-"""Name of the one block of the function; schedules find it by this."""
+"""Name of the block that multiplies and adds; schedules find it by this."""
+
+FINISH_NAME = "finish"
+"""Name of the block that finishes outputs, if there is an epilogue."""
+
+
+def _clipped(x: Any, low: float, high: float) -> Any:
+    from tvm import tirx
+
+    return tirx.max(tirx.min(x, tirx.const(high, "float32")), tirx.const(low, "float32"))
+
+
+def _relu(x: Any, _: float) -> Any:
+    from tvm import tirx
+
+    return tirx.max(x, tirx.const(0.0, "float32"))
+
+
+def _leaky_relu(x: Any, slope: float) -> Any:
+    from tvm import tirx
+
+    return tirx.Select(x > 0.0, x, x * tirx.const(slope, "float32"))
+
+
+def _hard_sigmoid(x: Any, _: float) -> Any:
+    return _clipped(x * (1 / 6) + 0.5, 0.0, 1.0)
+
+
+def _sigmoid(x: Any, _: float) -> Any:
+    from tvm import tirx
+
+    return 1.0 / (1.0 + tirx.exp(-x))
+
+
+ACTIVATIONS: dict[str, Callable[[Any, float], Any]] = {
+    "none": lambda x, _: x,
+    "relu": _relu,
+    "relu6": lambda x, _: _clipped(x, 0.0, 6.0),
+    "leaky_relu": _leaky_relu,
+    "hard_swish": lambda x, _: x * _hard_sigmoid(x, 0.0),
+    "hard_sigmoid": _hard_sigmoid,
+    "silu": lambda x, _: x * _sigmoid(x, 0.0),
+    "sigmoid": _sigmoid,
+}
+"""What an output may go through at last: by name, functions of it and a slope."""
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What becomes of an output before it is stored, while it still is in a register.
+
+    Parameters
+    ----------
+    bias : bool
+        Whether a number for each output channel is added.
+    residual : bool
+        Whether another tensor, of the output's shape and layout, is added.
+    activation : str
+        One of :data:`ACTIVATIONS`, applied last.
+    slope : float
+        Of ``leaky_relu``, for what is negative.
+
+    Raises
+    ------
+    WorkloadError
+        If there is no such activation.
+    """
+
+    bias: bool = False
+    residual: bool = False
+    activation: str = "none"
+    slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise WorkloadError(
+                f"activation is {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}"
+            )
+
+    def __bool__(self) -> bool:
+        return self != Epilogue()
+
+    def __str__(self) -> str:
+        """Parts of a function's name: ``bias_residual_relu``."""
+        slope = f"{self.slope:g}".replace(".", "p").replace("-", "m") if self.slope else ""
+        parts = [
+            "bias" if self.bias else "",
+            "residual" if self.residual else "",
+            "" if self.activation == "none" else self.activation + slope,
+        ]
+        return "_".join(part for part in parts if part)
 
 
 def conv2d(
-    workload: ConvWorkload, input_layout: ActivationLayout, weight_layout: WeightLayout
+    workload: ConvWorkload,
+    input_layout: ActivationLayout,
+    weight_layout: WeightLayout,
+    epilogue: Epilogue | None = None,
 ) -> Any:
     """Return the convolution as an unscheduled TensorIR function.
 
@@ -31,16 +127,21 @@ def conv2d(
     Parameters
     ----------
     workload : ConvWorkload
-        What is convolved; one group.
+        What is convolved. With groups, each output channel reads the input channels of its group.
     input_layout : ActivationLayout
         Layout of the input. The output has its channels in blocks of ``weight_layout.oc_block``.
     weight_layout : WeightLayout
         Layout of the weights; its ``ic_block`` is the paper's C_i,b.
+    epilogue : Epilogue, optional
+        What becomes of the sums. It is a block of its own, :data:`FINISH_NAME`, with the loops
+        batch, oc, oh, ow and lane. On paper it reads an intermediate tensor; lowering lets that be
+        the output itself.
 
     Returns
     -------
     tvm.tirx.PrimFunc
-        Function of (x, weight, y), all float32.
+        Function of (x, weight, y), all float32; between weight and y come bias (blocks of output
+        channels, lanes) and residual if the epilogue has them.
     """
     from tvm import te, tirx
 
@@ -76,7 +177,18 @@ def conv2d(
     def reach(outputs: int, axis: int, taps: int) -> int:
         return (outputs - 1) * stride[axis] + (taps - 1) * dilation[axis]
 
-    ic = te.reduce_axis((0, workload.in_channels // ic_block), "ic")
+    def first_channel(output: Any) -> Any:
+        """Return the first input channel of an output channel's group."""
+        if workload.groups == 1:
+            return 0
+        first = output // workload.group_out * workload.group_in
+        # What only fills the last block belongs to no group, and may read no further than others.
+        blocks = -(-workload.out_channels // oc_block) * oc_block
+        last = (blocks - 1) // workload.group_out * workload.group_in + workload.group_in
+        stored = input_layout.channels(workload.in_channels)
+        return tirx.min(first, workload.in_channels - workload.group_in) if last > stored else first
+
+    ic = te.reduce_axis((0, workload.group_in // ic_block), "ic")
     kh = te.reduce_axis((0, kernel_rows), "kh")
     kw = te.reduce_axis((0, kernel_columns), "kw")
     ici = te.reduce_axis((0, ic_block), "ici")
@@ -86,7 +198,7 @@ def conv2d(
         lambda batch, oc, oh, ow, lane: te.sum(
             read(
                 batch,
-                ic * ic_block + ici,
+                first_channel(oc * oc_block + lane) + ic * ic_block + ici,
                 oh * stride[0] - top + kh * dilation[0],
                 ow * stride[1] - left + kw * dilation[1],
             )
@@ -95,4 +207,22 @@ def conv2d(
         ),
         name=BLOCK_NAME,
     )
-    return te.create_prim_func([x, weight, y])
+    if not epilogue:
+        return te.create_prim_func([x, weight, y])
+    operands = [x, weight]
+    if epilogue.bias:
+        bias = te.placeholder((y.shape[1], oc_block), name="bias")
+        operands.append(bias)
+    if epilogue.residual:
+        residual = te.placeholder(y.shape, name="residual")
+        operands.append(residual)
+
+    def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
+        value = y[batch, oc, oh, ow, lane]
+        if epilogue.bias:
+            value = value + bias[oc, lane]
+        if epilogue.residual:
+            value = value + residual[batch, oc, oh, ow, lane]
+        return ACTIVATIONS[epilogue.activation](value, epilogue.slope)
+
+    return te.create_prim_func([*operands, te.compute(y.shape, finished, name=FINISH_NAME)])

@@ -17,13 +17,14 @@ from .blocking import (
     choose,
     default_input_layout,
     estimate,
+    groups_in_tile,
     reasons_against,
     registers,
     usable_registers,
 )
 from .device import Device, Vector
 from .device import device as find_device
-from .errors import BlockingError, WorkloadError
+from .errors import BlockingError
 from .layout import ActivationLayout
 from .logs import best
 from .workload import ConvWorkload
@@ -92,7 +93,7 @@ def explain(
     Raises
     ------
     WorkloadError
-        If the workload is malformed or has groups.
+        If the workload is malformed.
     BlockingError
         If threads or layout cannot be used.
     DeviceError
@@ -105,10 +106,6 @@ def explain(
     """
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
-    if workload.groups != 1:
-        raise WorkloadError(
-            f"{workload} has {workload.groups} groups: not supported yet, expected one group"
-        )
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
     found = find_device(device)
@@ -171,7 +168,7 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
     in_flight = channels * b.ow_tile
     needed = _in_flight_needed(case, b)
     room = d.vector_registers * b.lanes
-    sums, used = b.oc_vectors * b.ow_tile, registers(b.oc_vectors, b.ow_tile)
+    sums, used = b.oc_vectors * b.ow_tile, registers(b.oc_vectors, b.ow_tile, case.workload)
     full = (
         "the pipelines stay full"
         if in_flight >= needed
@@ -245,8 +242,13 @@ def _row(case: _Case, chosen: Blocking) -> list[str]:
 
 
 def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[str]:
-    b, channels = chosen, case.workload.in_channels
+    b, channels = chosen, case.workload.group_in
     lines = [f"Loop order: {b.loop_order}"]
+    if case.workload.groups > 1:
+        lines.append(
+            f"{_count(case.workload.groups, 'group')} of {_count(channels, 'input channel')}; the "
+            f"outputs of a tile belong to {_count(groups_in_tile(b, case.workload), 'group')}"
+        )
     if b.loop_order == IC_OUTSIDE:
         lines.append(
             f"the paper's order: {b.ic_block} of {channels} input channels for all rows of a task, "
@@ -287,10 +289,13 @@ def _caches(case: _Case, chosen: Blocking) -> list[str]:
         f"Caches of one core when all work: {sizes}",
         footprint("weights of a visit to a tile", channels, rows, columns, tile),
         footprint(
-            "input rows under the kernel", channels, min(rows, view.in_height), view.in_width
+            "input rows under the kernel",
+            channels * groups_in_tile(b, view),
+            min(rows, view.in_height),
+            view.in_width,
         ),
         footprint("outputs of a task", b.oh_block, view.out_width, tile),
-        footprint("weights", view.in_channels, rows, columns, view.out_channels),
+        footprint("weights", view.group_in, rows, columns, view.out_channels),
         footprint("input", view.in_channels, view.in_height, view.in_width),
     ]
 

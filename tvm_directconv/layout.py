@@ -78,6 +78,10 @@ class ActivationLayout:
         """Channels in a block; None for the plain layouts."""
         return int(self.name[4:-1]) if self.name.endswith("c") else None
 
+    def channels(self, plain: int) -> int:
+        """Return how many channels are stored of a tensor that has `plain` ones."""
+        return -(-plain // self.block) * self.block if self.block else plain
+
     def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
         """Return the shape in this layout of a tensor with NCHW shape `plain`."""
         n, c, h, w = plain

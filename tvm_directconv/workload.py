@@ -149,6 +149,21 @@ class ConvWorkload:
         return (rows - 1) * dilation_h + 1, (columns - 1) * dilation_w + 1
 
     @property
+    def group_in(self) -> int:
+        """Input channels of one group: those that an output channel sums over."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_out(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.groups
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output channel is that of one input channel."""
+        return self.groups > 1 and self.group_in == self.group_out == 1
+
+    @property
     def out_height(self) -> int:
         """Rows of the output."""
         top, _, bottom, _ = self.padding
@@ -168,7 +183,7 @@ class ConvWorkload:
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """Shape of the plain weights, OIHW, where I is the input channels of one group."""
-        return self.out_channels, self.in_channels // self.groups, *self.kernel
+        return self.out_channels, self.group_in, *self.kernel
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
@@ -193,7 +208,7 @@ class ConvWorkload:
         columns = _taps_inside(
             self.in_width, self.kernel[1], self.stride[1], left, self.dilation[1], self.out_width
         )
-        channels = self.out_channels * (self.in_channels // self.groups)
+        channels = self.out_channels * (self.group_in)
         return 2 * self.batch * channels * rows * columns
 
     @property

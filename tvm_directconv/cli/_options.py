@@ -2,13 +2,10 @@
 
 import argparse
 import contextlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import LogError, WorkloadError
+from ..errors import LogError
 from ..logs import use_logs
-from ..workload import ConvWorkload, workloads
 
 TOLERANCE = 1e-4
 """Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
@@ -81,24 +78,6 @@ def logs_of(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]
     if not Path(args.logs).is_dir():
         raise LogError(f"there is no folder {args.logs!r}: expected one with tuning logs")
     return use_logs(args.logs)
-
-
-def workloads_without_groups(specs: Sequence[str]) -> list[ConvWorkload]:
-    """Return what specs stand for; say what is left out because it has groups.
-
-    Raises
-    ------
-    WorkloadError
-        If nothing is left.
-    """
-    asked = workloads(specs)
-    skipped = [workload.name or str(workload) for workload in asked if workload.groups != 1]
-    if skipped:
-        print(f"skipped, groups are not supported yet: {', '.join(skipped)}", file=sys.stderr)
-    left = [workload for workload in asked if workload.groups == 1]
-    if not left:
-        raise WorkloadError("nothing is left: expected a convolution with one group")
-    return left
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,7 @@ from ..build import build
 from ..device import Device, host_lacks
 from ..device import device as find_device
 from ..errors import DeviceError, LibraryError
-from ..workload import ConvWorkload
+from ..workload import ConvWorkload, workloads
 from ._options import (
     SPECS,
     TOLERANCE,
@@ -20,7 +20,6 @@ from ._options import (
     add_threads,
     logs_of,
     positive,
-    workloads_without_groups,
 )
 from ._output import Row, add_format, check_writable, for_people, render, write
 
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             f"cannot measure code for {device.name} here: {reason}. Measure on the device, or try "
             "the code with 'tvm-directconv compile' and 'tvm-directconv run --emulate'"
         )
-    asked = workloads_without_groups(args.spec or _PAPER)
+    asked = workloads(args.spec or _PAPER)
     logs = logs_of(args)
     if args.output:
         check_writable(args.output)

@@ -9,7 +9,6 @@ from .. import blocking as blocks
 from .. import logs
 from ..device import Device
 from ..device import device as find_device
-from ..errors import WorkloadError
 from ..layout import ActivationLayout
 from ..workload import ConvWorkload, workloads
 from ._options import (
@@ -203,11 +202,6 @@ def _best(args: argparse.Namespace) -> int:
         by_descriptor = {str(workload): threads for workload, threads in known.items()}
         rows, people = [], []
         for workload in asked:
-            if workload.groups != 1:
-                raise WorkloadError(
-                    f"{workload} has {workload.groups} groups: only convolutions with one group "
-                    "can be compiled so far"
-                )
             threads = {args.threads} if args.threads else by_descriptor.get(str(workload), {1})
             for number in sorted(threads):
                 row, short = _chosen(workload, device, number, layout)

@@ -10,13 +10,13 @@ from ..errors import DeviceError, TuningError
 from ..tuning.runners import TIME_LIMIT, Runner
 from ..tuning.search import STRATEGIES
 from ..tuning.tune import Budget, Layer, Tuner
+from ..workload import workloads
 from ._options import (
     SPECS,
     add_device,
     add_logs,
     add_threads,
     positive,
-    workloads_without_groups,
 )
 from ._output import add_format, check_writable, render, write
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import Progress, row
 
     device = find_device(args.device)
-    asked = workloads_without_groups(args.spec)
+    asked = workloads(args.spec)
     if args.output:
         check_writable(args.output)
     if args.plot:

@@ -204,7 +204,7 @@ class Space:
                     b.oc_vectors,
                     b.ow_tile,
                     sums,
-                    blocks.registers(b.oc_vectors, b.ow_tile),
+                    blocks.registers(b.oc_vectors, b.ow_tile, self.workload),
                     (b.oc_vectors + b.ow_tile) / sums,
                     sums * b.ic_unroll * (view.kernel[1] if b.kw_unroll else 1),
                     b.ic_unroll,
@@ -226,9 +226,11 @@ class Space:
         lanes = blocks.channel_block(self.workload.out_channels, self.device)
         usable = blocks.usable_registers(self.device)
         for oc_vectors in range(1, usable):
-            ow_tile = next(n for n in range(1, 99) if blocks.registers(oc_vectors, n) > usable)
+            ow_tile = next(
+                n for n in range(1, 99) if blocks.registers(oc_vectors, n, self.workload) > usable
+            )
             tile = Blocking(lanes, oc_vectors, ow_tile, 1, 1)
-            needed = blocks.registers(oc_vectors, ow_tile)
+            needed = blocks.registers(oc_vectors, ow_tile, self.workload)
             yield Rejected(tile, f"too large a tile: it needs {needed} of {usable} registers")
 
     def _variants(self, blocking: Blocking) -> Iterator[Blocking]:

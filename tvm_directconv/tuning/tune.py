@@ -18,7 +18,7 @@ from ..bench.compare import Comparison, Failure
 from ..blocking import Blocking
 from ..build import build
 from ..device import Device
-from ..errors import BlockingError, TuningError, WorkloadError
+from ..errors import BlockingError, TuningError
 from ..logs import Record
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
@@ -171,8 +171,6 @@ class Tuner:
     ------
     TuningError
         If there is nothing to tune, or the strategy is unknown.
-    WorkloadError
-        If a workload cannot be compiled: it has groups.
     LogError
         If the log cannot be written.
     ToolchainError
@@ -199,12 +197,6 @@ class Tuner:
             unique.setdefault(str(workload), workload)
         if not unique:
             raise TuningError("there is nothing to tune: expected at least one convolution")
-        for workload in unique.values():
-            if workload.groups != 1:
-                raise WorkloadError(
-                    f"{workload.name or workload} has {workload.groups} groups: only convolutions "
-                    "with one group can be tuned so far"
-                )
         logs.check_appendable(device.name, folder)
         if runner.suffix == ".so":
             find_toolchain(device.triple)

@@ -26,6 +26,9 @@ class McaRunner:
     count as such. What caches, sums and addresses cost remains the model's; so does code that LLVM
     has unrolled altogether, which is no loop.
 
+    Depthwise convolutions are not scored: their rows and neighbouring tiles share loops in too many
+    ways to tell how often each part runs.
+
     Nothing runs, so results are not checked, and every repeat would be the same: there is one.
     Seconds are cycles at 1 GHz.
 
@@ -62,6 +65,8 @@ class McaRunner:
         self, candidate: Path, incumbent: Path | None, repeats: int, thorough: bool = False
     ) -> Comparison | Failure:
         """Compare the scores of a candidate and the incumbent, both exported as assembly."""
+        if Manifest.read(manifest_path(candidate), candidate.read_bytes()).workload.depthwise:
+            return Failure("rejected", "llvm-mca does not score depthwise convolutions")
         try:
             seconds = self.cycles(candidate) / _HERTZ
             if incumbent is None:

@@ -17,6 +17,7 @@ from tvm_directconv import (
     conv2d_reference,
     device,
     devices,
+    epilogue_reference,
     networks,
     random_tensors,
     workloads,
@@ -80,29 +81,18 @@ def assert_exact(conv: CompiledConv) -> None:
     x, weight, expected = exact_case(conv.workload)
     rng = np.random.default_rng(7)
     epilogue = conv.manifest.epilogue
+    bias = rng.integers(-64, 64, conv.workload.out_channels).astype(np.float32)
+    residual = rng.integers(-64, 64, expected.shape).astype(np.float32)
+    expected = epilogue_reference(expected, epilogue, bias, residual).astype(np.float32)
     operands = {}
     if epilogue.bias:
-        bias = rng.integers(-64, 64, conv.workload.out_channels).astype(np.float32)
-        expected = expected + bias[:, np.newaxis, np.newaxis]
         operands["bias"] = conv.pack_bias(bias)
     if epilogue.residual:
-        residual = rng.integers(-64, 64, expected.shape).astype(np.float32)
-        expected = expected + residual
         operands["residual"] = conv.pack_residual(residual)
-    expected = WHOLE_ACTIVATIONS[epilogue.activation](expected)
     out = aligned_zeros(conv.manifest.output_shape)
     out.fill(np.nan)
     conv.run(conv.pack_input(x), conv.pack_weight(weight), out, **operands)
     np.testing.assert_array_equal(out, conv.manifest.output_layout.pack(expected))
-
-
-# Of these, whole numbers stay whole; with a slope of 2, leaky_relu's as well.
-WHOLE_ACTIVATIONS = {
-    "none": lambda y: y,
-    "relu": lambda y: np.maximum(y, 0),
-    "relu6": lambda y: np.clip(y, 0, 6),
-    "leaky_relu": lambda y: np.where(y > 0, y, 2 * y),
-}
 
 
 def run_exact(conv: CompiledConv, target: Device, folder: Path, threads: int = 1) -> RunReport:

@@ -244,6 +244,11 @@ ERRORS = {
     "bad layout": (["explain", SMALL, "--input-layout", "CHW"], "layout is 'CHW'"),
     "missing blocking": (["compile", SMALL, "--blocking", "x.json", "-o", "a.so"], "'x.json'"),
     "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' is not JSON"),
+    "epilogue unknown": (
+        ["compile", SMALL, "--epilogue", "bais", "-o", "a.so"],
+        "with 'bais': exp",
+    ),
+    "bias of none": (["run", "here.so", "--bias", "none.npy"], "compiled without a bias"),
     "rival missing": (["bench", SMALL, "--against", "modle"], "'modle'"),
     "blocking unknown": (["bench", SMALL, "--blocking", "unknown.json"], "unknown knob 'bogus'"),
     "blocking impossible": (
@@ -469,6 +474,23 @@ def test_run_takes_and_gives_arrays(run: Command, words: list[str]) -> None:
     error = dc.max_error(y, dc.conv2d_reference(x, weight, workload))
     assert float(re.search("max_error (.*)", out)[1]) == pytest.approx(error, rel=1e-4)  # type: ignore[index]
     assert 0 < error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["native", FOREIGN])
+def test_run_with_an_epilogue(run: Command, name: str) -> None:
+    parts = "bias,residual,relu6"
+    words = ["compile", SMALL, "--device", name, "--epilogue", parts, "-o", "finished.so"]
+    assert run(*words)[0] == 0
+    emulate = [] if name == "native" else ["--emulate"]
+    status, out, _ = run("run", "finished.so", *emulate)
+    assert status == 0 and "max_error 0\n" in out
+    np.save("bias.npy", np.full(dc.ConvWorkload.parse(SMALL).out_channels, 3, np.float32))
+    assert run("run", "finished.so", *emulate, "--bias", "bias.npy")[0] == 0
+    # A library that computes something else: the manifest claims another activation.
+    manifest = Path("finished.so.json")
+    manifest.write_text(manifest.read_text().replace('"relu6"', '"relu"'))
+    status, out, _ = run("run", "finished.so", *emulate, "--bias", "bias.npy")
+    assert status == 1 and "expected up to 0.0001" in out
 
 
 def test_run_fails_if_the_result_is_wrong(run: Command, folder: Path) -> None:

@@ -23,12 +23,14 @@ def shrunk(layer: ConvWorkload) -> ConvWorkload:
     rows = layer.dilated_kernel[0] + 3 * layer.stride[0]
     # All rows are needed where the pixels of an image are counted as one row.
     height = layer.in_height if layer.in_height <= 14 else min(layer.in_height, rows)
-    return replace(
-        layer,
-        in_height=height,
-        in_channels=fewer(layer.in_channels, 32),
-        out_channels=fewer(layer.out_channels, 16 if layer.in_width > 100 else 32),
-    )
+    most = 16 if layer.in_width > 100 else 32
+    channels = {
+        "in_channels": fewer(layer.in_channels, 32),
+        "out_channels": fewer(layer.out_channels, most),
+    }
+    if layer.depthwise:
+        channels = dict.fromkeys([*channels, "groups"], fewer(layer.in_channels, most))
+    return replace(layer, in_height=height, **channels)
 
 
 def features(layer: ConvWorkload) -> set[Hashable]:
@@ -37,6 +39,7 @@ def features(layer: ConvWorkload) -> set[Hashable]:
         (shape, layer.out_width),
         ("in", layer.in_channels % 16, layer.in_channels < 16),
         ("out", layer.out_channels % 16),
+        ("depthwise", layer.depthwise, layer.stride),
     }
 
 

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import astuple
 from functools import cache
 from types import SimpleNamespace
@@ -200,3 +203,24 @@ def test_evolution_is_better_than_chance() -> None:
             points = run(search(strategy, space, seed), costs, 48, noise=0.01)
             results.append(costs[points].min() / costs.min())
     assert np.mean(evolved) - 1 < 0.5 * (np.mean(drawn) - 1)
+
+
+def test_an_interrupt_waits_for_the_cost_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Evolution(small_space(), seed=0)
+    finished = []
+
+    def learn(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # Python looks for signals here.
+        finished.append(True)
+
+    points = search.ask(2)
+    monkeypatch.setattr(search._glue, "learn", learn)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            search.tell(points, [1.0, 2.0])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert finished

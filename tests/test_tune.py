@@ -857,7 +857,7 @@ def test_interrupt(folder: Path) -> None:
                 break
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == 130 and "Traceback" not in err, err
     assert len(logs.read(folder / f"{NATIVE.name}.jsonl")) >= 5
     end = time.monotonic() + 60
     while processes_of(folder):

@@ -16,7 +16,7 @@ from .device import Device, device, devices
 from .errors import DirectConvError
 from .explain import explain
 from .logs import use_logs
-from .reference import conv2d_reference, max_error, random_tensors
+from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from .workload import ConvWorkload, networks, workloads
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "conv2d_reference",
     "device",
     "devices",
+    "epilogue_reference",
     "explain",
     "load",
     "max_error",

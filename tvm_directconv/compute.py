@@ -11,6 +11,7 @@ schedule's part. Only what decides about the layouts is fixed: the channel block
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from .errors import WorkloadError
@@ -65,6 +66,16 @@ ACTIVATIONS: dict[str, Callable[[Any, float], Any]] = {
 """What an output may go through at last: by name, functions of it and a slope."""
 
 
+def _is_slope(activation: str, text: str) -> bool:
+    """Return whether `text` is the slope of an activation: a number, or nothing if it has none."""
+    if activation != "leaky_relu":
+        return not text
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What becomes of an output before it is stored, while it still is in a register.
@@ -96,6 +107,30 @@ class Epilogue:
             raise WorkloadError(
                 f"activation is {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}"
             )
+
+    @classmethod
+    def parse(cls, text: str) -> "Epilogue":
+        """Read ``bias,residual,relu``, any of these, or ``leaky_relu=0.1`` as activation.
+
+        Raises
+        ------
+        WorkloadError
+            If a part is none of these, or given repeatedly.
+        """
+        found: dict[str, Any] = {}
+        for part in text.split(","):
+            name, _, slope = part.strip().partition("=")
+            if name in ("bias", "residual") and not slope and name not in found:
+                found[name] = True
+            elif name in ACTIVATIONS and "activation" not in found and _is_slope(name, slope):
+                found |= {"activation": name, "slope": float(slope or 0)}
+            else:
+                raise WorkloadError(
+                    f"epilogue is {text!r}, with {part.strip()!r}: expected bias, residual and one "
+                    f"of {', '.join(ACTIVATIONS)}, each at most once, such as bias,relu; "
+                    "leaky_relu with its slope, leaky_relu=0.1"
+                )
+        return cls(**found)
 
     def __bool__(self) -> bool:
         return self != Epilogue()

@@ -6,9 +6,11 @@ It shares no code with the kernels it judges, and pads by copying, which they do
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
+from .compute import Epilogue
 from .errors import ArgumentError
 from .workload import ConvWorkload
 
@@ -69,6 +71,52 @@ def conv2d_reference(x: np.ndarray, weight: np.ndarray, workload: ConvWorkload) 
             taps = weight[:, :, row, column].reshape(w.groups, group_out, group_in)
             out += taps @ seen
     return out.reshape(w.output_shape)
+
+
+_ACTIVATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "none": lambda y, _: y,
+    "relu": lambda y, _: np.maximum(y, 0),
+    "relu6": lambda y, _: np.clip(y, 0, 6),
+    "leaky_relu": lambda y, slope: np.where(y > 0, y, slope * y),
+    "hard_swish": lambda y, _: y * np.clip(y + 3, 0, 6) / 6,
+    "hard_sigmoid": lambda y, _: np.clip(y / 6 + 0.5, 0, 1),
+    "silu": lambda y, _: y / (1 + np.exp(-y)),
+    "sigmoid": lambda y, _: 1 / (1 + np.exp(-y)),
+}
+
+
+def epilogue_reference(
+    sums: np.ndarray,
+    epilogue: Epilogue,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+) -> np.ndarray:
+    """Apply an epilogue in float64.
+
+    Parameters
+    ----------
+    sums : numpy.ndarray
+        What :func:`conv2d_reference` returns.
+    epilogue : Epilogue
+        What is applied.
+    bias : numpy.ndarray, optional
+        A number for each output channel; given if the epilogue has a bias.
+    residual : numpy.ndarray, optional
+        Of the shape of `sums`; given if the epilogue has a residual.
+
+    Returns
+    -------
+    numpy.ndarray
+        NCHW, float64.
+    """
+    finished = sums.astype(np.float64)
+    if epilogue.bias:
+        assert bias is not None
+        finished += bias[:, np.newaxis, np.newaxis]
+    if epilogue.residual:
+        assert residual is not None
+        finished += residual
+    return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 
 
 def max_error(actual: np.ndarray, reference: np.ndarray) -> float:

@@ -6,7 +6,8 @@ from itertools import count
 from pathlib import Path
 
 from ..build import SUFFIXES, build
-from ..errors import LibraryError
+from ..compute import ACTIVATIONS, Epilogue
+from ..errors import LibraryError, WorkloadError
 from ..workload import ConvWorkload, workloads
 from ._options import (
     SPECS,
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_logs(parser)
     add_input_layout(parser)
     parser.add_argument(
+        "--epilogue",
+        type=_epilogue,
+        metavar="PARTS",
+        help="what becomes of outputs before they are stored: bias, residual and an activation, "
+        f"such as bias,relu or bias,leaky_relu=0.1; activations: {', '.join(ACTIVATIONS)}",
+    )
+    parser.add_argument(
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"
     )
     parser.add_argument(
@@ -38,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for one convolution a file ending in .so (library), .o (object) or .s (assembly); "
         "otherwise a folder, made if need be, in which each gets a library of its name",
     )
+
+
+def _epilogue(text: str) -> Epilogue:
+    try:
+        return Epilogue.parse(text)
+    except WorkloadError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +72,7 @@ def _compile(args: argparse.Namespace) -> None:
             blocking=args.blocking,
             input_layout=args.input_layout,
             schedule=args.schedule,
+            epilogue=args.epilogue,
         )
         conv.export(path)
         print(

@@ -11,7 +11,7 @@ from ..build import BoundCall, CompiledConv, Manifest, load
 from ..device import device as find_device
 from ..device import host_lacks
 from ..errors import ArgumentError, DeviceError, LibraryError
-from ..reference import conv2d_reference, max_error, random_tensors
+from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from ._options import TOLERANCE
 from ._output import check_writable
 
@@ -23,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "library", metavar="LIBRARY", help="a .so that compile wrote, its manifest beside it"
     )
-    for name, layout in (("input", "NCHW"), ("weight", "OIHW")):
+    shapes = {
+        "input": "NCHW",
+        "weight": "OIHW",
+        "bias": "a number for each output channel",
+        "residual": "NCHW",
+    }
+    for name, layout in shapes.items():
         parser.add_argument(
             f"--{name}",
             metavar="FILE",
@@ -48,17 +54,24 @@ def run(args: argparse.Namespace) -> int:
         x = _read(args.input)
     if args.weight:
         weight = _read(args.weight)
+    bias, residual = _operands(conv, args)
     if args.output:
         check_writable(args.output)
     packed = conv.pack_input(x), conv.pack_weight(weight)
+    operands = {}
+    if bias is not None:
+        operands["bias"] = conv.pack_bias(bias)
+    if residual is not None:
+        operands["residual"] = conv.pack_residual(residual)
     if args.emulate:
-        out, seconds, how = _emulated(library, conv.manifest, packed)
+        out, seconds, how = _emulated(library, conv.manifest, [*packed, *operands.values()])
     else:
-        out = conv.run(*packed)
-        call = conv.bind(*packed, out)
+        out = conv.run(*packed, **operands)
+        call = conv.bind(*packed, out, **operands)
         seconds, how = median(_timed(call) for _ in range(_CALLS)), f"median of {_CALLS} calls"
     y = conv.unpack_output(out)
-    error = max_error(y, conv2d_reference(x, weight, workload))
+    sums = conv2d_reference(x, weight, workload)
+    error = max_error(y, epilogue_reference(sums, conv.manifest.epilogue, bias, residual))
     if args.output:
         with open(args.output, "wb") as file:  # numpy.save would change other endings than .npy.
             np.save(file, y)
@@ -66,6 +79,27 @@ def run(args: argparse.Namespace) -> int:
     print(f"max_error {error:g}" + ("" if error <= TOLERANCE else f", expected up to {TOLERANCE}"))
     print(f"seconds {seconds:.4g} ({how})")
     return 0 if error <= TOLERANCE else 1
+
+
+def _operands(
+    conv: CompiledConv, args: argparse.Namespace
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return bias and residual as the library wants them, given or random."""
+    rng = np.random.default_rng(args.seed)
+    epilogue, workload = conv.manifest.epilogue, conv.workload
+    found: list[np.ndarray | None] = []
+    for name, shape in (("bias", (workload.out_channels,)), ("residual", workload.output_shape)):
+        path = getattr(args, name)
+        if path and not getattr(epilogue, name):
+            raise ArgumentError(
+                f"--{name} is {path!r}: expected none, the library was compiled without a {name}"
+            )
+        if getattr(epilogue, name):
+            drawn = rng.integers(-8, 8, shape, endpoint=True).astype(np.float32)
+            found.append(_read(path) if path else drawn)
+        else:
+            found.append(None)
+    return found[0], found[1]
 
 
 def _timed(call: BoundCall) -> float:
@@ -111,7 +145,7 @@ def _read(path: str) -> np.ndarray:
 
 
 def _emulated(
-    library: Path, manifest: Manifest, packed: tuple[np.ndarray, np.ndarray]
+    library: Path, manifest: Manifest, packed: list[np.ndarray]
 ) -> tuple[np.ndarray, float, str]:
     from ..deploy.runner import run_library
     from ..toolchain import find_toolchain

@@ -1,17 +1,47 @@
 """Which points of a space are measured next: MetaSchedule's evolution, chance, or all in order."""
 
+import functools
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import TuningError
 from .space import Space
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 FAILED = 1e10
 """The cost of a point that could not be measured, as MetaSchedule has it."""
+
+
+def _interrupted_later(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Put off Ctrl-C to the end of a function.
+
+    TVM and XGBoost are C++ that calls back into Python, where the exception would be lost.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(before):
+            return function(*args, **kwargs)
+        received: list[tuple[int, FrameType | None]] = []
+        signal.signal(signal.SIGINT, lambda *event: received.append(event))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if received:
+                before(*received[0])
+
+    return wrapped
 
 
 class Search(Protocol):
@@ -117,6 +147,7 @@ class Evolution:
             cost_model=self._model,
         )
 
+    @_interrupted_later
     def ask(self, count: int) -> list[int]:
         """Return the first point, then such as the model likes, later what the evolution picks."""
         asked: list[int] = []
@@ -132,6 +163,7 @@ class Evolution:
                 asked.append(point)
         return asked
 
+    @_interrupted_later
     def tell(self, points: Sequence[int], costs: Sequence[float]) -> None:
         """Train the cost model and add to what the next generation descends from."""
         if not points:

@@ -266,6 +266,10 @@ def test_wrong_descriptions_of_epilogues(text: str) -> None:
 def test_wrong_epilogues() -> None:
     with pytest.raises(WorkloadError, match="activation is 'rleu': expected one of none, relu, "):
         Epilogue(activation="rleu")
+    for slope, activation in ((0.1, "relu"), (float("nan"), "leaky_relu")):
+        with pytest.raises(WorkloadError, match=f"slope is {slope}, of {activation}: expected a n"):
+            Epilogue(activation=activation, slope=slope)
+    assert str(Epilogue(activation="leaky_relu", slope=-1e30)) == "leaky_relum1e30"
     workload = ConvWorkload.parse("ic16ih7oc24oh7kh3ph1")
     x, weight = random_tensors(workload, seed=0)
     bias, residual = np.zeros(24, np.float32), np.zeros(workload.output_shape, np.float32)

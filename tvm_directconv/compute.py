@@ -94,7 +94,7 @@ class Epilogue:
     Raises
     ------
     WorkloadError
-        If there is no such activation.
+        If there is no such activation, or it has no slope.
     """
 
     bias: bool = False
@@ -106,6 +106,11 @@ class Epilogue:
         if self.activation not in ACTIVATIONS:
             raise WorkloadError(
                 f"activation is {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}"
+            )
+        if (self.slope and self.activation != "leaky_relu") or not isfinite(self.slope):
+            raise WorkloadError(
+                f"slope is {self.slope}, of {self.activation}: expected a number, and 0 for all "
+                "activations but leaky_relu"
             )
 
     @classmethod
@@ -137,7 +142,8 @@ class Epilogue:
 
     def __str__(self) -> str:
         """Parts of a function's name: ``bias_residual_relu``."""
-        slope = f"{self.slope:g}".replace(".", "p").replace("-", "m") if self.slope else ""
+        signs = str.maketrans({".": "p", "-": "m", "+": None})
+        slope = f"{self.slope:g}".translate(signs) if self.slope else ""
         parts = [
             "bias" if self.bias else "",
             "residual" if self.residual else "",

@@ -276,6 +276,13 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
         tvm_ffi.structural_walk(tile.body, (BufferStore, note), order="pre")
 
+        def check(load: TensorLoad) -> None:
+            if any(load.source.same_as(output.buffer) for output, _ in sums.values()):
+                # An epilogue would read what is not stored yet.
+                assert key(load.source, load.indices) in sums, "a tile reads no sum of its own"
+
+        tvm_ffi.structural_walk(tile.body, (TensorLoad, check))
+
         def read(register: Any) -> Any:
             return tirx.BufferLoad(register, whole(register))
 

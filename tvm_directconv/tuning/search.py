@@ -24,7 +24,7 @@ FAILED = 1e10
 def _interrupted_later(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Put off Ctrl-C to the end of a function.
 
-    TVM and XGBoost are C++ that calls back into Python, where the exception would be lost.
+    TVM is C++ that calls back into Python, where an interrupt would become a RuntimeError.
     """
 
     @functools.wraps(function)

@@ -30,7 +30,7 @@ _ORDERS = (IC_INSIDE, IC_OUTSIDE)
 # Straight-line code longer than this no longer pays: 256 FMAs are some 2 KiB of instructions,
 # and beyond about 400 LLVM begins to move FMAs between steps and to spill.
 _STRAIGHT_FMAS = 256
-# Constants of the cost model, fitted to a few hundred blockings measured with AVX2 code.
+# Constants of the cost model, fitted to a few thousand blockings measured with AVX2 code.
 _LOADS_REACHED = 0.65
 _PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
@@ -467,8 +467,6 @@ def groups_in_tile(b: Blocking, workload: ConvWorkload) -> int:
 
     If there are several, lanes have input channels of their own, and pixels are vectors.
     """
-    if workload.groups == 1:
-        return 1
     return min(workload.groups, ceil(b.oc_vectors * b.lanes / workload.group_out))
 
 
@@ -555,10 +553,10 @@ def candidates(
     inner = neighbours(together, input_layout.block)
     # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
     # ships them; they are for numbers of vectors that have no small divisor.
-    whole_groups = workload.groups == 1 or workload.group_out % lanes
-    tiles_of = _divisors(vectors if whole_groups else workload.group_out // lanes)
-    few = [n for n in tiles_of if n <= 4]
-    for oc_vectors in few if len(few) > 1 else tiles_of:
+    # Where groups are whole vectors, a tile stays within one.
+    within = _divisors(vectors if workload.group_out % lanes else workload.group_out // lanes)
+    few = [n for n in within if n <= 4]
+    for oc_vectors in few if len(few) > 1 else within:
         for ow_tile in range(1, usable_registers(device)):
             if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
                 break

@@ -191,6 +191,7 @@ def conv2d(
     height, width = workload.in_height, workload.in_width
     ic_block, oc_block = weight_layout.ic_block, weight_layout.oc_block
     kernel_rows, kernel_columns = workload.kernel
+    output_layout = ActivationLayout.blocked(oc_block)
 
     x = te.placeholder(input_layout.shape(workload.input_shape), name="x")
     weight = te.placeholder(weight_layout.shape(workload.weight_shape), name="weight")
@@ -224,8 +225,8 @@ def conv2d(
             return 0
         first = output // workload.group_out * workload.group_in
         # What only fills the last block belongs to no group, and may read no further than others.
-        blocks = -(-workload.out_channels // oc_block) * oc_block
-        last = (blocks - 1) // workload.group_out * workload.group_in + workload.group_in
+        last_lane = output_layout.channels(workload.out_channels) - 1
+        last = (last_lane // workload.group_out + 1) * workload.group_in
         stored = input_layout.channels(workload.in_channels)
         return tirx.min(first, workload.in_channels - workload.group_in) if last > stored else first
 
@@ -233,7 +234,6 @@ def conv2d(
     kh = te.reduce_axis((0, kernel_rows), "kh")
     kw = te.reduce_axis((0, kernel_columns), "kw")
     ici = te.reduce_axis((0, ic_block), "ici")
-    output_layout = ActivationLayout.blocked(oc_block)
     y = te.compute(
         output_layout.shape(workload.output_shape),
         lambda batch, oc, oh, ow, lane: te.sum(

@@ -154,7 +154,7 @@ def _vector(case: _Case, chosen: Blocking) -> Vector:
 
 def _computed_channels(case: _Case, blocking: Blocking) -> int:
     """Return the output channels that are computed, those that only fill a vector included."""
-    return ceil(case.workload.out_channels / blocking.lanes) * blocking.lanes
+    return blocking.output_layout().channels(case.workload.out_channels)
 
 
 def _in_flight_needed(case: _Case, chosen: Blocking) -> float:

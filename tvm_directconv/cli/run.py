@@ -54,15 +54,12 @@ def run(args: argparse.Namespace) -> int:
         x = _read(args.input)
     if args.weight:
         weight = _read(args.weight)
-    bias, residual = _operands(conv, args)
+    plain = _operands(conv, args)
     if args.output:
         check_writable(args.output)
     packed = conv.pack_input(x), conv.pack_weight(weight)
-    operands = {}
-    if bias is not None:
-        operands["bias"] = conv.pack_bias(bias)
-    if residual is not None:
-        operands["residual"] = conv.pack_residual(residual)
+    pack = {"bias": conv.pack_bias, "residual": conv.pack_residual}
+    operands = {name: pack[name](array) for name, array in plain.items()}
     if args.emulate:
         out, seconds, how = _emulated(library, conv.manifest, [*packed, *operands.values()])
     else:
@@ -71,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         seconds, how = median(_timed(call) for _ in range(_CALLS)), f"median of {_CALLS} calls"
     y = conv.unpack_output(out)
     sums = conv2d_reference(x, weight, workload)
-    error = max_error(y, epilogue_reference(sums, conv.manifest.epilogue, bias, residual))
+    error = max_error(y, epilogue_reference(sums, conv.manifest.epilogue, **plain))
     if args.output:
         with open(args.output, "wb") as file:  # numpy.save would change other endings than .npy.
             np.save(file, y)
@@ -81,13 +78,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if error <= TOLERANCE else 1
 
 
-def _operands(
-    conv: CompiledConv, args: argparse.Namespace
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return bias and residual as the library wants them, given or random."""
+def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Return bias and residual, plain, if the library wants them: given ones or random ones."""
     rng = np.random.default_rng(args.seed)
     epilogue, workload = conv.manifest.epilogue, conv.workload
-    found: list[np.ndarray | None] = []
+    found = {}
     for name, shape in (("bias", (workload.out_channels,)), ("residual", workload.output_shape)):
         path = getattr(args, name)
         if path and not getattr(epilogue, name):
@@ -96,10 +91,8 @@ def _operands(
             )
         if getattr(epilogue, name):
             drawn = rng.integers(-8, 8, shape, endpoint=True).astype(np.float32)
-            found.append(_read(path) if path else drawn)
-        else:
-            found.append(None)
-    return found[0], found[1]
+            found[name] = _read(path) if path else drawn
+    return found
 
 
 def _timed(call: BoundCall) -> float:

@@ -26,7 +26,18 @@ from tvm_directconv.cli import _output, bench, layers, main
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
 KNOBS = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4}
-COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "tune", "logs", "doctor")
+COMMANDS = (
+    "devices",
+    "layers",
+    "explain",
+    "compile",
+    "run",
+    "profile",
+    "bench",
+    "tune",
+    "logs",
+    "doctor",
+)
 FORMATS = ("table", "json", "csv", "markdown")
 ROW_KEYS = {
     "network",

@@ -16,6 +16,7 @@ from .device import Device, device, devices
 from .errors import DirectConvError
 from .explain import explain
 from .logs import use_logs
+from .network.network import Network, compile_network, load_network
 from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from .workload import ConvWorkload, networks, workloads
 
@@ -26,14 +27,17 @@ __all__ = [
     "Device",
     "DirectConvError",
     "Epilogue",
+    "Network",
     "__version__",
     "build",
+    "compile_network",
     "conv2d_reference",
     "device",
     "devices",
     "epilogue_reference",
     "explain",
     "load",
+    "load_network",
     "max_error",
     "networks",
     "random_tensors",

@@ -137,6 +137,13 @@ class Epilogue:
                 )
         return cls(**found)
 
+    @property
+    def descriptor(self) -> str:
+        """What :meth:`parse` makes the same epilogue of; ``none`` if there is nothing to do."""
+        parts = [name for name in ("bias", "residual") if getattr(self, name)]
+        slope = f"={self.slope!r}" if self.activation == "leaky_relu" else ""
+        return ",".join([*parts, self.activation + slope])
+
     def __bool__(self) -> bool:
         return self != Epilogue()
 

@@ -48,3 +48,7 @@ class LogError(DirectConvError, RuntimeError):
 
 class TuningError(DirectConvError, RuntimeError):
     """There is nothing to tune, or nothing could be measured."""
+
+
+class ModelError(DirectConvError, ValueError):
+    """A model file cannot be read, or has something that cannot be compiled."""

@@ -68,3 +68,9 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
             f"parameters: expected schedule({', '.join(_PARAMETERS)})"
         )
     return function
+
+
+def general_schedule() -> Callable[..., Any]:
+    """Return the function that schedules what is no convolution, ``schedules/general.py``."""
+    module = import_module("tvm_directconv.schedules.general")
+    return module.schedule_general

@@ -16,6 +16,39 @@ SPECS = (
 )
 
 
+MODELS = (".onnx", ".pt2")
+"""How files of models end: ONNX, and torch.export."""
+
+
+def add_input_shape(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input-shape``."""
+    parser.add_argument(
+        "--input-shape",
+        type=_input_shape,
+        action="append",
+        default=[],
+        metavar="NAME:SIZES",
+        help="size of an input that a model leaves open, such as x:1,3,224,224; repeatedly for "
+        "several inputs",
+    )
+
+
+def _input_shape(text: str) -> tuple[str, list[int]]:
+    name, separator, sizes = text.rpartition(":")
+    parts = sizes.split(",")
+    if not (separator and name and all(part.isdecimal() and int(part) for part in parts)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size of an input: expected its name and whole numbers from 1, such as "
+            "x:1,3,224,224"
+        )
+    return name, [int(part) for part in parts]
+
+
+def is_model(spec: str) -> bool:
+    """Return whether a spec is a file with a model."""
+    return spec.endswith(MODELS)
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, and ``--target`` as TVM's users call it."""
     parser.add_argument(

@@ -72,6 +72,13 @@ def write(text: str, output: str | None = None) -> None:
         Path(output).write_text(text + "\n", encoding="utf-8")
 
 
+def status_line(text: str) -> None:
+    """Rewrite the line that tells on a terminal what is going on; nothing to remove it."""
+    # By hand: rich would redraw it in a thread, beside what may be a measurement.
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def check_writable(output: str) -> None:
     """Raise if a file cannot be written: better before a long measurement than after it.
 

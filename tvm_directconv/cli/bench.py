@@ -1,7 +1,6 @@
 """``tvm-directconv bench``."""
 
 import argparse
-import sys
 from statistics import geometric_mean, median
 from typing import Any
 
@@ -21,7 +20,7 @@ from ._options import (
     logs_of,
     positive,
 )
-from ._output import Row, add_format, check_writable, for_people, render, write
+from ._output import Row, add_format, check_writable, for_people, render, status_line, write
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
 
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         with logs:
             rows, people = _measured(asked, device, args)
     finally:
-        _progress("")
+        status_line("")
     text = render(rows, args.format, people)
     if for_people(args.format):
         bullet = "- " if args.format == "markdown" else ""
@@ -84,7 +83,7 @@ def _measured(
     people: list[Row] = []
     for number, workload in enumerate(asked, start=1):
         name = workload.name or str(workload)
-        _progress(f"{number}/{len(asked)} {name}")
+        status_line(f"{number}/{len(asked)} {name}")
         conv, rival = (
             build(workload, device, threads=args.threads, blocking=source) if source else None
             for source in (args.blocking, args.against)
@@ -111,12 +110,6 @@ def _measured(
             }
         )
     return rows, people
-
-
-def _progress(text: str) -> None:
-    # A line that is rewritten, by hand: rich would redraw it in a thread beside the measurement.
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _summaries(rows: list[dict[str, Any]]) -> list[str]:

@@ -2,32 +2,40 @@
 
 import argparse
 import re
+import time
 from itertools import count
 from pathlib import Path
 
 from ..build import SUFFIXES, build
 from ..compute import ACTIVATIONS, Epilogue
-from ..errors import LibraryError, WorkloadError
+from ..errors import LibraryError, ModelError, WorkloadError
 from ..workload import ConvWorkload, workloads
 from ._options import (
+    MODELS,
     SPECS,
     add_blocking,
     add_device,
     add_input_layout,
+    add_input_shape,
     add_logs,
     add_threads,
+    is_model,
     logs_of,
 )
+from ._output import render, status_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("spec", nargs="+", metavar="SPEC", help=SPECS)
+    parser.add_argument(
+        "spec", nargs="+", metavar="SPEC", help=f"{SPECS}; or one model ({' or '.join(MODELS)})"
+    )
     add_device(parser)
     add_threads(parser)
     add_blocking(parser)
     add_logs(parser)
     add_input_layout(parser)
+    add_input_shape(parser)
     parser.add_argument(
         "--epilogue",
         type=_epilogue,
@@ -43,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT",
-        help="for one convolution a file ending in .so (library), .o (object) or .s (assembly); "
+        help="for a model a file ending in .so; "
+        "for one convolution a file ending in .so (library), .o (object) or .s (assembly); "
         "otherwise a folder, made if need be, in which each gets a library of its name",
     )
 
@@ -58,11 +67,61 @@ def _epilogue(text: str) -> Epilogue:
 def run(args: argparse.Namespace) -> int:
     """Compile and export; every library has its manifest beside it."""
     with logs_of(args):
-        _compile(args)
+        if any(map(is_model, args.spec)):
+            _compile_model(args)
+        else:
+            _compile(args)
     return 0
 
 
+def _compile_model(args: argparse.Namespace) -> None:
+    if len(args.spec) > 1:
+        raise ModelError(
+            f"{len(args.spec)} specs are given, {', '.join(args.spec)}: expected one model, which "
+            "makes one library"
+        )
+    for option in ("epilogue", "schedule", "input_layout"):
+        if getattr(args, option):
+            raise ModelError(
+                f"--{option.replace('_', '-')} is {str(getattr(args, option))!r}: expected none, "
+                "the model says what follows its convolutions, and passes choose layouts"
+            )
+    from ..network.network import compile_network
+
+    begin = time.perf_counter()
+    try:
+        manifest = compile_network(
+            args.spec[0],
+            args.output,
+            args.device,
+            args.threads,
+            dict(args.input_shape),
+            args.blocking,
+            lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
+        )
+    finally:
+        status_line("")
+    seconds = time.perf_counter() - begin
+    convolutions = [layer for layer in manifest.layers if layer.workload]
+    print(
+        f"{args.output}: {Path(args.output).stat().st_size:,} bytes in {seconds:.2g} s, for "
+        f"{manifest.device}, {len(manifest.layers)} steps with {len(convolutions)} convolutions, "
+        f"{manifest.reorders} reorders"
+    )
+    rows = [{"memory": name, "bytes": f"{size:,}"} for name, size in manifest.memory().items()]
+    rows += [
+        {"memory": "without sharing, the arena", "bytes": f"{manifest.unshared_bytes:,}"},
+        {"memory": "what im2col would add", "bytes": f"{manifest.im2col_bytes:,}"},
+    ]
+    print(render(rows, "table"))
+
+
 def _compile(args: argparse.Namespace) -> None:
+    if args.input_shape:
+        raise ModelError(
+            f"--input-shape is given for {args.input_shape[0][0]!r}: expected a model to compile, "
+            "a file ending in .onnx or .pt2"
+        )
     asked = workloads(args.spec)
     for workload, path in zip(asked, _paths(asked, Path(args.output)), strict=True):
         conv = build(

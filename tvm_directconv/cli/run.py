@@ -12,6 +12,12 @@ from ..device import device as find_device
 from ..device import host_lacks
 from ..errors import ArgumentError, DeviceError, LibraryError
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from ._network import (
+    add_network_arguments,
+    is_network,
+    refuse_network_arguments,
+    run_network,
+)
 from ._options import TOLERANCE
 from ._output import check_writable
 
@@ -33,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             metavar="FILE",
-            help=f".npy file with the {name}, float32, {layout}; default: random small integers",
+            help=f".npy file with the {name}, float32, {layout}; default: random small integers"
+            + ("; for a network see below" if name == "input" else ""),
         )
     parser.add_argument("--output", metavar="FILE", help=".npy file to write the output to, NCHW")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
@@ -42,11 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the C runner, under qemu if the library is for another processor",
     )
+    add_network_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run a library, compare with the reference; status 1 if they differ."""
     library = Path(args.library)
+    if is_network(library):
+        return run_network(library, args)
+    refuse_network_arguments(args)
     conv = _for_packing(library) if args.emulate else _loaded(library)
     workload = conv.workload
     x, weight = random_tensors(workload, args.seed, integers=True)

@@ -1,0 +1,233 @@
+"""What ``run`` does with compiled networks."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ..build import manifest_path
+from ..device import device as find_device
+from ..errors import ArgumentError, DeviceError
+from ..network.network import KIND, Network, NetworkManifest, Port, load_network
+from ..reference import max_error
+from ._options import TOLERANCE
+from ._output import check_writable, render
+
+_CALLS = 5
+_TOP = 5
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``run`` that are for networks only."""
+    group = parser.add_argument_group(
+        "networks",
+        "--input is a .npy file, a .npz file with inputs by name, or an image "
+        f"({', '.join(_IMAGES)}), which is resized to the network's input; default: random. "
+        "--output is a .npy file, or .npz for several outputs by name.",
+    )
+    group.add_argument(
+        "--expect", metavar="FILE", help=".npy or .npz file with outputs to compare with"
+    )
+    group.add_argument(
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="of an image whose pixels are 0 to 1, subtracted; default: 0,0,0",
+    )
+    group.add_argument("--std", type=_numbers, metavar="R,G,B", help="divides that; default: 1,1,1")
+    group.add_argument("--bgr", action="store_true", help="the network's first channel is blue")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (1, 3) or not np.isfinite(found).all():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one number for each of three channels, or one for all"
+        )
+    return found
+
+
+def is_network(library: Path) -> bool:
+    """Return whether a library's manifest is a network's."""
+    try:
+        found = json.loads(manifest_path(library).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # What is wrong with it, loading will say.
+    return isinstance(found, dict) and found.get("kind") == KIND
+
+
+def refuse_network_arguments(args: argparse.Namespace) -> None:
+    """Refuse arguments of networks where the library is a single convolution.
+
+    Raises
+    ------
+    ArgumentError
+        If there are some.
+    """
+    for name in ("expect", "mean", "std", "bgr"):
+        if getattr(args, name):
+            raise ArgumentError(
+                f"--{name} is given, but {args.library!r} is a single convolution: expected a "
+                "library that 'tvm-directconv compile' made of a model"
+            )
+
+
+def run_network(library: Path, args: argparse.Namespace) -> int:
+    """Run a network; compare with what is expected, status 1 if that differs."""
+    for name in ("weight", "bias", "residual"):
+        if getattr(args, name):
+            raise ArgumentError(
+                f"--{name} is given, but {args.library!r} is a network: expected none, weights are "
+                "part of it"
+            )
+    manifest = NetworkManifest.read(library)
+    inputs = _inputs(manifest, args)
+    expected = _read(args.expect, manifest.outputs) if args.expect else None
+    if args.output:
+        check_writable(args.output)
+    if args.emulate:
+        outputs, seconds, how = _emulated(library, manifest, inputs)
+    else:
+        outputs, seconds, how = _called(load_network(library), inputs)
+    if args.output:
+        _write(args.output, manifest, outputs)
+    print(f"{library} for {manifest.device}, {manifest.threads} thread(s)")
+    for port, output in zip(manifest.outputs, outputs, strict=True):
+        print(f"{port}, {output.min():g} to {output.max():g}")
+        if output.ndim == 2 and len(output) == 1 and output.size > _TOP:
+            best = np.argsort(-output[0])[:_TOP]
+            print(render([{"index": int(i), "value": float(output[0, i])} for i in best], "table"))
+    print(f"seconds {seconds:.4g} ({how})")
+    if expected is None:
+        return 0
+    error = max(max_error(found, right) for found, right in zip(outputs, expected, strict=True))
+    right = error <= TOLERANCE
+    print(f"max_error {error:g}" + ("" if right else f", expected up to {TOLERANCE}"))
+    return 0 if right else 1
+
+
+def _called(network: Network, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], float, str]:
+    call, outputs = network.bind(*inputs)
+    seconds = []
+    for _ in range(_CALLS):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return outputs, median(seconds), f"median of {_CALLS} calls"
+
+
+def _emulated(
+    library: Path, manifest: NetworkManifest, inputs: list[np.ndarray]
+) -> tuple[list[np.ndarray], float, str]:
+    from ..deploy.runner import run_library
+    from ..toolchain import find_toolchain
+
+    try:
+        qemu_cpu = find_device(manifest.device).qemu_cpu
+    except DeviceError:
+        qemu_cpu = None  # A device file of the user's own: only its name is in the manifest.
+    toolchain = find_toolchain(manifest.target["mtriple"], qemu_cpu)
+    shapes = [port.shape for port in manifest.outputs]
+    for port in (*manifest.inputs, *manifest.outputs):
+        if port.dtype != "float32":
+            raise ArgumentError(f"{port} cannot be passed to the C runner: expected float32")
+    report = run_library(
+        library,
+        "main",
+        inputs,
+        [*shapes, (manifest.arena_bytes // 4,)],
+        toolchain,
+        threads=manifest.threads,
+    )
+    how = f"one call by {' '.join(toolchain.emulator)}" if toolchain.emulator else "one call"
+    return report.outputs[: len(shapes)], report.seconds[0], how
+
+
+def _inputs(manifest: NetworkManifest, args: argparse.Namespace) -> list[np.ndarray]:
+    if args.input and Path(args.input).suffix.lower() in _IMAGES:
+        return [_image(manifest, args)]
+    for name in ("mean", "std", "bgr"):
+        if getattr(args, name):
+            raise ArgumentError(
+                f"--{name} is given, but --input is {args.input!r}: expected an image "
+                f"({', '.join(_IMAGES)})"
+            )
+    if args.input:
+        return _read(args.input, manifest.inputs)
+    rng = np.random.default_rng(args.seed)
+    return [rng.standard_normal(port.shape).astype(port.dtype) for port in manifest.inputs]
+
+
+def _image(manifest: NetworkManifest, args: argparse.Namespace) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ArgumentError(
+            "reading images needs the Python package pillow: pip install 'tvm-directconv[image]'"
+        ) from None
+    port = manifest.inputs[0]
+    if len(manifest.inputs) > 1 or len(port.shape) != 4 or port.shape[:2] != (1, 3):
+        raise ArgumentError(
+            f"--input is the image {args.input!r}, but the network's inputs are "
+            f"{'; '.join(map(str, manifest.inputs))}: expected one of shape 1x3xHxW"
+        )
+    try:
+        with Image.open(args.input) as image:
+            resized = image.convert("RGB").resize(port.shape[:1:-1], Image.Resampling.BILINEAR)
+    except OSError as error:
+        raise ArgumentError(f"cannot read image {args.input!r}: {error}") from None
+    pixels = np.asarray(resized, np.float32).transpose(2, 0, 1)[np.newaxis] / 255
+    mean, std = (
+        np.array(numbers, np.float32).reshape(1, -1, 1, 1)
+        for numbers in (args.mean or [0.0], args.std or [1.0])
+    )
+    normal = (pixels - mean) / std
+    return np.ascontiguousarray(normal[:, ::-1] if args.bgr else normal)
+
+
+def _read(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:
+    """Return arrays from a file, in the order of the inputs or outputs that they are for."""
+    try:
+        found: Any = np.load(path, allow_pickle=False)
+        arrays = dict(found) if hasattr(found, "files") else [found]
+    except (OSError, ValueError, EOFError) as error:
+        raise ArgumentError(
+            f"cannot read array file {path!r} ({error}): expected .npy or .npz"
+        ) from None
+    if isinstance(arrays, dict):
+        if missing := [port.name for port in ports if port.name not in arrays]:
+            raise ArgumentError(
+                f"{path!r} has {', '.join(arrays) or 'nothing'}: expected {missing[0]!r} as well"
+            )
+        arrays = [arrays[port.name] for port in ports]
+    if len(arrays) != len(ports):
+        raise ArgumentError(
+            f"{path!r} is one array: expected a .npz file with {'; '.join(map(str, ports))}"
+        )
+    for port, array in zip(ports, arrays, strict=True):
+        if array.shape != port.shape:
+            raise ArgumentError(f"{path!r} has an array of shape {array.shape}: expected {port}")
+    return arrays
+
+
+def _write(path: str, manifest: NetworkManifest, outputs: list[np.ndarray]) -> None:
+    with open(path, "wb") as file:  # numpy.save would change other endings.
+        if path.endswith(".npz"):
+            named: dict[str, Any] = {
+                port.name: output for port, output in zip(manifest.outputs, outputs, strict=True)
+            }
+            np.savez(file, **named)
+        elif len(outputs) == 1:
+            np.save(file, outputs[0])
+        else:
+            raise ArgumentError(
+                f"output is {path!r}, but there are {len(outputs)} outputs: expected .npz"
+            )

@@ -1,0 +1,94 @@
+"""``tvm-directconv profile``."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from ..device import device as find_device
+from ..errors import LibraryError
+from ..network.network import load_network
+from ._network import is_network
+from ._options import positive
+from ._output import Row, add_format, for_people, render, write
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument("library", metavar="LIBRARY", help="a .so that compile made of a model")
+    parser.add_argument(
+        "--repeat", type=positive, default=10, metavar="R", help="measurements; default: 10"
+    )
+    add_format(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help="write there instead of printing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time the steps of a network on random input."""
+    from pathlib import Path
+
+    from ..bench.peak import Burst
+
+    if Path(args.library).is_file() and not is_network(Path(args.library)):
+        raise LibraryError(
+            f"{args.library!r} is a single convolution: expected a library that 'tvm-directconv "
+            "compile' made of a model; for convolutions there is 'tvm-directconv bench'"
+        )
+    network = load_network(args.library)
+    manifest = network.manifest
+    burst = Burst(find_device(manifest.device), manifest.threads)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(p.shape).astype(p.dtype) for p in manifest.inputs]
+    network.profile(*inputs, repeat=1)
+    measured, peaks = [], []
+    for _ in range(args.repeat):
+        before = burst()
+        measured.append(network.profile(*inputs, repeat=1)[0])
+        peaks.append((before + burst()) / 2)
+    seconds = np.array(measured)
+    peak = np.array(peaks)
+    total = float(np.median(seconds.sum(axis=1)))
+    rows: list[dict[str, Any]] = []
+    people: list[Row] = []
+    for number, layer in enumerate(manifest.layers):
+        median = float(np.median(seconds[:, number]))
+        speeds = layer.flops / 1e9 / seconds[:, number]
+        gflops = float(np.median(speeds)) if layer.flops else None
+        of_peak = float(np.median(speeds / peak)) if layer.flops else None
+        share = median / total
+        rows.append(
+            {
+                "step": number,
+                "kernel": layer.kernel,
+                "workload": layer.workload,
+                "epilogue": layer.epilogue,
+                "seconds_p50": median,
+                "share": share,
+                "gflops": gflops,
+                "of_peak": of_peak,
+                "blocking_source": layer.blocking_source,
+            }
+        )
+        people.append(
+            {
+                "step": number,
+                "layer": layer.workload or layer.kernel.rpartition("_")[0] or layer.kernel,
+                "epilogue": layer.epilogue,
+                "ms": f"{median * 1e3:.3f}",
+                "share": f"{share:.1%}",
+                "GFLOP/s": f"{gflops:.1f}" if gflops else "",
+                "of peak": f"{of_peak:.1%}" if of_peak else "",
+            }
+        )
+    text = render(rows, args.format, people)
+    if for_people(args.format):
+        convolved = sum(row["seconds_p50"] for row in rows if row["workload"])
+        flops = sum(layer.flops for layer in manifest.layers)
+        text += (
+            f"\n\n{total * 1e3:.2f} ms a run, {convolved / total:.1%} of it in "
+            f"{sum(bool(row['workload']) for row in rows)} convolutions; "
+            f"{flops / total / 1e9:.1f} GFLOP/s, {flops / total / 1e9 / np.median(peak):.1%} of "
+            "the FMA peak"
+        )
+    write(text, args.output)
+    return 0

@@ -1,0 +1,1 @@
+"""Whole networks: a model in, one library out, in blocked layouts from end to end."""

@@ -1,0 +1,108 @@
+"""Kernels of a network to object files, those that were compiled before from a cache on disk."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, compute, lowering, versions
+from ..build import symbol_of
+from ..device import Device
+from ..errors import ToolchainError
+from .operators import KERNEL, ConvAttributes
+
+
+def cache_folder() -> Path:
+    """Return ``$XDG_CACHE_HOME/tvm_directconv/kernels``, by default below ``~/.cache``; make it.
+
+    Raises
+    ------
+    ToolchainError
+        If it cannot be made.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "tvm_directconv" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolchainError(
+            f"cannot make the cache folder {folder}: {error}. Set XDG_CACHE_HOME to a folder that "
+            "can be written"
+        ) from None
+    return folder
+
+
+def compile_kernels(
+    kernels: dict[str, Any],
+    device: Device,
+    threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, tuple[str, Path]]:
+    """Compile scheduled functions.
+
+    A kernel's file is named after the hash of its schedule and of all else that its code depends
+    on. Files are put in place whole, so processes can share the cache.
+
+    Parameters
+    ----------
+    kernels : dict
+        Scheduled functions by name.
+    device : Device
+        For which processor.
+    threads : int
+        Of the target.
+    progress : callable, optional
+        Told how many kernels are compiled, and how many there are.
+
+    Returns
+    -------
+    dict
+        For each name, the symbol of the function, without ``__tvm_ffi_``, and its object file.
+    """
+    folder = cache_folder()
+    made = {}
+    for number, (name, function) in enumerate(kernels.items()):
+        if progress:
+            progress(number, len(kernels))
+        symbol = f"{_readable(name, function)}_{_digest(function, device, threads)}"
+        path = folder / f"{symbol}.o"
+        if not path.exists():
+            _compile(function, symbol, device, threads, path)
+        made[name] = symbol, path
+    return made
+
+
+def _readable(name: str, function: Any) -> str:
+    """Return what stands before the hash, for those who look at symbols."""
+    if KERNEL in function.attrs:
+        attributes = ConvAttributes.from_json(function.attrs[KERNEL])
+        return symbol_of(attributes.workload, attributes.epilogue)
+    return re.sub(r"\d+(?=_|$)", "", name)[:48]
+
+
+def _digest(function: Any, device: Device, threads: int) -> str:
+    sources = [Path(module.__file__ or "").read_text("utf-8") for module in (lowering, compute)]
+    recipe = [
+        function.script(show_meta=True),
+        json.dumps(device.target_options(threads), sort_keys=True),
+        __version__,
+        json.dumps(versions.pins(), sort_keys=True),
+        *sources,
+    ]
+    return hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
+
+
+def _compile(function: Any, symbol: str, device: Device, threads: int, path: Path) -> None:
+    from tvm import IRModule, tirx
+
+    target = device.target(threads)
+    function = function.with_attr({"global_symbol": symbol, "target": target})
+    module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
+    with tempfile.TemporaryDirectory(prefix=f".{symbol}-", dir=path.parent) as scratch:
+        object_file = Path(scratch) / "kernel.o"
+        module.write_to_file(str(object_file))
+        os.replace(object_file, path)

@@ -1,0 +1,518 @@
+"""Networks: a model to a library, and the library to results."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, versions
+from ..build import BoundCall, manifest_path
+from ..device import Device, host_lacks
+from ..errors import ArgumentError, LibraryError
+from ..layout import ALIGNMENT, aligned_zeros
+from ..workload import ConvWorkload
+
+KIND = "network"
+"""What the manifest of a network says it is of."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a network.
+
+    Attributes
+    ----------
+    name : str
+        As the model has it.
+    shape : tuple of int
+    dtype : str
+        As NumPy has it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        """For messages: ``x: float32 of shape 1x3x224x224``."""
+        return f"{self.name}: {self.dtype} of shape {'x'.join(map(str, self.shape)) or '()'}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A step of a network.
+
+    Attributes
+    ----------
+    kernel : str
+        Symbol of its function, ``copy`` if it only copies.
+    workload : str
+        Descriptor of what it convolves, empty if it is no convolution.
+    epilogue : str
+        What the kernel does besides, as :meth:`Epilogue.parse` reads it; empty likewise.
+    blocking : dict or None
+        Block sizes.
+    blocking_source : str
+        Where they came from.
+    """
+
+    kernel: str
+    workload: str = ""
+    epilogue: str = ""
+    blocking: dict[str, Any] | None = None
+    blocking_source: str = ""
+
+    @property
+    def flops(self) -> int:
+        """Operations of the convolution, 0 if it is none."""
+        return ConvWorkload.parse(self.workload).flops if self.workload else 0
+
+
+@dataclass(frozen=True)
+class NetworkManifest:
+    """Everything about a compiled network that its code does not tell; JSON beside the library.
+
+    Attributes
+    ----------
+    device : str
+        Name of the device it was compiled for.
+    target : dict
+        TVM target.
+    threads : int
+        Threads that compute it; the code is serial if 1.
+    inputs, outputs : tuple of Port
+        Arguments of the library's function, in this order; then comes the arena.
+    arena_bytes : int
+        Memory for intermediates, which whoever runs the network provides.
+    unshared_bytes : int
+        What all intermediates take if no two of them share memory.
+    weight_bytes : int
+        Constants in the library, packed for the kernels.
+    im2col_bytes : int
+        What the largest im2col buffer would take: the memory that is saved.
+    reorders : int
+        Kernels that only change layouts.
+    layers : tuple of Layer
+        The steps, in order.
+    """
+
+    device: str
+    target: dict[str, Any]
+    threads: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    arena_bytes: int
+    unshared_bytes: int
+    weight_bytes: int
+    im2col_bytes: int
+    reorders: int
+    layers: tuple[Layer, ...]
+
+    def memory(self) -> dict[str, int]:
+        """Return where every byte of a run is, in bytes."""
+        return {
+            "weights": self.weight_bytes,
+            "arena": self.arena_bytes,
+            "inputs": sum(port.nbytes for port in self.inputs),
+            "outputs": sum(port.nbytes for port in self.outputs),
+            "workspace": 0,  # There is no such thing: kernels get their scratch in the arena.
+        }
+
+    def to_dict(self, library: bytes) -> dict[str, Any]:
+        """Return what is written beside the library with these bytes."""
+        return {
+            "format": _FORMAT,
+            "kind": KIND,
+            **asdict(self),
+            "versions": {"tvm-directconv": __version__, **versions.pins()},
+            "sha256": hashlib.sha256(library).hexdigest(),
+        }
+
+    @classmethod
+    def read(cls, library: Path) -> "NetworkManifest":
+        """Read the manifest of a library.
+
+        Raises
+        ------
+        LibraryError
+            If library or manifest are missing or malformed, or were not written together.
+        """
+        path = manifest_path(library)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            digest = hashlib.sha256(library.read_bytes()).hexdigest()
+        except OSError as error:
+            raise LibraryError(
+                f"cannot read {error.filename!r} ({error.strerror}): expected a network's library "
+                f"and its manifest, {path.name}, beside it"
+            ) from None
+        except ValueError as error:
+            raise LibraryError(f"{path} is not JSON ({error}): compile the model again") from None
+        if not isinstance(found, dict) or found.get("kind") != KIND:
+            raise LibraryError(
+                f"{path} is no manifest of a network: expected one that compiling a model wrote; "
+                "single convolutions are loaded by tvm_directconv.load"
+            )
+        if found.get("format") != _FORMAT:
+            raise LibraryError(
+                f"{path} has format {found.get('format')!r}: expected {_FORMAT}; compile the model "
+                "again with this version of tvm-directconv"
+            )
+        if found.get("sha256") != digest:
+            raise LibraryError(
+                f"{path} was written for another library than the one beside it (their SHA-256 "
+                "differ): one of the two is stale; compile again, or copy both"
+            )
+        try:
+            ports = {
+                key: tuple(Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in found[key])
+                for key in ("inputs", "outputs")
+            }
+            sizes = {
+                key: int(found[key])
+                for key in (
+                    "threads",
+                    "arena_bytes",
+                    "unshared_bytes",
+                    "weight_bytes",
+                    "im2col_bytes",
+                    "reorders",
+                )
+            }
+            layers = tuple(Layer(**layer) for layer in found["layers"])
+            return cls(
+                device=found["device"],
+                target=dict(found["target"]),
+                layers=layers,
+                inputs=ports["inputs"],
+                outputs=ports["outputs"],
+                **sizes,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise LibraryError(
+                f"{path} is no manifest of a network ({type(error).__name__}: {error}): compile "
+                "the model again"
+            ) from error
+
+
+def compile_network(
+    model: str | Path | Any,
+    output: str | Path,
+    device: Device | str = "native",
+    threads: int = 1,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    blocking: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NetworkManifest:
+    """Compile a model to one shared library, with weights in it and a manifest beside it.
+
+    Parameters
+    ----------
+    model : str, Path or tvm.IRModule
+        An ONNX file, a file of ``torch.export`` (.pt2), or a Relax module whose function ``main``
+        is the network.
+    output : str or Path
+        The library, ending in ``.so``.
+    device : Device or str
+        For which processor.
+    threads : int
+        By how many threads it is computed; 1 gives serial code.
+    input_shapes : mapping, optional
+        Sizes of inputs that the model leaves open, by name.
+    blocking : str, optional
+        ``model`` for the analytical model's block sizes; if not given, those of tuning logs where
+        there are any.
+    progress : callable, optional
+        Told how many kernels are compiled, and how many there are.
+
+    Returns
+    -------
+    NetworkManifest
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be read, or has what cannot be compiled.
+    DeviceError, LibraryError, ToolchainError
+        If the device is unknown, the output cannot be written, or there is no compiler for it.
+    """
+    versions.check()
+    from ..device import device as find_device
+    from ..toolchain import find_toolchain
+    from .kernels import compile_kernels
+    from .library import link_network
+    from .pipeline import passes
+    from .program import COPY, conv_attributes_of, program_of
+
+    output = Path(output)
+    if output.suffix != ".so":
+        raise LibraryError(
+            f"cannot write a network to {str(output)!r}: expected a name ending in .so"
+        )
+    if not output.parent.is_dir():
+        raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
+    target = find_device(device)
+    toolchain = find_toolchain(target.triple)
+    module = import_model(model, input_shapes)
+    for transform in passes(target, threads, blocking):
+        module = transform(module)
+    program = program_of(module)
+    objects = compile_kernels(program.kernels, target, threads, progress)
+    link_network(program, objects, output, toolchain)
+    layers, buffers = [], [0]
+    for step in program.steps:
+        attributes = (
+            None if step.kernel == COPY else conv_attributes_of(program.kernels[step.kernel])
+        )
+        if attributes is None:
+            layers.append(Layer(step.kernel if step.kernel == COPY else objects[step.kernel][0]))
+            continue
+        workload = attributes.workload
+        assert attributes.blocking is not None
+        buffers.append(_im2col_bytes(workload))
+        layers.append(
+            Layer(
+                objects[step.kernel][0],
+                str(workload),
+                attributes.epilogue.descriptor,
+                attributes.blocking.to_dict(),
+                attributes.blocking_source,
+            )
+        )
+    manifest = NetworkManifest(
+        device=target.name,
+        target=target.target_options(threads),
+        threads=threads,
+        inputs=tuple(program.inputs),
+        outputs=tuple(program.outputs),
+        arena_bytes=program.arena_bytes,
+        unshared_bytes=program.unshared_bytes,
+        weight_bytes=program.weight_bytes,
+        im2col_bytes=max(buffers),
+        reorders=program.reorders,
+        layers=tuple(layers),
+    )
+    text = json.dumps(manifest.to_dict(output.read_bytes()), indent=1) + "\n"
+    manifest_path(output).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[int]] | None) -> Any:
+    """Return a model as a Relax module; see :func:`compile_network`."""
+    if not isinstance(model, str | Path):
+        return model
+    if Path(model).suffix == ".pt2":
+        from .torch_import import import_torch
+
+        return import_torch(model)
+    from .onnx_import import import_onnx
+
+    return import_onnx(model, input_shapes)
+
+
+def network_workloads(
+    model: str | Path | Any,
+    device: Device | str = "native",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[ConvWorkload]:
+    """Return the different convolutions of a model, with how often each is in it.
+
+    Parameters
+    ----------
+    model, device, input_shapes
+        As for :func:`compile_network`.
+
+    Returns
+    -------
+    list of ConvWorkload
+        In the order in which they are computed; each is named after the model and its place.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be read.
+    """
+    versions.check()
+    from ..device import device as find_device
+    from .pipeline import convolutions
+
+    name = Path(model).stem if isinstance(model, str | Path) else "network"
+    return convolutions(import_model(model, input_shapes), name, find_device(device))
+
+
+def _im2col_bytes(workload: ConvWorkload) -> int:
+    """Return the size of the matrix that im2col would make; pixels of 1x1 kernels are one."""
+    if workload.kernel == (1, 1) and workload.stride == (1, 1):
+        return 0
+    pixels = workload.batch * workload.out_height * workload.out_width
+    return 4 * pixels * workload.in_channels * prod(workload.kernel)
+
+
+class Network:
+    """A compiled network, loaded. :func:`load_network` makes it.
+
+    It has an arena of its own, so one thread at a time may run it.
+
+    Attributes
+    ----------
+    manifest : NetworkManifest
+    """
+
+    def __init__(self, manifest: NetworkManifest, module: Any) -> None:
+        self.manifest = manifest
+        self._main = module["main"]
+        self._profile = module["profile"]
+        self._arena = aligned_zeros((manifest.arena_bytes // 4,))
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        ports = [", ".join(map(str, side)) for side in (m.inputs, m.outputs)]
+        return f"<Network {ports[0]} -> {ports[1]}, for {m.device}, {m.threads} thread(s)>"
+
+    def run(self, *inputs: np.ndarray, **named: np.ndarray) -> Any:
+        """Compute the outputs.
+
+        Parameters
+        ----------
+        *inputs : numpy.ndarray
+            In the model's order, of the shapes and types in the manifest.
+        **named : numpy.ndarray
+            Instead: by name.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            The output; a tuple if there are several.
+
+        Raises
+        ------
+        ArgumentError
+            If an input is missing, unknown, or of another shape or type.
+        """
+        call, outputs = self.bind(*inputs, **named)
+        call()
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def bind(self, *inputs: np.ndarray, **named: np.ndarray) -> tuple[BoundCall, list[np.ndarray]]:
+        """Check inputs as :meth:`run` does; return the call, and the arrays it writes."""
+        arrays = [
+            _usable(port, array)
+            for port, array in zip(self.manifest.inputs, self._ordered(inputs, named), strict=True)
+        ]
+        outputs = [_aligned(port) for port in self.manifest.outputs]
+        call = BoundCall(self._main, (*arrays, *outputs, self._arena), self.manifest.threads)
+        return call, outputs
+
+    def profile(self, *inputs: np.ndarray, repeat: int = 10) -> np.ndarray:
+        """Run and time every step.
+
+        Parameters
+        ----------
+        *inputs : numpy.ndarray
+            As for :meth:`run`.
+        repeat : int
+            Runs.
+
+        Returns
+        -------
+        numpy.ndarray
+            Seconds, of shape (repeat, steps), float64.
+        """
+        steps = len(self.manifest.layers)
+        arrays = [
+            _usable(port, array) for port, array in zip(self.manifest.inputs, inputs, strict=True)
+        ]
+        outputs = [_aligned(port) for port in self.manifest.outputs]
+        seconds = np.zeros((repeat, steps))
+        for run in range(repeat):
+            operands = (*arrays, *outputs, self._arena, seconds[run])
+            BoundCall(self._profile, operands, self.manifest.threads)()
+        return seconds
+
+    def _ordered(
+        self, inputs: Sequence[np.ndarray], named: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray]:
+        ports = self.manifest.inputs
+        expected = "; ".join(map(str, ports))
+        if inputs and named:
+            raise ArgumentError("inputs are given by place and by name: expected one of the two")
+        if named:
+            if wrong := set(named) ^ {port.name for port in ports}:
+                raise ArgumentError(
+                    f"input {min(wrong)!r} is "
+                    f"{'unknown' if min(wrong) in named else 'missing'}: expected {expected}"
+                )
+            return [named[port.name] for port in ports]
+        if len(inputs) != len(ports):
+            raise ArgumentError(f"there are {len(inputs)} inputs: expected {expected}")
+        return list(inputs)
+
+
+def _aligned(port: Port) -> np.ndarray:
+    """Return a new array for an input or output."""
+    words = aligned_zeros((-(-port.nbytes // 4),))
+    return words.view(np.uint8)[: port.nbytes].view(port.dtype).reshape(port.shape)
+
+
+def _usable(port: Port, array: np.ndarray) -> np.ndarray:
+    """Return an input as a kernel can read it: the array itself, or a copy of it."""
+    if not isinstance(array, np.ndarray):
+        raise ArgumentError(
+            f"input {port.name!r} is a {type(array).__name__}: expected a numpy.ndarray"
+        )
+    if array.shape != port.shape or array.dtype != port.dtype:
+        raise ArgumentError(
+            f"input {port.name!r} is {array.dtype} of shape {array.shape}: expected {port.dtype} "
+            f"of shape {port.shape}, as the network was compiled"
+        )
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = _aligned(port)
+    copy[...] = array
+    return copy
+
+
+def load_network(path: str | Path) -> Network:
+    """Load a compiled network.
+
+    Parameters
+    ----------
+    path : str or Path
+        A library that :func:`compile_network` wrote, its manifest beside it.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    LibraryError
+        If library or manifest are missing, damaged, stale, or for another machine.
+    """
+    versions.check()
+    from tvm.runtime import load_module
+
+    from ..toolchain import elf_info
+
+    path = Path(path)
+    if not path.is_file():
+        raise LibraryError(f"library {str(path)!r} does not exist")
+    manifest = NetworkManifest.read(path)
+    if "__tvm_ffi_main" not in elf_info(path).defined:
+        raise LibraryError(f"library {str(path)!r} has no function main: compile the model again")
+    if reason := host_lacks(manifest.target):
+        raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
+    return Network(manifest, load_module(str(path.resolve())))

@@ -1,0 +1,203 @@
+"""Relax operators of our own, between the passes that make them and the kernels they become.
+
+==========================  =====================================================================
+``directconv.conv2d``       x, weight, then bias and residual if the epilogue has them. Attributes:
+                            ``workload`` (descriptor), ``epilogue`` (as :meth:`Epilogue.parse`
+                            reads it), and once the layout is decided ``blocking`` (JSON) and
+                            ``input_layout``. Before that, tensors are plain: NCHW and OIHW
+``directconv.activation``   x; ``name`` is one of :data:`~tvm_directconv.compute.ACTIVATIONS`
+``directconv.reorder``      x, between NCHW and blocks of ``block`` channels; ``to_blocks`` says
+                            which way, ``channels`` how many there are
+==========================  =====================================================================
+
+Importing this module registers them with TVM.
+"""
+
+import json
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.ir import Op, _ffi_api
+from tvm.ir.expr import Call
+
+from .. import compute
+from ..blocking import Blocking
+from ..compute import ACTIVATIONS, Epilogue
+from ..layout import ActivationLayout
+from ..workload import ConvWorkload
+from .rewriter import shape_of
+
+CONV2D = "directconv.conv2d"
+ACTIVATION = "directconv.activation"
+REORDER = "directconv.reorder"
+
+KERNEL = "directconv.kernel"
+"""Attribute of the functions that convolve: the attributes of their operator, as JSON."""
+
+_OPAQUE = 8  # TVM's OpPatternKind: nothing is fused with it.
+
+
+class ConvAttributes:
+    """Attributes of a ``directconv.conv2d``, read.
+
+    Attributes
+    ----------
+    workload : ConvWorkload
+    epilogue : Epilogue
+    blocking : Blocking or None
+        None as long as the layout is not decided.
+    blocking_source : str
+        Where the blocking came from.
+    input_layout : ActivationLayout
+    """
+
+    def __init__(
+        self,
+        workload: ConvWorkload,
+        epilogue: Epilogue,
+        blocking: Blocking | None = None,
+        blocking_source: str = "",
+        input_layout: ActivationLayout | None = None,
+    ) -> None:
+        self.workload = workload
+        self.epilogue = epilogue
+        self.blocking = blocking
+        self.blocking_source = blocking_source
+        self.input_layout = input_layout or ActivationLayout("NCHW")
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output, in its layout."""
+        plain = self.workload.output_shape
+        return self.blocking.output_layout().shape(plain) if self.blocking else plain
+
+    def to_json(self) -> str:
+        """Return a text that :meth:`from_json` reads."""
+        return json.dumps(
+            {
+                "workload": str(self.workload),
+                "epilogue": self.epilogue.descriptor,
+                "blocking": self.blocking and self.blocking.to_dict(),
+                "blocking_source": self.blocking_source,
+                "input_layout": str(self.input_layout),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "ConvAttributes":
+        """Read what :meth:`to_json` wrote."""
+        found = json.loads(text)
+        return cls(
+            ConvWorkload.parse(found["workload"]),
+            Epilogue.parse(found["epilogue"]),
+            Blocking.from_dict(found["blocking"]) if found["blocking"] else None,
+            found["blocking_source"],
+            ActivationLayout(found["input_layout"]),
+        )
+
+
+def conv2d(attributes: ConvAttributes, *operands: Any) -> Any:
+    """Return a call of ``directconv.conv2d``."""
+    return Call(CONV2D, list(operands), attrs={"conv": attributes.to_json()})
+
+
+def conv_attributes(call: Any) -> ConvAttributes:
+    """Return the attributes of a ``directconv.conv2d``."""
+    return ConvAttributes.from_json(call.attrs["conv"])
+
+
+def activation(x: Any, name: str, slope: float = 0.0) -> Any:
+    """Return a call of ``directconv.activation``."""
+    return Call(ACTIVATION, [x], attrs={"name": name, "slope": slope})
+
+
+def to_blocks(x: Any, block: int) -> Any:
+    """Return the reorder from NCHW to blocks of channels."""
+    return Call(REORDER, [x], attrs={"to_blocks": True, "block": block, "channels": shape_of(x)[1]})
+
+
+def to_plain(x: Any, channels: int) -> Any:
+    """Return the reorder from blocks to NCHW, without what only fills up the last block."""
+    attributes = {"to_blocks": False, "block": shape_of(x)[-1], "channels": channels}
+    return Call(REORDER, [x], attrs=attributes)
+
+
+def _register(name: str, description: str, infer: Any, legalize: Any) -> None:
+    if name not in Op.list_op_names():
+        _ffi_api.RegisterOp(name, description)
+    operator = Op.get(name)
+    operator.set_attr("FInferType", infer)
+    operator.set_attr("FPurity", True)
+    operator.set_attr("FLegalize", legalize)
+
+
+def _conv2d_type(call: Any, _builder: Any) -> Any:
+    return relax.TensorType(conv_attributes(call).output_shape, "float32")
+
+
+def _conv2d_kernel(builder: Any, call: Any) -> Any:
+    attributes = conv_attributes(call)
+    if attributes.blocking is None:
+        raise ValueError(f"the layout of {attributes.workload} is not decided yet")
+    kernel = compute.conv2d(
+        attributes.workload,
+        attributes.input_layout,
+        attributes.blocking.weight_layout(),
+        attributes.epilogue,
+    ).with_attr({KERNEL: attributes.to_json(), "op_pattern": _OPAQUE})
+    function = builder.add_func(kernel.without_attr("global_symbol"), "conv2d")
+    return relax.call_tir(function, list(call.args), call.ty)
+
+
+def _activation_kernel(builder: Any, call: Any) -> Any:
+    function, slope = ACTIVATIONS[str(call.attrs["name"])], float(call.attrs["slope"])
+
+    def applied(x: Any) -> Any:
+        return te.compute(x.shape, lambda *at: function(x(*at), slope), name="activation")
+
+    return builder.call_te(applied, call.args[0], primfunc_name_hint=str(call.attrs["name"]))
+
+
+def _reordered_shape(call: Any) -> tuple[int, ...]:
+    shape, channels = shape_of(call.args[0]), int(call.attrs["channels"])
+    if call.attrs["to_blocks"]:
+        blocked = ActivationLayout.blocked(int(call.attrs["block"]))
+        return blocked.shape((shape[0], channels, shape[2], shape[3]))
+    return shape[0], channels, *shape[2:4]
+
+
+def _reorder_kernel(builder: Any, call: Any) -> Any:
+    block, channels = int(call.attrs["block"]), int(call.attrs["channels"])
+
+    def blocked(x: Any) -> Any:
+        def read(n: Any, c: Any, h: Any, w: Any, lane: Any) -> Any:
+            channel = c * block + lane
+            value = x[n, tirx.min(channel, channels - 1), h, w]
+            return value if channels % block == 0 else tirx.Select(channel < channels, value, 0.0)
+
+        return te.compute(_reordered_shape(call), read, name="to_blocks")
+
+    def plain(x: Any) -> Any:
+        return te.compute(
+            _reordered_shape(call),
+            lambda n, c, h, w: x[n, c // block, h, w, c % block],
+            name="to_plain",
+        )
+
+    function = blocked if call.attrs["to_blocks"] else plain
+    return builder.call_te(function, call.args[0], primfunc_name_hint=function.__name__)
+
+
+_register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_kernel)
+_register(
+    ACTIVATION,
+    "Function of each element.",
+    lambda call, _: relax.TensorType(shape_of(call.args[0]), "float32"),
+    _activation_kernel,
+)
+_register(
+    REORDER,
+    "Channels into blocks, or out of them.",
+    lambda call, _: relax.TensorType(_reordered_shape(call), "float32"),
+    _reorder_kernel,
+)

@@ -1,0 +1,310 @@
+"""Activations in blocks of channels, from the first convolution to the last."""
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir.expr import Call, Var
+
+from ...blocking import channel_block, default_input_layout
+from ...build import resolve_blocking
+from ...device import Device
+from ...layout import ActivationLayout
+from ..operators import (
+    ACTIVATION,
+    CONV2D,
+    ConvAttributes,
+    conv2d,
+    conv_attributes,
+    to_blocks,
+    to_plain,
+)
+from ..rewriter import (
+    REORDERS,
+    Rewriter,
+    constant,
+    op_name,
+    rewriting,
+    shape_of,
+    value_of,
+    variables_in,
+)
+
+# Operators that look at one element of each operand, or at one number for each channel.
+_ELEMENTWISE = {
+    ACTIVATION,
+    "relax.abs",
+    "relax.add",
+    "relax.ceil",
+    "relax.clip",
+    "relax.divide",
+    "relax.erf",
+    "relax.exp",
+    "relax.floor",
+    "relax.log",
+    "relax.maximum",
+    "relax.minimum",
+    "relax.multiply",
+    "relax.negative",
+    "relax.nn.gelu",
+    "relax.nn.leakyrelu",
+    "relax.nn.relu",
+    "relax.nn.relu6",
+    "relax.nn.silu",
+    "relax.power",
+    "relax.rsqrt",
+    "relax.sigmoid",
+    "relax.sqrt",
+    "relax.square",
+    "relax.subtract",
+    "relax.tanh",
+}
+_POOLS = {
+    "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
+    "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d,
+}
+
+
+def blocked_layout(device: Device, threads: int, blocking: str | None) -> Any:
+    """Return the pass that chooses layouts and block sizes for a device.
+
+    Parameters
+    ----------
+    device : Device
+        For which processor.
+    threads : int
+        By how many threads the network is computed.
+    blocking : str, optional
+        Where block sizes come from; see :func:`tvm_directconv.build.resolve_blocking`.
+    """
+
+    class Choice(BlockedLayout):
+        def resolve(self, attributes: ConvAttributes) -> ConvAttributes:
+            chosen, source = resolve_blocking(
+                blocking, attributes.workload, device, threads, attributes.input_layout
+            )
+            return ConvAttributes(
+                attributes.workload, attributes.epilogue, chosen, source, attributes.input_layout
+            )
+
+        def block_for(self, channels: int) -> int:
+            return channel_block(channels, device)
+
+        def input_layout(self, attributes: ConvAttributes) -> ActivationLayout:
+            return default_input_layout(attributes.workload, device)
+
+    return rewriting("directconv.BlockedLayout")(Choice)
+
+
+class BlockedLayout(Rewriter):
+    """Give every tensor the layout that its readers want, and reorder where they disagree.
+
+    A tensor has up to two forms, plain and in blocks, made when they are first asked for, and once.
+    Convolutions make and want blocks. What looks at single elements or at single channels takes
+    whatever its operands are in; all else is plain, as are the network's inputs and outputs.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        # From variables of the original to their forms, by block; None is the plain form.
+        self._forms: dict[Any, dict[int | None, Any]] = {}
+        self.attributes[REORDERS] = 0
+
+    def resolve(self, attributes: ConvAttributes) -> ConvAttributes:
+        """Return the attributes with block sizes for their layout."""
+        raise NotImplementedError
+
+    def block_for(self, channels: int) -> int:
+        """Return in which blocks so many channels lie if nothing else decides."""
+        raise NotImplementedError
+
+    def input_layout(self, attributes: ConvAttributes) -> ActivationLayout:
+        """Return the layout that a convolution wants its input in if that is plain so far."""
+        raise NotImplementedError
+
+    def copied(self, expression: Any) -> Any:
+        """Return an expression of plain tensors."""
+        return (
+            self._in(expression, None)
+            if isinstance(expression, Var)
+            else super().copied(expression)
+        )
+
+    def visit(self, variable: Any, value: Any) -> Any:
+        """See :meth:`Rewriter.visit`."""
+        block = None
+        if op_name(value) == CONV2D:
+            found, block = self._conv2d(value)
+        else:
+            found = self._in_blocks(variable, value)
+            block = self._block_of(value) if found is not None else None
+            if found is None:
+                found = self.copied(value)
+        self._forms[variable] = {block: self.emit(found, like=variable)}
+        return None
+
+    def _in_blocks(self, variable: Any, call: Any) -> Any:
+        """Return a call as it is on blocks, None if operands are plain or it has to be."""
+        block = self._block_of(call)
+        if block is None or not isinstance(variable.ty, relax.TensorType):
+            return None
+        if len(shape_of(variable)) != 4:
+            return None
+        name = op_name(call)
+        if name in _ELEMENTWISE:
+            return self._elementwise(variable, call, block)
+        if name in _POOLS:
+            return self._pool(call, block)
+        rules = {
+            "relax.mean": self._mean,
+            "relax.concat": self._concat,
+            "relax.image.resize2d": self._resize,
+        }
+        return rules[name](call, block) if name in rules else None
+
+    def _block_of(self, call: Any) -> int | None:
+        """Return the block that an operand is in, None if all are plain."""
+        for operand in variables_in(call):
+            for block in self._forms.get(operand, {}):
+                if block is not None:
+                    return block
+        return None
+
+    def _in(self, variable: Any, block: int | None) -> Any:
+        """Return a variable's form in blocks, or the plain one."""
+        forms = self._forms.setdefault(variable, {})
+        if not forms:
+            forms[None] = super().copied(variable)  # A parameter.
+        if block not in forms:
+            if block is not None:
+                forms[block] = self._blocked(self._in(variable, None), block)
+            else:
+                forms[None] = self._plain(next(iter(forms.values())), shape_of(variable)[1])
+        return forms[block]
+
+    def _blocked(self, x: Any, block: int) -> Any:
+        n, channels, height, width = shape_of(x)
+        if height * width == 1 and channels % block == 0:
+            return self.emit(relax.op.reshape(x, (n, channels // block, 1, 1, block)))
+        return self._reordered(to_blocks(x, block))
+
+    def _plain(self, x: Any, channels: int) -> Any:
+        n, blocks, height, width, block = shape_of(x)
+        if height * width == 1 and channels == blocks * block:
+            return self.emit(relax.op.reshape(x, (n, channels, 1, 1)))
+        return self._reordered(to_plain(x, channels))
+
+    def _reordered(self, call: Any) -> Any:
+        self.attributes[REORDERS] += 1
+        return self.emit(call)
+
+    def _conv2d(self, call: Any) -> tuple[Any, int]:
+        attributes = conv_attributes(call)
+        x, weight, *others = call.args
+        epilogue = attributes.epilogue
+        if attributes.input_layout.name == "NHWC":
+            pixels = self._in(x, None)
+        else:
+            block = next((b for b in self._forms.get(x, {}) if b is not None), None)
+            if block is None:
+                block = self.input_layout(attributes).block
+            pixels = self._in(x, block)
+            found = ActivationLayout.blocked(block) if block else ActivationLayout("NCHW")
+            attributes = ConvAttributes(attributes.workload, epilogue, input_layout=found)
+        attributes = self.resolve(attributes)
+        assert attributes.blocking is not None
+        layout = attributes.blocking.weight_layout()
+        operands = [pixels, constant(layout.pack(_constant(weight)))]
+        if epilogue.bias:
+            operands.append(self._packed(others.pop(0), layout.oc_block))
+        if epilogue.residual:
+            operands.append(self._in(others.pop(0), layout.oc_block))
+        return conv2d(attributes, *operands), layout.oc_block
+
+    def _packed(self, bias: Any, block: int) -> Any:
+        values = _constant(bias)
+        filled = np.zeros(-(-len(values) // block) * block, np.float32)
+        filled[: len(values)] = values
+        return constant(filled.reshape(-1, block))
+
+    def _elementwise(self, variable: Any, call: Any, block: int) -> Any:
+        shape = shape_of(variable)
+        operands = [self._operand(operand, shape, block) for operand in call.args]
+        if any(operand is None for operand in operands):
+            return None
+        return Call(call.op, operands, attrs=call.attrs)
+
+    def _operand(self, operand: Any, shape: tuple[int, ...], block: int) -> Any:
+        """Return an operand of an element-wise operator in blocks; None if it cannot be."""
+        if not isinstance(operand.ty, relax.TensorType):
+            return operand
+        own = (1,) * (4 - len(shape_of(operand))) + shape_of(operand)
+        values = value_of(operand)
+        if values is not None and values.size == 1:
+            return constant(values.reshape(1, 1, 1, 1, 1))
+        if own[1] == shape[1]:
+            if values is not None:
+                return constant(ActivationLayout.blocked(block).pack(values.reshape(own)))
+            return self._in(operand, block) if len(shape_of(operand)) == 4 else None
+        if own[1] != 1:
+            return None
+        # The same for all channels.
+        by_pixel = (own[0], 1, own[2], own[3], 1)
+        if values is not None:
+            return constant(values.reshape(by_pixel))
+        return self.emit(relax.op.reshape(self._in(operand, None), by_pixel))
+
+    def _pool(self, call: Any, block: int) -> Any:
+        attrs = call.attrs
+        if attrs.layout != "NCHW":
+            return None
+        return _POOLS[op_name(call)](
+            self._in(call.args[0], block),
+            attrs.pool_size,
+            attrs.strides,
+            attrs.padding,
+            attrs.dilation,
+            attrs.ceil_mode,
+            attrs.count_include_pad,
+            f"NCHW{block}c",
+        )
+
+    def _mean(self, call: Any, block: int) -> Any:
+        axes = call.attrs.axis
+        if axes is None or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
+            return None
+        return relax.op.mean(self._in(call.args[0], block), axis=[2, 3], keepdims=True)
+
+    def _concat(self, call: Any, block: int) -> Any:
+        """Parts of whole blocks lie one after the other; planning puts them there at once."""
+        parts = list(call.args[0].fields)
+        if int(call.attrs.axis) % 4 != 1 or not all(isinstance(part, Var) for part in parts):
+            return None
+        if any(shape_of(part)[1] % block for part in parts[:-1]):
+            return None
+        return relax.op.concat([self._in(part, block) for part in parts], axis=1)
+
+    def _resize(self, call: Any, block: int) -> Any:
+        x, size = call.args
+        attrs = call.attrs
+        if attrs.layout != "NCHW":
+            return None
+        return relax.op.image.resize2d(
+            self._in(x, block),
+            size,
+            roi=tuple(float(edge) for edge in attrs.roi),
+            layout=f"NCHW{block}c",
+            method=attrs.method,
+            coordinate_transformation_mode=attrs.coordinate_transformation_mode,
+            rounding_method=attrs.rounding_method,
+            cubic_alpha=attrs.cubic_alpha,
+            cubic_exclude=attrs.cubic_exclude,
+            extrapolation_value=attrs.extrapolation_value,
+            out_dtype=attrs.out_dtype,
+        )
+
+
+def _constant(expression: Any) -> np.ndarray:
+    array = value_of(expression)
+    assert array is not None
+    return array

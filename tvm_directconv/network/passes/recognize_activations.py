@@ -1,0 +1,122 @@
+"""Names for activations that exporters write out as arithmetic."""
+
+from typing import Any
+
+import numpy as np
+
+from ...compute import Epilogue
+from ...reference import epilogue_reference
+from ..operators import activation
+from ..rewriter import Rewriter, op_name, rewriting, shape_of, value_of, variables_in
+
+# Element-wise operators that activations are written in.
+_ELEMENTWISE: dict[str, Any] = {
+    "relax.add": np.add,
+    "relax.subtract": np.subtract,
+    "relax.multiply": np.multiply,
+    "relax.divide": np.divide,
+    "relax.maximum": np.maximum,
+    "relax.minimum": np.minimum,
+    "relax.nn.relu": lambda x: np.maximum(x, 0),
+    "relax.nn.relu6": lambda x: np.clip(x, 0, 6),
+    "relax.sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "relax.nn.silu": lambda x: x / (1 + np.exp(-x)),
+}
+# More operators than any activation is written in.
+_MOST = 8
+_NAMES = ("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu")
+# On both sides of every bend that an activation has.
+_PROBES = np.concatenate([np.linspace(-8, 8, 129), [-40.0, 40.0]])
+# Exporters write 1/6 in float32, or with seven digits. The epsilons that others add to a tensor are
+# larger than this.
+_TOLERANCE = 1e-6
+
+
+@rewriting("directconv.RecognizeActivations")
+class RecognizeActivations(Rewriter):
+    """Replace arithmetic that computes an activation by that activation.
+
+    There are many ways to write hard-swish. So expressions of one tensor and of single numbers are
+    evaluated at many points and compared with the activations: what computes the same is the same.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self._found: dict[Any, tuple[Any, str, float]] = {}
+        inner: set[Any] = set()
+        for variable, _ in reversed(self.bindings):  # The largest expressions first.
+            if variable not in inner and (found := self._recognized(variable)):
+                source, name, slope, covered = found
+                self._found[variable] = source, name, slope
+                inner |= covered
+
+    def rewrite(self, variable: Any, value: Any) -> Any:
+        """See :meth:`Rewriter.rewrite`."""
+        if variable not in self._found:
+            return value
+        source, name, slope = self._found[variable]
+        return activation(self.copied(source), name, slope)
+
+    def _operands(self, variable: Any) -> list[Any] | None:
+        """Return the variables that an element-wise definition reads; None if it is another."""
+        call = self.definitions.get(variable)
+        if call is None:
+            return None
+        if op_name(call) == "relax.nn.leakyrelu":
+            return variables_in(call)
+        if op_name(call) not in _ELEMENTWISE:
+            return None
+        for argument in call.args:
+            array = value_of(argument)
+            if array is not None and array.size != 1:
+                return None
+            if array is None and shape_of(argument) != shape_of(variable):
+                return None
+        return variables_in(call)
+
+    def _recognized(self, output: Any) -> tuple[Any, str, float, set[Any]] | None:
+        """Return (input, activation, slope, variables that go) of the largest expression."""
+        best = None
+        covered: set[Any] = {output}
+        sources = self._operands(output)
+        order = {variable: number for number, (variable, _) in enumerate(self.bindings)}
+        while sources is not None and len(covered) <= _MOST:
+            distinct = set(sources)
+            alone = all(reader in covered for v in covered - {output} for reader in self.readers[v])
+            if len(distinct) == 1 and alone:
+                (source,) = distinct
+                if matched := _matching(self._values(output, source)):
+                    best = (source, *matched, covered - {output})
+            # The last one to be computed may itself be part of the expression.
+            last = max(distinct, key=lambda v: order.get(v, -1), default=None)
+            more = self._operands(last) if last is not None else None
+            if more is None:
+                break
+            covered = covered | {last}
+            sources = [v for v in sources if v is not last and v != last] + more
+        return best
+
+    def _values(self, output: Any, source: Any) -> np.ndarray:
+        """Evaluate `output` where `source` has the values of the probes."""
+        if output == source:
+            return _PROBES
+        array = value_of(output)
+        if array is not None:
+            return np.asarray(array, np.float64).reshape(())
+        call = self.definitions[output]
+        operands = [self._values(argument, source) for argument in call.args]
+        if op_name(call) == "relax.nn.leakyrelu":
+            return np.where(operands[0] > 0, operands[0], operands[0] * call.attrs.alpha)
+        return _ELEMENTWISE[op_name(call)](*operands)
+
+
+def _matching(values: np.ndarray) -> tuple[str, float] | None:
+    slope = float(-values[_PROBES == -1.0][0])
+    candidates = [(name, 0.0) for name in _NAMES]
+    if np.array_equal(values[_PROBES > 0], _PROBES[_PROBES > 0]) and slope < 1:
+        candidates.append(("leaky_relu", slope))
+    for name, parameter in candidates:
+        expected = epilogue_reference(_PROBES, Epilogue(activation=name, slope=parameter))
+        if np.allclose(values, expected, rtol=_TOLERANCE, atol=_TOLERANCE / 10):
+            return name, parameter
+    return None

@@ -1,0 +1,53 @@
+"""Schedules for all kernels: convolutions by the device's, everything else by the general one."""
+
+from typing import Any
+
+import tvm
+from tvm.tirx import PrimFunc
+
+from ...build import scheduled
+from ...device import Device
+from ...registry import general_schedule
+from ..operators import KERNEL, ConvAttributes
+
+
+def schedule_kernels(device: Device, threads: int) -> Any:
+    """Return the pass that schedules every kernel of a module.
+
+    Parameters
+    ----------
+    device : Device
+        For which processor.
+    threads : int
+        1 for serial kernels.
+    """
+    schedule_general = general_schedule()
+    lanes = max(vector.lanes for vector in device.vectors)
+
+    def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        functions = {}
+        for variable, function in module.functions.items():
+            if isinstance(function, PrimFunc) and KERNEL in function.attrs:
+                function = _convolution(function, device, threads)
+            elif isinstance(function, PrimFunc):
+                function = schedule_general(function, lanes, threads)
+            functions[variable] = function
+        return tvm.IRModule(functions)
+
+    return tvm.transform.module_pass(transform, opt_level=0, name="directconv.ScheduleKernels")
+
+
+def _convolution(function: Any, device: Device, threads: int) -> Any:
+    text = function.attrs[KERNEL]
+    attributes = ConvAttributes.from_json(text)
+    assert attributes.blocking is not None
+    schedule = scheduled(
+        attributes.workload,
+        device,
+        attributes.blocking,
+        threads,
+        attributes.input_layout,
+        epilogue=attributes.epilogue,
+    )
+    (result,) = schedule.mod.functions.values()
+    return result.with_attr(KERNEL, text).without_attr("global_symbol").without_attr("target")

@@ -1,0 +1,86 @@
+"""The passes from an imported network to kernels, as ``relax.get_pipeline("tvm_directconv")``."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from ..device import Device
+from ..device import device as find_device
+from ..workload import ConvWorkload
+from .operators import CONV2D, conv_attributes
+from .passes.blocked_layout import blocked_layout
+from .passes.fold_batch_norm import FoldBatchNorm
+from .passes.fuse_convolutions import FuseConvolutions
+from .passes.merge_groups import merge_groups
+from .passes.recognize_activations import RecognizeActivations
+from .passes.schedule_kernels import schedule_kernels
+from .passes.simplify import Simplify
+from .rewriter import Rewriter, op_name
+
+NAME = "tvm_directconv"
+
+_CANONICAL = (Simplify, FoldBatchNorm, RecognizeActivations, FuseConvolutions)
+
+
+def passes(
+    device: Device | str = "native", threads: int = 1, blocking: str | None = None
+) -> list[Any]:
+    """Return the passes, in order.
+
+    Parameters
+    ----------
+    device : Device or str
+        For which processor.
+    threads : int
+        By how many threads the network is computed.
+    blocking : str, optional
+        ``model`` for the analytical model's block sizes; if not given, those of tuning logs where
+        there are any.
+    """
+    target_device = find_device(device)
+    return [
+        *_CANONICAL,
+        merge_groups(target_device),
+        blocked_layout(target_device, threads, blocking),
+        relax.transform.LegalizeOps(skip_ops=["relax.concat", "relax.reshape"]),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        schedule_kernels(target_device, threads),
+    ]
+
+
+def convolutions(module: Any, name: str, device: Device) -> list[ConvWorkload]:
+    """Return the different convolutions of an imported network, with how often each is in it.
+
+    Parameters
+    ----------
+    module : tvm.IRModule
+        The network.
+    name : str
+        What stands before their names.
+    device : Device
+        What they will be compiled for.
+    """
+    for transform in (*_CANONICAL, merge_groups(device)):
+        module = transform(module)
+    found = [
+        conv_attributes(value).workload
+        for _, value in Rewriter(module).bindings
+        if op_name(value) == CONV2D
+    ]
+    counts = Counter(found)
+    return [
+        replace(workload, name=f"{name}:{number}", count=counts[workload])
+        for number, workload in enumerate(dict.fromkeys(found))
+    ]
+
+
+@relax.register_pipeline(NAME)
+def pipeline(**options: Any) -> Any:
+    """Return all :func:`passes` as one."""
+    return tvm.transform.Sequential(passes(**options), name=NAME)

@@ -1,0 +1,183 @@
+"""How passes see a network: one function of tensors of known sizes, its calls one after another."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Op
+from tvm.ir.expr import Call, GenericConst, Var
+
+MAIN = "main"
+"""Name of the function that is the network."""
+
+INPUT_NAMES, OUTPUT_NAMES = "directconv.inputs", "directconv.outputs"
+"""Attributes of that function: what the model calls its inputs and outputs."""
+
+REORDERS = "directconv.reorders"
+"""Attribute of that function: how many calls only change layouts."""
+
+
+def op_name(expression: Any) -> str:
+    """Return the name of the operator that is called, empty if it is no call of one."""
+    if isinstance(expression, Call) and isinstance(expression.op, Op):
+        return str(expression.op.name)
+    return ""
+
+
+def shape_of(expression: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor."""
+    return tuple(int(extent) for extent in expression.ty.shape)
+
+
+def dtype_of(expression: Any) -> str:
+    """Return the element type of a tensor."""
+    return str(expression.ty.dtype)
+
+
+def is_tensor(expression: Any) -> bool:
+    """Return whether it is one tensor, of known shape."""
+    return isinstance(expression.ty, relax.TensorType) and expression.ty.shape is not None
+
+
+def value_of(expression: Any) -> np.ndarray | None:
+    """Return the value of a constant tensor, None of anything else."""
+    return expression.value.numpy() if isinstance(expression, GenericConst) else None
+
+
+def constant(array: np.ndarray) -> Any:
+    """Return an array as a constant of its own type."""
+    return relax.const(np.ascontiguousarray(array), str(array.dtype))
+
+
+def variables_in(expression: Any) -> list[Any]:
+    """Return the variables that an expression reads, each as often as it reads it."""
+    if isinstance(expression, Var):
+        return [expression]
+    if isinstance(expression, relax.Tuple):
+        return [v for field in expression.fields for v in variables_in(field)]
+    if isinstance(expression, relax.TupleGetItem):
+        return variables_in(expression.tuple_value)
+    if isinstance(expression, Call):
+        return [v for argument in expression.args for v in variables_in(argument)]
+    return []
+
+
+class Rewriter:
+    """Copies a network call by call; subclasses say what becomes of each.
+
+    Attributes
+    ----------
+    builder : tvm.relax.BlockBuilder
+        Where the copy grows.
+    bindings : list of (Var, Expr)
+        Of the original.
+    definitions : dict
+        From variables of the original to what they are bound to there.
+    readers : dict
+        From variables of the original to those whose definitions read them, each as often as it
+        does; None stands for the function's result.
+    attributes : dict
+        Attributes that the copy gets besides those of the original.
+    """
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        self._module = module
+        self.function = module[MAIN]
+        self.bindings: list[tuple[Any, Any]] = [
+            (binding.var, binding.value)
+            for block in self.function.body.blocks
+            for binding in block.bindings
+        ]
+        self.definitions = dict(self.bindings)
+        self.readers: dict[Any, list[Any]] = defaultdict(list)
+        for variable, value in self.bindings:
+            for read in variables_in(value):
+                self.readers[read].append(variable)
+        for read in variables_in(self.function.body.body):
+            self.readers[read].append(None)
+        self.attributes: dict[str, Any] = {}
+        self.builder = relax.BlockBuilder(module)
+        self._copies: dict[Any, Any] = {}
+
+    def visit(self, variable: Any, value: Any) -> Any:
+        """Return what takes the place of a definition, which still has the original's variables."""
+        return self.rewrite(variable, self.copied(value))
+
+    def rewrite(self, variable: Any, value: Any) -> Any:
+        """Return what takes the place of a definition, None if nothing needs to.
+
+        Unless it is overridden, calls of ``relax.nn.conv2d`` are given to ``on_nn_conv2d``, and so
+        on; what there is no such method for stays.
+
+        Parameters
+        ----------
+        variable : Var
+            Of the original.
+        value : Expr
+            Its definition, with the variables of the copy in it.
+        """
+        name = op_name(value).removeprefix("relax.").replace(".", "_")
+        rule = getattr(self, f"on_{name}", None)
+        return rule(variable, value) if name and rule else value
+
+    def copied(self, expression: Any) -> Any:
+        """Return an expression with variables of the copy for those of the original."""
+        if isinstance(expression, Var):
+            return self._copies.get(expression, expression)
+        if isinstance(expression, relax.Tuple):
+            return relax.Tuple([self.copied(field) for field in expression.fields])
+        if isinstance(expression, relax.TupleGetItem):
+            source = self.copied(expression.tuple_value)
+            if isinstance(source, relax.Tuple):
+                return source.fields[expression.index]
+            return relax.TupleGetItem(source, expression.index)
+        if isinstance(expression, Call):
+            arguments = [self.copied(argument) for argument in expression.args]
+            return Call(
+                expression.op,
+                arguments,
+                attrs=expression.attrs,
+                ty_args=expression.ty_args,
+                span=expression.span,
+            )
+        return expression
+
+    def emit(self, expression: Any, like: Any = None) -> Any:
+        """Bind an expression to a new variable, unless it needs none."""
+        if isinstance(expression, Var | GenericConst | relax.Tuple):
+            return expression
+        return self.builder.emit(expression, name_hint=like.name if like is not None else "")
+
+    def run(self) -> tvm.IRModule:
+        """Return the module with the network rewritten."""
+        rewritten = "directconv_rewritten"
+        with self.builder.function(rewritten, list(self.function.params)):
+            with self.builder.dataflow():
+                for variable, value in self.bindings:
+                    found = self.visit(variable, value)
+                    if found is not None:
+                        self._copies[variable] = self.emit(found, like=variable)
+                output = self.builder.emit_output(self.copied(self.function.body.body))
+            self.builder.emit_func_output(output)
+        grown = self.builder.finalize()
+        functions = {
+            v: f for v, f in grown.functions.items() if v.name_hint not in (MAIN, rewritten)
+        }
+        main = grown[rewritten].with_attrs({**(self.function.attrs or {}), **self.attributes})
+        functions[self._module.get_global_var(MAIN)] = main.with_attr("global_symbol", MAIN)
+        return relax.transform.DeadCodeElimination([MAIN])(tvm.IRModule(functions))
+
+
+def rewriting(name: str) -> Callable[[type[Rewriter]], Any]:
+    """Make a Relax pass of a rewriter."""
+
+    def made(rewriter: type[Rewriter]) -> Any:
+        def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+            return rewriter(module).run()
+
+        return tvm.transform.module_pass(transform, opt_level=0, name=name)
+
+    return made

@@ -40,7 +40,9 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     blocks = _blocks(sch)
     *earlier, last = blocks
     outer = _spatial(sch, last)[:-1]  # The innermost loop is for vectors.
-    if earlier:
+    if len(sch.get_output_blocks("root")) > 1:
+        outer = []  # Several results: each for itself.
+    elif earlier:
         shape = _written_shape(sch, last)
         outer = outer[: min(_common(_written_shape(sch, block), shape) for block in earlier)]
     if outer:

@@ -42,7 +42,18 @@ NOT_FOLLOWED = (
     ["python", "-m", "tvm.exec.rpc_tracker"],
     ["python", "-m", "tvm.exec.rpc_server"],
 )
-COMMANDS = ("devices", "layers", "explain", "compile", "run", "bench", "tune", "logs", "doctor")
+COMMANDS = (
+    "devices",
+    "layers",
+    "explain",
+    "compile",
+    "run",
+    "profile",
+    "bench",
+    "tune",
+    "logs",
+    "doctor",
+)
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,19 @@ def test_the_manifests_keys_are_explained(followed: Followed) -> None:
     manifest = json.loads((followed.folder / "conv.so.json").read_text())
     explained = [key for row in table_under("## Libraries") for key in row[0]]
     assert explained == [*manifest]
+
+
+def test_the_keys_and_columns_of_networks_are_explained(followed: Followed) -> None:
+    library = followed.folder / "squeezenet.so"
+    manifest = json.loads((followed.folder / "squeezenet.so.json").read_text())
+    section = README.split("\n## Networks\n")[1].split("\n## ")[0]
+    keys, columns = (
+        [word for line in table.splitlines() for word in re.findall(r"`(\w+)`", line.split("|")[1])]
+        for table in re.findall(r"^\| ---.*\n((?:\|.*\n)+)", section, re.M)
+    )
+    assert sorted(keys) == sorted(manifest)
+    row, *_ = json.loads(command("profile", str(library), "--repeat", "1", "--format", "json"))
+    assert columns == [*row]
 
 
 def test_the_columns_of_bench_are_explained() -> None:
@@ -326,7 +350,7 @@ def test_scripts_install_what_is_missing(
     sudo = "" if user == "0" else "sudo "
     assert lines[0] == f"{sudo}apt-get update -qq"
     assert lines[1].startswith(f"{sudo}apt-get install ") and lines[1].endswith(" gcc libc6-dev")
-    assert any("pip install" in line and "[test]" in line for line in lines[2:])
+    assert any("pip install" in line and "[tune]" in line for line in lines[2:])
 
     # What is there is left alone, until pyproject.toml changes.
     log.unlink()

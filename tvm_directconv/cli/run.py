@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     library = Path(args.library)
     if is_network(library):
         return run_network(library, args)
-    refuse_network_arguments(args)
     conv = _for_packing(library) if args.emulate else _loaded(library)
+    refuse_network_arguments(args)
     workload = conv.workload
     x, weight = random_tensors(workload, args.seed, integers=True)
     if args.input:

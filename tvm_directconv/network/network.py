@@ -311,15 +311,20 @@ def compile_network(
 
 def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[int]] | None) -> Any:
     """Return a model as a Relax module; see :func:`compile_network`."""
+    from .rewriter import check_static
+
     if not isinstance(model, str | Path):
-        return model
-    if Path(model).suffix == ".pt2":
+        module = model
+    elif Path(model).suffix == ".pt2":
         from .torch_import import import_torch
 
-        return import_torch(model)
-    from .onnx_import import import_onnx
+        module = import_torch(model)
+    else:
+        from .onnx_import import import_onnx
 
-    return import_onnx(model, input_shapes)
+        module = import_onnx(model, input_shapes)
+    check_static(module)
+    return module
 
 
 def network_workloads(

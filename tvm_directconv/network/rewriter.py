@@ -9,6 +9,9 @@ import tvm
 from tvm import relax
 from tvm.ir import Op
 from tvm.ir.expr import Call, GenericConst, Var
+from tvm.tirx import IntImm
+
+from ..errors import ModelError
 
 MAIN = "main"
 """Name of the function that is the network."""
@@ -37,11 +40,6 @@ def dtype_of(expression: Any) -> str:
     return str(expression.ty.dtype)
 
 
-def is_tensor(expression: Any) -> bool:
-    """Return whether it is one tensor, of known shape."""
-    return isinstance(expression.ty, relax.TensorType) and expression.ty.shape is not None
-
-
 def value_of(expression: Any) -> np.ndarray | None:
     """Return the value of a constant tensor, None of anything else."""
     return expression.value.numpy() if isinstance(expression, GenericConst) else None
@@ -63,6 +61,39 @@ def variables_in(expression: Any) -> list[Any]:
     if isinstance(expression, Call):
         return [v for argument in expression.args for v in variables_in(argument)]
     return []
+
+
+def check_static(module: tvm.IRModule) -> None:
+    """Raise if a network is no straight line of tensors of known shapes.
+
+    Raises
+    ------
+    ModelError
+        With what it is instead.
+    """
+    function = module[MAIN]
+    if any(not is_static(parameter.ty) for parameter in function.params):
+        raise ModelError(
+            f"an input of the network has no fixed shape: {function.params}; memory is planned "
+            "when compiling, so export the model with fixed sizes"
+        )
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if not is_static(binding.var.ty):
+                raise ModelError(
+                    f"the result of {op_name(binding.value) or binding.value} has the type "
+                    f"{binding.var.ty}, which depends on data: expected tensors of shapes that are "
+                    "known when compiling"
+                )
+
+
+def is_static(kind: Any) -> bool:
+    """Return whether a type is that of a tensor of known shape, or a tuple of such."""
+    if isinstance(kind, relax.TupleType):
+        return all(map(is_static, kind.fields))
+    if not isinstance(kind, relax.TensorType) or not isinstance(kind.shape, relax.ShapeExpr):
+        return False
+    return all(isinstance(extent, IntImm) for extent in kind.shape.values)
 
 
 class Rewriter:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir.expr import GenericConst
+from tvm.ir.expr import GenericConst, Var
 
 from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of, value_of
 
@@ -45,6 +45,10 @@ class Simplify(Rewriter):
     maximum and minimum, changes of rank become reshape, divisions by and subtractions of constants
     become multiplications and additions, powers that have one become products and roots.
     """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self._concats: dict[tuple[int, tuple[Any, ...]], Any] = {}
 
     def rewrite(self, variable: Any, value: Any) -> Any:
         """See :meth:`Rewriter.rewrite`."""
@@ -128,6 +132,32 @@ class Simplify(Rewriter):
             return call
         kept = self.emit(_op.mean(x, axis=[int(axis) for axis in axes], keepdims=True))
         return _op.reshape(kept, shape_of(variable))
+
+    def on_concat(self, variable: Any, call: Any) -> Any:
+        """What begins like an earlier concatenation, begins with it: then it can lie in it."""
+        if not isinstance(call.args[0], relax.Tuple):
+            return call
+        parts, axis = tuple(call.args[0].fields), int(call.attrs.axis)
+        if all(isinstance(part, Var) for part in parts):
+            for count in range(len(parts) - 1, 1, -1):
+                earlier = self._concats.get((axis, parts[:count]))
+                if earlier is not None:
+                    call = _op.concat([earlier, *parts[count:]], axis)
+                    break
+            whole = self.emit(call, like=variable)
+            self._concats[axis, parts] = whole
+            return whole
+        return call
+
+    def on_split(self, variable: Any, call: Any) -> Any:
+        """Parts are taken one by one, each where it is read."""
+        x, axis = call.args[0], int(call.attrs.axis)
+        begin, parts = 0, []
+        for part in variable.ty.fields:
+            end = begin + int(part.shape[axis])
+            parts.append(self.emit(_op.strided_slice(x, [axis], [begin], [end])))
+            begin = end
+        return relax.Tuple(parts)
 
     def on_nn_conv2d_transpose(self, variable: Any, call: Any) -> Any:
         """Where kernels do not overlap, each input pixel makes its own outputs: a 1x1 convolution.

@@ -22,6 +22,7 @@ from .layout import (
     aligned_zeros,
     checked_packed,
     checked_plain,
+    pack_channels,
 )
 from .registry import find_schedule
 from .toolchain import elf_info, find_toolchain, link_module
@@ -236,9 +237,7 @@ class CompiledConv:
         """
         channels = self.workload.out_channels
         checked_plain("the bias", bias, (channels,), "a number for each output channel")
-        packed = aligned_zeros(self.manifest.bias_shape)
-        packed.reshape(-1)[:channels] = bias
-        return packed
+        return pack_channels(bias, self.manifest.bias_shape[-1])
 
     def pack_residual(self, residual: np.ndarray) -> np.ndarray:
         """Copy a plain NCHW tensor of the output's shape into the layout of :meth:`run`.

@@ -157,6 +157,13 @@ class WeightLayout:
         return packed
 
 
+def pack_channels(values: np.ndarray, block: int) -> np.ndarray:
+    """Copy a number for each channel into blocks of channels, aligned, zeros filling the last."""
+    packed = aligned_zeros((-(-len(values) // block), block))
+    packed.reshape(-1)[: len(values)] = values
+    return packed
+
+
 def checked_plain(what: str, array: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
     """Return a plain array after checking its dtype and shape.
 

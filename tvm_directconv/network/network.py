@@ -268,7 +268,7 @@ def compile_network(
     module = import_model(model, input_shapes)
     for transform in passes(target, threads, blocking):
         module = transform(module)
-    program = program_of(module)
+    program = program_of(module, target)
     objects = compile_kernels(program.kernels, target, threads, progress)
     link_network(program, objects, output, toolchain)
     layers, buffers = [], [0]

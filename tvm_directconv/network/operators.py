@@ -14,6 +14,7 @@ Importing this module registers them with TVM.
 """
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -37,6 +38,7 @@ KERNEL = "directconv.kernel"
 _OPAQUE = 8  # TVM's OpPatternKind: nothing is fused with it.
 
 
+@dataclass(frozen=True)
 class ConvAttributes:
     """Attributes of a ``directconv.conv2d``, read.
 
@@ -51,19 +53,11 @@ class ConvAttributes:
     input_layout : ActivationLayout
     """
 
-    def __init__(
-        self,
-        workload: ConvWorkload,
-        epilogue: Epilogue,
-        blocking: Blocking | None = None,
-        blocking_source: str = "",
-        input_layout: ActivationLayout | None = None,
-    ) -> None:
-        self.workload = workload
-        self.epilogue = epilogue
-        self.blocking = blocking
-        self.blocking_source = blocking_source
-        self.input_layout = input_layout or ActivationLayout("NCHW")
+    workload: ConvWorkload
+    epilogue: Epilogue
+    blocking: Blocking | None = None
+    blocking_source: str = ""
+    input_layout: ActivationLayout = field(default_factory=lambda: ActivationLayout("NCHW"))
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir.expr import GlobalVar
 
+from ..device import Device
 from ..errors import ModelError
 from ..layout import ALIGNMENT
 from .network import Port
@@ -162,9 +163,10 @@ class _Planner:
 class _Reader(Rewriter):
     """Reads the calls of a network of kernels."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, alignment: int) -> None:
         super().__init__(module)
         self._module = module
+        self._alignment = alignment
         self.plan = _Planner()
         self.kernels: dict[str, Any] = {}
         self.weights: list[np.ndarray] = []
@@ -259,6 +261,7 @@ class _Reader(Rewriter):
                 and root.memory == ARENA
                 and root.nbytes == part.nbytes
                 and root is not whole
+                and begin * size % self._alignment == 0
             ):
                 root.parent, root.offset = whole, begin * size
                 self.plan.values.remove(root)
@@ -313,7 +316,7 @@ class _Reader(Rewriter):
 def _share(values: list[_Value]) -> int:
     """Give places in one arena, the largest first, each in the best gap; return its size."""
     placed: list[_Value] = []
-    end = 0
+    end = ALIGNMENT  # So that there always is an arena to pass on.
     for value in sorted(values, key=lambda v: -v.nbytes):
         size = -(-value.nbytes // ALIGNMENT) * ALIGNMENT
         beside = sorted(
@@ -332,16 +335,20 @@ def _share(values: list[_Value]) -> int:
     return end
 
 
-def program_of(module: Any) -> Program:
+def program_of(module: Any, device: Device) -> Program:
     """Return the program of a network of scheduled kernels.
 
     Parameters
     ----------
     module : tvm.IRModule
         What the pipeline of :mod:`tvm_directconv.network.pipeline` returns.
+    device : Device
+        What it was scheduled for.
     """
     assert MAIN in {variable.name_hint for variable in module.functions}
-    return _Reader(module).program()
+    # Kernels read and write whole vectors, where these begin.
+    vector = 4 * max(vector.lanes for vector in device.vectors)
+    return _Reader(module, vector).program()
 
 
 def conv_attributes_of(kernel: Any) -> ConvAttributes | None:

@@ -110,8 +110,6 @@ class Rewriter:
     readers : dict
         From variables of the original to those whose definitions read them, each as often as it
         does; None stands for the function's result.
-    attributes : dict
-        Attributes that the copy gets besides those of the original.
     """
 
     def __init__(self, module: tvm.IRModule) -> None:
@@ -129,7 +127,6 @@ class Rewriter:
                 self.readers[read].append(variable)
         for read in variables_in(self.function.body.body):
             self.readers[read].append(None)
-        self.attributes: dict[str, Any] = {}
         self.builder = relax.BlockBuilder(module)
         self._copies: dict[Any, Any] = {}
 
@@ -197,17 +194,17 @@ class Rewriter:
         functions = {
             v: f for v, f in grown.functions.items() if v.name_hint not in (MAIN, rewritten)
         }
-        main = grown[rewritten].with_attrs({**(self.function.attrs or {}), **self.attributes})
+        main = grown[rewritten].with_attrs(dict(self.function.attrs or {}))
         functions[self._module.get_global_var(MAIN)] = main.with_attr("global_symbol", MAIN)
         return relax.transform.DeadCodeElimination([MAIN])(tvm.IRModule(functions))
 
 
-def rewriting(name: str) -> Callable[[type[Rewriter]], Any]:
-    """Make a Relax pass of a rewriter."""
+def rewriting(name: str, *arguments: Any) -> Callable[[type[Rewriter]], Any]:
+    """Make a Relax pass of a rewriter, which gets these arguments after the module."""
 
     def made(rewriter: type[Rewriter]) -> Any:
         def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
-            return rewriter(module).run()
+            return rewriter(module, *arguments).run()
 
         return tvm.transform.module_pass(transform, opt_level=0, name=name)
 

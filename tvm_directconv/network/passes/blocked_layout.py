@@ -3,16 +3,18 @@
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax
 from tvm.ir.expr import Call, Var
 
-from ...blocking import channel_block, default_input_layout
+from ...blocking import default_input_layout
 from ...build import resolve_blocking
 from ...device import Device
-from ...layout import ActivationLayout
+from ...layout import ActivationLayout, pack_channels
 from ..operators import (
     ACTIVATION,
     CONV2D,
+    REORDER,
     ConvAttributes,
     conv2d,
     conv_attributes,
@@ -20,6 +22,7 @@ from ..operators import (
     to_plain,
 )
 from ..rewriter import (
+    MAIN,
     REORDERS,
     Rewriter,
     constant,
@@ -78,22 +81,7 @@ def blocked_layout(device: Device, threads: int, blocking: str | None) -> Any:
         Where block sizes come from; see :func:`tvm_directconv.build.resolve_blocking`.
     """
 
-    class Choice(BlockedLayout):
-        def resolve(self, attributes: ConvAttributes) -> ConvAttributes:
-            chosen, source = resolve_blocking(
-                blocking, attributes.workload, device, threads, attributes.input_layout
-            )
-            return ConvAttributes(
-                attributes.workload, attributes.epilogue, chosen, source, attributes.input_layout
-            )
-
-        def block_for(self, channels: int) -> int:
-            return channel_block(channels, device)
-
-        def input_layout(self, attributes: ConvAttributes) -> ActivationLayout:
-            return default_input_layout(attributes.workload, device)
-
-    return rewriting("directconv.BlockedLayout")(Choice)
+    return rewriting("directconv.BlockedLayout", device, threads, blocking)(BlockedLayout)
 
 
 class BlockedLayout(Rewriter):
@@ -104,23 +92,22 @@ class BlockedLayout(Rewriter):
     whatever its operands are in; all else is plain, as are the network's inputs and outputs.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(
+        self, module: tvm.IRModule, device: Device, threads: int, blocking: str | None
+    ) -> None:
         super().__init__(module)
+        self._device = device
+        self._threads = threads
+        self._blocking = blocking
         # From variables of the original to their forms, by block; None is the plain form.
         self._forms: dict[Any, dict[int | None, Any]] = {}
-        self.attributes[REORDERS] = 0
 
-    def resolve(self, attributes: ConvAttributes) -> ConvAttributes:
-        """Return the attributes with block sizes for their layout."""
-        raise NotImplementedError
-
-    def block_for(self, channels: int) -> int:
-        """Return in which blocks so many channels lie if nothing else decides."""
-        raise NotImplementedError
-
-    def input_layout(self, attributes: ConvAttributes) -> ActivationLayout:
-        """Return the layout that a convolution wants its input in if that is plain so far."""
-        raise NotImplementedError
+    def run(self) -> tvm.IRModule:
+        """Return the module with the network rewritten; an attribute counts the reorders."""
+        module = super().run()
+        count = sum(op_name(value) == REORDER for _, value in Rewriter(module).bindings)
+        module[MAIN] = module[MAIN].with_attr(REORDERS, count)
+        return module
 
     def copied(self, expression: Any) -> Any:
         """Return an expression of plain tensors."""
@@ -186,46 +173,41 @@ class BlockedLayout(Rewriter):
         n, channels, height, width = shape_of(x)
         if height * width == 1 and channels % block == 0:
             return self.emit(relax.op.reshape(x, (n, channels // block, 1, 1, block)))
-        return self._reordered(to_blocks(x, block))
+        return self.emit(to_blocks(x, block))
 
     def _plain(self, x: Any, channels: int) -> Any:
         n, blocks, height, width, block = shape_of(x)
         if height * width == 1 and channels == blocks * block:
             return self.emit(relax.op.reshape(x, (n, channels, 1, 1)))
-        return self._reordered(to_plain(x, channels))
-
-    def _reordered(self, call: Any) -> Any:
-        self.attributes[REORDERS] += 1
-        return self.emit(call)
+        return self.emit(to_plain(x, channels))
 
     def _conv2d(self, call: Any) -> tuple[Any, int]:
         attributes = conv_attributes(call)
+        workload, epilogue, layout = (
+            attributes.workload,
+            attributes.epilogue,
+            attributes.input_layout,
+        )
         x, weight, *others = call.args
-        epilogue = attributes.epilogue
-        if attributes.input_layout.name == "NHWC":
-            pixels = self._in(x, None)
-        else:
-            block = next((b for b in self._forms.get(x, {}) if b is not None), None)
-            if block is None:
-                block = self.input_layout(attributes).block
-            pixels = self._in(x, block)
-            found = ActivationLayout.blocked(block) if block else ActivationLayout("NCHW")
-            attributes = ConvAttributes(attributes.workload, epilogue, input_layout=found)
-        attributes = self.resolve(attributes)
-        assert attributes.blocking is not None
-        layout = attributes.blocking.weight_layout()
-        operands = [pixels, constant(layout.pack(_constant(weight)))]
+        if layout.name == "NCHW":
+            forms = self._forms.get(x, {})
+            block = next((block for block in forms if block is not None), None)
+            layout = (
+                ActivationLayout.blocked(block)
+                if block is not None
+                else default_input_layout(workload, self._device)
+            )
+        chosen, source = resolve_blocking(
+            self._blocking, workload, self._device, self._threads, layout
+        )
+        weights = chosen.weight_layout()
+        operands = [self._in(x, layout.block), constant(weights.pack(_constant(weight)))]
         if epilogue.bias:
-            operands.append(self._packed(others.pop(0), layout.oc_block))
+            operands.append(constant(pack_channels(_constant(others.pop(0)), weights.oc_block)))
         if epilogue.residual:
-            operands.append(self._in(others.pop(0), layout.oc_block))
-        return conv2d(attributes, *operands), layout.oc_block
-
-    def _packed(self, bias: Any, block: int) -> Any:
-        values = _constant(bias)
-        filled = np.zeros(-(-len(values) // block) * block, np.float32)
-        filled[: len(values)] = values
-        return constant(filled.reshape(-1, block))
+            operands.append(self._in(others.pop(0), weights.oc_block))
+        decided = ConvAttributes(workload, epilogue, chosen, source, layout)
+        return conv2d(decided, *operands), weights.oc_block
 
     def _elementwise(self, variable: Any, call: Any, block: int) -> Any:
         shape = shape_of(variable)

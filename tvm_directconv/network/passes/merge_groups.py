@@ -5,6 +5,7 @@ from math import gcd
 from typing import Any
 
 import numpy as np
+import tvm
 
 from ...blocking import channel_block
 from ...device import Device
@@ -21,33 +22,37 @@ def merge_groups(device: Device) -> Any:
         For which processor.
     """
 
-    @rewriting("directconv.MergeGroups")
-    class MergeGroups(Rewriter):
-        """Where a vector of output channels spans groups, let these be one, with zeros as weights.
+    return rewriting("directconv.MergeGroups", device)(MergeGroups)
 
-        Otherwise each lane would read an input channel of its own. More is multiplied, but in
-        vectors: a group of 68 channels and the next one are 17 vectors of 8 lanes together.
-        """
 
-        def rewrite(self, variable: Any, value: Any) -> Any:
-            """See :meth:`Rewriter.rewrite`."""
-            if op_name(value) != CONV2D:
-                return value
-            attributes = conv_attributes(value)
-            workload = attributes.workload
-            block = channel_block(workload.out_channels, device)
-            together = _together(workload.groups, workload.group_out, block)
-            if together == 1 or workload.depthwise:
-                return value
-            x, weight, *others = value.args
-            array = value_of(weight)
-            assert array is not None
-            merged = ConvAttributes(
-                replace(workload, groups=workload.groups // together), attributes.epilogue
-            )
-            return conv2d(merged, x, constant(_merged(array, workload.groups, together)), *others)
+class MergeGroups(Rewriter):
+    """Where a vector of output channels spans groups, let these be one, with zeros as weights.
 
-    return MergeGroups
+    Otherwise each lane would read an input channel of its own. More is multiplied, but in vectors:
+    a group of 68 channels and the next one are 17 vectors of 8 lanes together.
+    """
+
+    def __init__(self, module: tvm.IRModule, device: Device) -> None:
+        super().__init__(module)
+        self._device = device
+
+    def rewrite(self, variable: Any, value: Any) -> Any:
+        """See :meth:`Rewriter.rewrite`."""
+        if op_name(value) != CONV2D:
+            return value
+        attributes = conv_attributes(value)
+        workload = attributes.workload
+        block = channel_block(workload.out_channels, self._device)
+        together = _together(workload.groups, workload.group_out, block)
+        if together == 1 or workload.depthwise:
+            return value
+        x, weight, *others = value.args
+        array = value_of(weight)
+        assert array is not None
+        merged = ConvAttributes(
+            replace(workload, groups=workload.groups // together), attributes.epilogue
+        )
+        return conv2d(merged, x, constant(_merged(array, workload.groups, together)), *others)
 
 
 def _together(groups: int, group_out: int, block: int) -> int:

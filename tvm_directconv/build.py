@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -696,8 +697,6 @@ def load(path: str | Path) -> CompiledConv:
         If the file is missing, corrupt, for another machine, or not the manifest's.
     """
     versions.check()
-    from tvm.runtime import load_module
-
     path = Path(path)
     if not path.is_file():
         raise LibraryError(f"library {str(path)!r} does not exist")
@@ -714,4 +713,19 @@ def load(path: str | Path) -> CompiledConv:
     reason = host_lacks(manifest.target)
     if reason:
         raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
-    return CompiledConv(manifest, load_module(str(path.resolve())))
+    return CompiledConv(manifest, load_library(path))
+
+
+def load_library(path: Path) -> Any:
+    """Load the code of a shared library, even if one of the same name was loaded before.
+
+    The dynamic linker would take that one for it. It goes by names first, so there is a new name
+    each time; files that are the same are recognised nevertheless, and loaded once.
+    """
+    import tvm.runtime  # noqa: F401  Libraries get their parallel loops from it when they are loaded.
+    import tvm_ffi
+
+    with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as folder:
+        link = Path(folder, path.name)
+        link.symlink_to(path.resolve())
+        return tvm_ffi.load_module(link)  # TVM's own function would follow the link.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, versions
-from ..build import BoundCall, manifest_path
+from ..build import BoundCall, load_library, manifest_path
 from ..device import Device, host_lacks
 from ..errors import ArgumentError, LibraryError
 from ..layout import ALIGNMENT, aligned_zeros
@@ -508,8 +508,6 @@ def load_network(path: str | Path) -> Network:
         If library or manifest are missing, damaged, stale, or for another machine.
     """
     versions.check()
-    from tvm.runtime import load_module
-
     from ..toolchain import elf_info
 
     path = Path(path)
@@ -520,4 +518,4 @@ def load_network(path: str | Path) -> Network:
         raise LibraryError(f"library {str(path)!r} has no function main: compile the model again")
     if reason := host_lacks(manifest.target):
         raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
-    return Network(manifest, load_module(str(path.resolve())))
+    return Network(manifest, load_library(path))

@@ -8,13 +8,15 @@
 ``directconv.activation``   x; ``name`` is one of :data:`~tvm_directconv.compute.ACTIVATIONS`
 ``directconv.reorder``      x, between NCHW and blocks of ``block`` channels; ``to_blocks`` says
                             which way, ``channels`` how many there are
+``directconv.channels``     tensors in blocks; channels of these, :class:`Piece` by piece.
+                            Attributes: ``pieces`` (JSON), ``channels``
 ==========================  =====================================================================
 
 Importing this module registers them with TVM.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -31,6 +33,7 @@ from .rewriter import shape_of
 CONV2D = "directconv.conv2d"
 ACTIVATION = "directconv.activation"
 REORDER = "directconv.reorder"
+CHANNELS = "directconv.channels"
 
 KERNEL = "directconv.kernel"
 """Attribute of the functions that convolve: the attributes of their operator, as JSON."""
@@ -90,6 +93,31 @@ class ConvAttributes:
         )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some channels of a tensor: from `first` on `count` ones, as a channel shuffle orders them.
+
+    Attributes
+    ----------
+    source : int
+        Which operand it is.
+    first, count : int
+        Which channels.
+    groups : int
+        Of the shuffle; 1 leaves them in their order.
+    """
+
+    source: int
+    first: int
+    count: int
+    groups: int = 1
+
+    def channel(self, index: Any) -> Any:
+        """Return which channel of its operand one of the piece is."""
+        each = self.count // self.groups
+        return self.first + index % self.groups * each + index // self.groups
+
+
 def conv2d(attributes: ConvAttributes, *operands: Any) -> Any:
     """Return a call of ``directconv.conv2d``."""
     return Call(CONV2D, list(operands), attrs={"conv": attributes.to_json()})
@@ -114,6 +142,13 @@ def to_plain(x: Any, channels: int) -> Any:
     """Return the reorder from blocks to NCHW, without what only fills up the last block."""
     attributes = {"to_blocks": False, "block": shape_of(x)[-1], "channels": channels}
     return Call(REORDER, [x], attrs=attributes)
+
+
+def channels(operands: list[Any], pieces: list[Piece]) -> Any:
+    """Return channels of tensors in blocks, piece after piece, in the same blocks."""
+    count = sum(piece.count for piece in pieces)
+    text = json.dumps([astuple(piece) for piece in pieces])
+    return Call(CHANNELS, operands, attrs={"pieces": text, "channels": count})
 
 
 def _register(name: str, description: str, infer: Any, legalize: Any) -> None:
@@ -182,6 +217,35 @@ def _reorder_kernel(builder: Any, call: Any) -> Any:
     return builder.call_te(function, call.args[0], primfunc_name_hint=function.__name__)
 
 
+def _channels_shape(call: Any) -> tuple[int, ...]:
+    n, _, height, width, block = shape_of(call.args[0])
+    return n, -(-int(call.attrs["channels"]) // block), height, width, block
+
+
+def _channels_kernel(builder: Any, call: Any) -> Any:
+    pieces = [Piece(*fields) for fields in json.loads(call.attrs["pieces"])]
+    last = int(call.attrs["channels"]) - 1
+
+    def gathered(*operands: Any) -> Any:
+        def read(n: Any, c: Any, h: Any, w: Any, lane: Any) -> Any:
+            block = int(operands[0].shape[-1])
+            channel = tirx.min(c * block + lane, last)  # What fills the last block may be anything.
+            value, end = None, last + 1
+            for piece in reversed(pieces):
+                begin = end - piece.count
+                # Only one of them is right for a channel; the others must not read elsewhere.
+                within = tirx.max(tirx.min(channel - begin, piece.count - 1), 0)
+                found = piece.channel(within)
+                own = operands[piece.source][n, found // block, h, w, found % block]
+                value = own if value is None else tirx.if_then_else(channel < end, own, value)
+                end = begin
+            return value
+
+        return te.compute(_channels_shape(call), read, name="channels")
+
+    return builder.call_te(gathered, *call.args, primfunc_name_hint="channels")
+
+
 _register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_kernel)
 _register(
     ACTIVATION,
@@ -194,4 +258,10 @@ _register(
     "Channels into blocks, or out of them.",
     lambda call, _: relax.TensorType(_reordered_shape(call), "float32"),
     _reorder_kernel,
+)
+_register(
+    CHANNELS,
+    "Channels of tensors in blocks, in another order.",
+    lambda call, _: relax.TensorType(_channels_shape(call), "float32"),
+    _channels_kernel,
 )

@@ -16,6 +16,8 @@ from ..operators import (
     CONV2D,
     REORDER,
     ConvAttributes,
+    Piece,
+    channels,
     conv2d,
     conv_attributes,
     to_blocks,
@@ -119,35 +121,39 @@ class BlockedLayout(Rewriter):
 
     def visit(self, variable: Any, value: Any) -> Any:
         """See :meth:`Rewriter.visit`."""
-        block = None
+        block: int | None = None
         if op_name(value) == CONV2D:
             found, block = self._conv2d(value)
+        elif (in_blocks := self._in_blocks(variable, value)) is not None:
+            found, block = in_blocks
         else:
-            found = self._in_blocks(variable, value)
-            block = self._block_of(value) if found is not None else None
-            if found is None:
-                found = self.copied(value)
+            found = self.copied(value)
         self._forms[variable] = {block: self.emit(found, like=variable)}
         return None
 
-    def _in_blocks(self, variable: Any, call: Any) -> Any:
-        """Return a call as it is on blocks, None if operands are plain or it has to be."""
-        block = self._block_of(call)
-        if block is None or not isinstance(variable.ty, relax.TensorType):
-            return None
-        if len(shape_of(variable)) != 4:
+    def _in_blocks(self, variable: Any, call: Any) -> tuple[Any, int] | None:
+        """Return a call as it is on blocks, and their size; None if it has to be plain."""
+        if not isinstance(variable.ty, relax.TensorType) or len(shape_of(variable)) != 4:
             return None
         name = op_name(call)
+        if name == "relax.reshape":
+            return self._shuffle(call)
+        block = self._block_of(call)
+        if block is None:
+            return None
         if name in _ELEMENTWISE:
-            return self._elementwise(variable, call, block)
-        if name in _POOLS:
-            return self._pool(call, block)
-        rules = {
-            "relax.mean": self._mean,
-            "relax.concat": self._concat,
-            "relax.image.resize2d": self._resize,
-        }
-        return rules[name](call, block) if name in rules else None
+            found = self._elementwise(variable, call, block)
+        elif name in _POOLS:
+            found = self._pool(call, block)
+        else:
+            rules = {
+                "relax.mean": self._mean,
+                "relax.concat": self._concat,
+                "relax.image.resize2d": self._resize,
+                "relax.strided_slice": self._slice,
+            }
+            found = rules[name](call, block) if name in rules else None
+        return None if found is None else (found, block)
 
     def _block_of(self, call: Any) -> int | None:
         """Return the block that an operand is in, None if all are plain."""
@@ -262,9 +268,44 @@ class BlockedLayout(Rewriter):
         parts = list(call.args[0].fields)
         if int(call.attrs.axis) % 4 != 1 or not all(isinstance(part, Var) for part in parts):
             return None
-        if any(shape_of(part)[1] % block for part in parts[:-1]):
+        operands = [self._in(part, block) for part in parts]
+        counts = [shape_of(part)[1] for part in parts]
+        if any(count % block for count in counts[:-1]):
+            return channels(operands, [Piece(n, 0, count) for n, count in enumerate(counts)])
+        return relax.op.concat(operands, axis=1)
+
+    def _slice(self, call: Any, block: int) -> Any:
+        """Some channels of a tensor."""
+        x, *arguments = call.args
+        axes, begins, ends, *steps = (
+            [int(number.value) for number in argument.fields] for argument in arguments
+        )
+        if axes != [1] or (steps and steps[0] != [1]) or len(shape_of(x)) != 4:
             return None
-        return relax.op.concat([self._in(part, block) for part in parts], axis=1)
+        available = shape_of(x)[1]
+        begin, end, _ = slice(begins[0], ends[0]).indices(available)
+        return channels([self._in(x, block)], [Piece(0, begin, end - begin)])
+
+    def _shuffle(self, call: Any) -> tuple[Any, int] | None:
+        """A channel shuffle: reshape to groups, put these inside their channels, reshape back."""
+        inside: Any = self.definitions.get(call.args[0])
+        if op_name(inside) != "relax.permute_dims":
+            return None
+        outside: Any = self.definitions.get(inside.args[0])
+        axes = inside.attrs.axes
+        if axes is None or [int(axis) for axis in axes] != [0, 2, 1, 3, 4]:
+            return None
+        if op_name(outside) != "relax.reshape":
+            return None
+        x = outside.args[0]
+        if len(shape_of(x)) != 4 or shape_of(x) != tuple(int(n) for n in call.args[1].values):
+            return None
+        block = self._block_of(outside)
+        if block is None:
+            return None
+        groups = shape_of(inside.args[0])[1]
+        shuffled = channels([self._in(x, block)], [Piece(0, 0, shape_of(x)[1], groups)])
+        return shuffled, block
 
     def _resize(self, call: Any, block: int) -> Any:
         x, size = call.args

@@ -30,6 +30,7 @@ SCRIPTS = (
     "scripts/tune_x86",
     "scripts/tune_board",
     "scripts/check_search",
+    "scripts/compare_networks",
     "scripts/test",
     ".ci/run",
 )

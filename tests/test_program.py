@@ -1,15 +1,15 @@
-"""Steps and memory: no tensor lies where another one still is needed."""
+"""Steps and memory: whoever reads a tensor finds it where it was put."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import ModelProto, helper
 from onnx_models import Graph, assert_like_onnxruntime, compiled, planned, random_inputs
 from tvm import relax
 
@@ -17,209 +17,178 @@ from tvm_directconv import device
 from tvm_directconv.blocking import channel_block
 from tvm_directconv.layout import ALIGNMENT
 from tvm_directconv.network.program import ARENA, COPY, WEIGHTS, Program, Tensor, packed
-from tvm_directconv.network.rewriter import Rewriter, op_name
+from tvm_directconv.network.rewriter import Rewriter, op_name, shape_of, value_of
 
 BLOCK = channel_block(64, device("native"))
 
-# --- An independent look at programs ------------------------------------------------------------
+# --- An independent look at programs ----------------------------------------------------------
 
 
-@dataclass(eq=False)
-class Atom:
-    """A tensor of the network: where steps say that it is, and when they touch it."""
-
-    places: set[tuple[str, int, int]] = field(default_factory=set)
-    touched: list[int] = field(default_factory=list)
-    inside: "Atom | None" = None
-
-
-def places(tensor: Tensor) -> tuple[str, int, int]:
-    """Return memory, first byte and the byte after the last one."""
-    size = np.dtype(tensor.dtype).itemsize
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor and the byte after its last one."""
     elements = prod(tensor.shape)
     if tensor.stride:
         elements = (tensor.shape[0] - 1) * tensor.stride + tensor.shape[1]
-    return tensor.memory, tensor.offset, tensor.offset + elements * size
+    return tensor.offset, tensor.offset + elements * np.dtype(tensor.dtype).itemsize
 
 
-def written(program: Program) -> Iterator[tuple[int, Tensor]]:
-    """Return (step, tensor) of everything that steps write."""
-    for number, step in enumerate(program.steps):
-        if step.kernel == COPY:
-            yield number, step.operands[1]
-            continue
-        function = program.kernels[step.kernel]
-        for operand, write in zip(step.operands, _writes(function), strict=True):
-            if write:
-                yield number, operand
+class Memory:
+    """Follows where every byte of a network is, without computing anything.
 
-
-def _writes(function: Any) -> list[bool]:
-    """Return for each parameter of a kernel whether the kernel stores to it."""
-    from tvm.tirx.stmt_functor import post_order_visit
-
-    stored: list[Any] = []
-
-    def visit(node: Any) -> None:
-        if type(node).__name__ == "BufferStore":
-            stored.append(node.buffer)
-        elif type(node).__name__ == "SBlock":
-            # A match of buffers or an alias would hide a store.
-            assert not node.match_buffers
-
-    post_order_visit(function.body, visit)
-    buffers = [function.buffer_map.get(p, p) for p in function.params]
-    return [any(buffer.same_as(other) for other in stored) for buffer in buffers]
-
-
-def lifetimes(module: Any, program: Program) -> list[Atom]:
-    """Follow the network's calls along the steps; return its tensors.
-
-    Only the order of steps and their operands' places are taken from the program.
+    Every byte that a kernel writes gets a number. What a kernel reads has to be the bytes that the
+    network's own calls say, whatever places the program gives them.
     """
-    reader = Rewriter(module)
-    values: dict[Any, Any] = {}
-    atoms: list[Atom] = []
-    step = 0
 
-    def made() -> Atom:
-        atoms.append(Atom())
-        return atoms[-1]
+    def __init__(self, module: Any, program: Program) -> None:
+        self.program = program
+        self.network = Rewriter(module)
+        sizes = {ARENA: program.arena_bytes, WEIGHTS: program.weight_bytes}
+        sizes |= {f"input{n}": port.nbytes for n, port in enumerate(program.inputs)}
+        sizes |= {f"output{n}": port.nbytes for n, port in enumerate(program.outputs)}
+        self.bytes = {name: np.full(size, -1) for name, size in sizes.items()}
+        self.values: dict[Any, Any] = {}
+        self.numbers = 0
+        self.step = 0
+        self.problems: list[str] = []
 
-    def atoms_of(expression: Any) -> list[Any]:
+    def new(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return numbers for the bytes of a new tensor; the last axis is that of an element."""
+        size = np.dtype(dtype).itemsize
+        count = prod(shape) * size
+        self.numbers += count
+        return np.arange(self.numbers - count, self.numbers).reshape(*shape, size)
+
+    def place(self, tensor: Tensor) -> np.ndarray:
+        """Return what lies in a tensor's place, row by row."""
+        begin, end = extent(tensor)
+        memory = self.bytes[tensor.memory]
+        if not 0 <= begin <= end <= len(memory):
+            self.problems.append(f"step {self.step}: {tensor} is beyond its memory")
+            return np.full(prod(tensor.shape) * np.dtype(tensor.dtype).itemsize, -2)
+        if not tensor.stride:
+            return memory[begin:end]
+        size = np.dtype(tensor.dtype).itemsize
+        rows, row = tensor.shape[0], tensor.shape[1] * size
+        strides = (tensor.stride * size * memory.itemsize, memory.itemsize)
+        return np.lib.stride_tricks.as_strided(memory[begin:end], (rows, row), strides)
+
+    def copies(self) -> None:
+        """Do what steps do that are no kernels."""
+        steps = self.program.steps
+        while self.step < len(steps) and steps[self.step].kernel == COPY:
+            source, target = steps[self.step].operands
+            self.apart([source, target], written=1)
+            place = self.place(target)
+            place[...] = self.place(source).copy().reshape(place.shape)
+            self.step += 1
+
+    def apart(self, operands: list[Tensor], written: int) -> None:
+        """Note if one of the last operands, which are written, overlaps another one."""
+        for number in range(len(operands) - written, len(operands)):
+            tensor = operands[number]
+            if tensor.memory != ARENA and not tensor.memory.startswith("output"):
+                self.problems.append(f"step {self.step} writes to {tensor}")
+            for other in operands[:number]:
+                (begin, end), (first, last) = extent(tensor), extent(other)
+                if tensor.memory == other.memory and begin < last and first < end:
+                    self.problems.append(f"step {self.step}: {tensor} overlaps {other}")
+
+    def read(self, expression: Any) -> Any:
+        """Return the numbers of the bytes that make up a value; a list for a tuple."""
         if isinstance(expression, relax.Tuple):
-            return [a for part in expression.fields for a in atoms_of(part)]
+            return [self.read(part) for part in expression.fields]
         if isinstance(expression, relax.TupleGetItem):
-            return [values[expression.tuple_value][expression.index]]
-        return values.get(expression, [None]) if _is_variable(expression) else [None]
+            return self.read(expression.tuple_value)[expression.index]
+        return (
+            self.constant(expression)
+            if value_of(expression) is not None
+            else self.values[expression]
+        )
 
-    def touch(atom: Atom | None, tensor: Tensor) -> None:
-        if atom is not None:
-            atom.places.add(places(tensor))
-            atom.touched.append(step)
+    def constant(self, expression: Any) -> np.ndarray:
+        """Return the numbers of a constant's bytes: those of the first weights that equal it."""
+        array = value_of(expression)
+        offsets, _ = packed([weight.nbytes for weight in self.program.weights])
+        for weight, offset in zip(self.program.weights, offsets, strict=True):
+            same = weight.shape == array.shape and weight.dtype == array.dtype
+            if same and np.array_equal(weight, array, equal_nan=weight.dtype.kind == "f"):
+                found = self.bytes[WEIGHTS][offset : offset + array.nbytes]
+                return found.reshape(*array.shape, array.itemsize)
+        raise AssertionError("a constant is not among the weights")
 
-    for parameter in reader.function.params:
-        values[parameter] = [None]
-    for variable, value in reader.bindings:
+    def follow(self) -> list[str]:
+        """Return everything that is wrong."""
+        for name in self.bytes:
+            if name == WEIGHTS or name.startswith("input"):
+                self.bytes[name][...] = self.new((len(self.bytes[name]),), "uint8").reshape(-1)
+        for number, parameter in enumerate(self.network.function.params):
+            size = np.dtype(self.program.inputs[number].dtype).itemsize
+            given = self.bytes[f"input{number}"].reshape(*shape_of(parameter), size)
+            self.values[parameter] = given.copy()
+        for variable, value in self.network.bindings:
+            self.values[variable] = self.bound(variable, value)
+        self.copies()
+        results = self.read(self.network.function.body.body)
+        for number, result in enumerate(results if isinstance(results, list) else [results]):
+            if not np.array_equal(self.bytes[f"output{number}"], result.reshape(-1)):
+                self.problems.append(f"output {number} is wrong")
+        if self.step != len(self.program.steps):
+            self.problems.append("there are more steps than calls")
+        return self.problems
+
+    def bound(self, variable: Any, value: Any) -> Any:
         name = op_name(value)
-        if name == "relax.call_tir":
-            arguments = atoms_of(value.args[1])
-            count = len(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else 1
-            values[variable] = [made() for _ in range(count)]
-            operands = program.steps[step].operands
-            assert program.steps[step].kernel == value.args[0].name_hint
-            known = [*arguments, *values[variable]]
-            known += [made() for _ in operands[len(known) :]]  # Scratch.
-            for atom, tensor in zip(known, operands, strict=True):
-                touch(atom, tensor)
-            step += 1
-        elif name == "relax.concat":
-            whole = made()
-            values[variable] = [whole]
-            copies = 0
-            while step < len(program.steps) and program.steps[step].kernel == COPY:
-                if copies == len(value.args[0].fields):
-                    break
-                source, target = program.steps[step].operands
-                for atom in atoms_of(value.args[0]):
-                    if atom is not None and places(source) in atom.places:
-                        atom.touched.append(step)
-                touch(whole, target)
-                copies += 1
-                step += 1
-            if copies < len(value.args[0].fields):
-                for atom in atoms_of(value.args[0]):
-                    if atom is not None and atom.inside is None:
-                        atom.inside = whole
-        elif name == "relax.reshape":
-            values[variable] = atoms_of(value.args[0])
-        else:
-            values[variable] = atoms_of(value)
-    for rest in program.steps[step:]:  # Results that could not be computed in place.
-        assert rest.kernel == COPY
-        source = places(rest.operands[0])
-        for atom in atoms:
-            if source in atom.places:
-                atom.touched.append(step)
-        step += 1
-    for atom in atoms:  # Who reads a whole reads its parts.
-        whole = atom.inside
-        while whole is not None:
-            atom.touched += whole.touched
-            whole.touched += atom.touched
-            whole = whole.inside
-    return atoms
-
-
-def _is_variable(expression: Any) -> bool:
-    from tvm.ir.expr import Var
-
-    return isinstance(expression, Var)
-
-
-def related(one: Atom, other: Atom) -> bool:
-    """Return whether one tensor is a slice of the other."""
-    for inner, outer in ((one, other), (other, one)):
-        while inner is not None:
-            if inner is outer:
-                return True
-            inner = inner.inside  # type: ignore[assignment]
-    return False
-
-
-def clashes(atoms: list[Atom]) -> list[tuple[Any, Any]]:
-    """Return places of tensors that are needed at the same time and share bytes."""
-    found = []
-    for number, one in enumerate(atoms):
-        for other in atoms[:number]:
-            if not one.touched or not other.touched or related(one, other):
-                continue
-            if min(one.touched) > max(other.touched) or min(other.touched) > max(one.touched):
-                continue
-            for memory, begin, end in one.places:
-                for where, first, last in other.places:
-                    if memory == where and begin < last and first < end:
-                        found.append(((memory, begin, end), (where, first, last)))
-    return found
+        if name == "relax.reshape":
+            before = self.read(value.args[0])
+            return before.reshape(*shape_of(variable), before.shape[-1])
+        if name == "relax.concat":
+            parts, axis = self.read(value.args[0]), int(value.attrs.axis)
+            return np.concatenate(parts, axis if axis >= 0 else axis - 1)
+        if name != "relax.call_tir":
+            return self.read(value)
+        self.copies()
+        step = self.program.steps[self.step]
+        operands, inputs = list(step.operands), self.read(value.args[1])
+        several = isinstance(variable.ty, relax.TupleType)
+        types = list(variable.ty.fields) if several else [variable.ty]
+        if step.kernel != value.args[0].name_hint:
+            self.problems.append(f"step {self.step} is {step.kernel}")
+        self.apart(operands, len(operands) - len(inputs))
+        for tensor, expected in zip(operands, inputs, strict=False):
+            if not np.array_equal(self.place(tensor), expected.reshape(-1)):
+                self.problems.append(f"step {self.step} reads something else in {tensor}")
+        written = operands[len(inputs) :]
+        made = [self.new(tensor.shape, tensor.dtype) for tensor in written]
+        for tensor, numbers in zip(written, made, strict=True):
+            place = self.place(tensor)
+            place[...] = numbers.reshape(place.shape)
+        results = made[: len(types)]  # Then scratch.
+        self.step += 1
+        return results if several else results[0]
 
 
 def assert_sound(module: Any, program: Program) -> None:
-    atoms = lifetimes(module, program)
-    assert atoms and not clashes(atoms)
-    for _, tensor in written(program):
-        assert tensor.memory == ARENA or tensor.memory.startswith("output")
-    sizes = {ARENA: program.arena_bytes, WEIGHTS: program.weight_bytes}
-    sizes |= {f"input{n}": port.nbytes for n, port in enumerate(program.inputs)}
-    sizes |= {f"output{n}": port.nbytes for n, port in enumerate(program.outputs)}
+    assert Memory(module, program).follow() == []
+    assert program.arena_bytes % ALIGNMENT == 0
     for step in program.steps:
         for tensor in step.operands:
-            memory, begin, end = places(tensor)
-            assert 0 <= begin <= end <= sizes[memory]
-    assert program.arena_bytes % ALIGNMENT == 0
-    # Every result is written, to its last byte.
-    for number, port in enumerate(program.outputs):
-        covered = {places(t)[1:] for _, t in written(program) if t.memory == f"output{number}"}
-        end = 0
-        for first, last in sorted(covered):
-            assert first <= end
-            end = max(end, last)
-        assert end == port.nbytes
+            assert tensor.offset % np.dtype(tensor.dtype).itemsize == 0
 
 
 # --- Networks ---------------------------------------------------------------------------------
 
 
-def residuals(batch: int = 1) -> Any:
+def residuals(batch: int = 1) -> ModelProto:
     g = Graph(x=(batch, 3, 12, 12))
     y = g.node("Relu", g.conv("x", 16, 3, 3, 3, bias=True, pads=[1] * 4))
     for _ in range(3):
         z = g.node("Relu", g.conv(y, 8, 16, 1, 1, bias=True))
-        z = g.node("Relu", g.conv(z, 8, 8, 3, 3, pads=[1] * 4, group=8))
+        z = g.node("Relu", g.conv(z, 8, 1, 3, 3, pads=[1] * 4, group=8))
         y = g.node("Relu", g.node("Add", g.conv(z, 16, 8, 1, 1), y))
     return g.model(g.node("Gemm", g.node("Flatten", y), g.integers(16 * 144, 10), g.integers(10)))
 
 
-def inception(batch: int = 1) -> Any:
+def inception(batch: int = 1) -> ModelProto:
     g = Graph(x=(batch, 3, 9, 9))
     y = g.conv("x", 2 * BLOCK, 3, 1, 1)
     for _ in range(2):
@@ -233,7 +202,7 @@ def inception(batch: int = 1) -> Any:
     return g.model(y)
 
 
-def dense(batch: int = 1) -> Any:
+def dense(batch: int = 1) -> ModelProto:
     """Make a network whose concatenations are parts of larger ones."""
     g = Graph(x=(batch, BLOCK, 5, 5))
     y = g.conv("x", BLOCK, BLOCK, 1, 1)
@@ -243,14 +212,15 @@ def dense(batch: int = 1) -> Any:
     return g.model(y, g.node("Neg", y))
 
 
-def scratch(batch: int = 1) -> Any:
+def scratch(batch: int = 1) -> ModelProto:
     g = Graph(x=(batch, 8, 7, 9))
     y = g.node("Softmax", g.conv("x", 300, 8, 1, 1), axis=1)
     y = g.node("LRN", g.node("Relu", y), size=5)
-    return g.model(g.node("Softmax", g.node("Reshape", y, g.constant([batch, -1], dtype=np.int64))))
+    y = g.node("ReduceMax", y, axes=[2], keepdims=0)
+    return g.model(g.node("Softmax", y, axis=2))
 
 
-def odd(batch: int = 1) -> Any:
+def odd(batch: int = 1) -> ModelProto:
     g = Graph(x=(batch, 5, 7, 6), z=(batch, 5, 7, 6))
     a = g.conv("x", 12, 5, 1, 1)
     b = g.node("Neg", g.node("Tanh", "z"))
@@ -267,7 +237,7 @@ NETWORKS = {f.__name__: f for f in (residuals, inception, dense, scratch, odd)}
 def test_tensors_that_are_needed_do_not_share_bytes(tmp_path: Path, name: str, batch: int) -> None:
     model = NETWORKS[name](batch)
     assert_sound(*planned(model, tmp_path))
-    assert_like_onnxruntime(model, tmp_path, exact=name in ("inception", "dense", "residuals"))
+    assert_like_onnxruntime(model, tmp_path, exact=name in ("inception", "dense"))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -284,37 +254,44 @@ def test_what_an_arena_holds_before_means_nothing(tmp_path: Path, name: str) -> 
             np.testing.assert_array_equal(first, other)
 
 
-def test_the_checks_notice_what_shares_bytes(tmp_path: Path) -> None:
+def test_the_checks_notice_what_is_wrong(tmp_path: Path) -> None:
     module, program = planned(residuals(), tmp_path)
 
-    def moved(tensor: Tensor) -> Tensor:
-        return replace(tensor, offset=0) if tensor.memory == ARENA else tensor
+    def problems(change: Callable[[int, Tensor], Tensor]) -> list[str]:
+        steps = [
+            replace(step, operands=tuple(change(number, tensor) for tensor in step.operands))
+            for number, step in enumerate(program.steps)
+        ]
+        return Memory(module, replace(program, steps=steps)).follow()
 
-    steps = [replace(s, operands=tuple(map(moved, s.operands))) for s in program.steps]
-    assert clashes(lifetimes(module, replace(program, steps=steps)))
-    with pytest.raises(AssertionError):
-        assert_sound(module, replace(program, steps=steps))
-    with pytest.raises(AssertionError):
-        assert_sound(module, replace(program, arena_bytes=program.arena_bytes - ALIGNMENT))
+    def at(offset: int) -> Callable[[int, Tensor], Tensor]:
+        return lambda _, t: replace(t, offset=offset) if t.memory == ARENA else t
+
+    assert problems(lambda _, tensor: tensor) == []
+    assert any("overlaps" in problem for problem in problems(at(0)))
+    assert any("beyond" in problem for problem in problems(at(program.arena_bytes - 4)))
+    for number, step in enumerate(program.steps[1:], 1):  # Each step's first operand moved.
+        moved = step.operands[0]
+        if moved.memory == ARENA:
+            other = replace(moved, offset=0 if moved.offset else ALIGNMENT)
+            found = problems(lambda n, t, m=moved, o=other, k=number: o if n == k and t == m else t)
+            assert any("reads something else" in problem for problem in found)
+    assert problems(lambda _, t: replace(t, memory="input0") if t.memory == ARENA else t)
+    fewer = replace(program, steps=program.steps[:-1])
+    with pytest.raises((AssertionError, IndexError)):
+        assert_sound(module, fewer)
 
 
 @pytest.mark.parametrize("name", ["residuals", "inception", "scratch"])
 def test_the_arena_is_smaller_than_all_tensors(tmp_path: Path, name: str) -> None:
-    module, program = planned(NETWORKS[name](), tmp_path)
+    _, program = planned(NETWORKS[name](), tmp_path)
     assert 0 < program.arena_bytes < program.unshared_bytes
-    # As small as it can be: what one step touches has to be there at the same time.
+    # What one step touches is there at the same time; these networks need little more.
     least = 0
     for step in program.steps:
-        sizes = {places(t) for t in step.operands if t.memory == ARENA}
-        least = max(least, sum(-(-(end - begin) // ALIGNMENT) * ALIGNMENT for _, begin, end in sizes))
-    assert least <= program.arena_bytes
-    atoms = lifetimes(module, program)
-    alive = [
-        {p for a in atoms if a.inside is None and min(a.touched) <= n <= max(a.touched) for p in a.places}
-        for n in range(len(program.steps))
-    ]
-    most = max(sum(e - b for m, b, e in now if m == ARENA) for now in alive)
-    assert program.arena_bytes <= 1.5 * most
+        places = {extent(tensor) for tensor in step.operands if tensor.memory == ARENA}
+        least = max(least, packed([end - begin for begin, end in places])[1])
+    assert least <= program.arena_bytes <= 2 * least
 
 
 def test_parts_are_computed_where_they_will_lie(tmp_path: Path) -> None:
@@ -349,6 +326,17 @@ def test_a_part_that_is_there_twice(tmp_path: Path) -> None:
     assert_like_onnxruntime(model, tmp_path)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 5), (3, 1, 1), (7, 9, 9), (1, 5, 5)], ids=str)
+def test_parts_that_begin_anywhere(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Vectors of a kernel may want an alignment that a slice does not have."""
+    g = Graph(x=(1, *shape))
+    parts = [g.node(kind, "x") for kind in ("Neg", "Abs", "Relu", "Ceil")]
+    y = g.node("Concat", *parts, axis=1)
+    model = g.model(y, g.node("Softmax", g.node("Concat", *parts[1:], y, axis=1), axis=1))
+    assert_sound(*planned(model, tmp_path))
+    assert_like_onnxruntime(model, tmp_path, exact=False)
+
+
 def test_equal_weights_are_there_once(tmp_path: Path) -> None:
     g = Graph(x=(1, 8, 5, 5))
     weight = g.integers(8, 8, 1, 1)
@@ -376,7 +364,7 @@ def identity(g: Graph, name: str) -> str:
     return g.node("Identity", name)
 
 
-def results(kind: str) -> Any:
+def results(kind: str) -> ModelProto:
     g = Graph(x=(1, 4, 3, 5))
     y = g.conv("x", 8, 4, 1, 1)
     n = g.node("Neg", "x")
@@ -399,8 +387,7 @@ def results(kind: str) -> Any:
         "a plain concatenation and its parts": lambda: [
             n,
             g.node("Concat", n, g.node("Abs", "x"), n, axis=1),
-            n + "",
-        ][:2],
+        ],
         "read afterwards": lambda: [n, g.node("Abs", g.node("Relu", n))],
         "one input of two": lambda: [g.node("Neg", "x")],
         "whole numbers": lambda: [g.node("Cast", n, to=7), g.node("Shape", "x")],
@@ -439,9 +426,7 @@ RESULTS = (
 def test_results_that_are_something_else(tmp_path: Path, kind: str) -> None:
     model = results(kind)
     assert_like_onnxruntime(model, tmp_path, exact="mean" not in kind)
-    module, program = planned(model, tmp_path)
-    if any(step.kernel != COPY for step in program.steps):
-        assert_sound(module, program)
+    assert_sound(*planned(model, tmp_path))
 
 
 def test_results_are_not_copied_without_need(tmp_path: Path) -> None:

@@ -136,6 +136,11 @@ class Manifest:
             )
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("kind") == "network":
+                raise LibraryError(
+                    f"{path} is the manifest of a network: expected that of a single convolution; "
+                    "networks are loaded by tvm_directconv.load_network"
+                )
             if found["format"] != _FORMAT:
                 raise LibraryError(
                     f"{path} has format {found['format']!r}: expected {_FORMAT}; export again "

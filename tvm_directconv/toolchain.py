@@ -7,6 +7,7 @@ does not import TVM, so it also serves a machine that has none.
 """
 
 import importlib.util
+import mmap
 import os
 import platform
 import re
@@ -378,7 +379,10 @@ def elf_info(path: str | Path) -> ElfInfo:
         If the file cannot be read, is no such file, or is damaged.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            # A network has its weights in the library: most of it is not looked at.
+            empty = os.fstat(file.fileno()).st_size == 0
+            data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise LibraryError(f"cannot read library {path}: {error}") from error
     try:
@@ -394,7 +398,7 @@ class _Malformed(Exception):
     """What is wrong with the file, as the end of a sentence that begins with its name."""
 
 
-def _parse_elf(data: bytes) -> ElfInfo:
+def _parse_elf(data: bytes | mmap.mmap) -> ElfInfo:
     if data[:4] != b"\x7fELF":
         raise _Malformed("is not an ELF file")
     ident = _bytes_at(data, 0, 16)
@@ -442,7 +446,7 @@ def _parse_elf(data: bytes) -> ElfInfo:
     )
 
 
-def _bytes_at(data: bytes, offset: int, size: int) -> bytes:
+def _bytes_at(data: bytes | mmap.mmap, offset: int, size: int) -> bytes:
     """Slice, but fail where a slice would silently come out shorter."""
     if offset + size > len(data):
         raise _Malformed(

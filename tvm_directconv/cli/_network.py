@@ -11,7 +11,8 @@ import numpy as np
 
 from ..build import manifest_path
 from ..device import device as find_device
-from ..errors import ArgumentError, DeviceError
+from ..device import host_lacks
+from ..errors import ArgumentError, DeviceError, LibraryError
 from ..network.network import KIND, Network, NetworkManifest, Port, load_network
 from ..reference import max_error
 from ._options import TOLERANCE
@@ -39,7 +40,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R,G,B",
         help="of an image whose pixels are 0 to 1, subtracted; default: 0,0,0",
     )
-    group.add_argument("--std", type=_numbers, metavar="R,G,B", help="divides that; default: 1,1,1")
+    group.add_argument(
+        "--std", type=_divisors, metavar="R,G,B", help="divides that; default: 1,1,1"
+    )
     group.add_argument("--bgr", action="store_true", help="the network's first channel is blue")
 
 
@@ -52,6 +55,13 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not one number for each of three channels, or one for all"
         )
+    return found
+
+
+def _divisors(text: str) -> list[float]:
+    found = _numbers(text)
+    if min(found) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} divides pixels: expected numbers above 0")
     return found
 
 
@@ -92,10 +102,15 @@ def run_network(library: Path, args: argparse.Namespace) -> int:
     inputs = _inputs(manifest, args)
     expected = _read(args.expect, manifest.outputs) if args.expect else None
     if args.output:
-        check_writable(args.output)
+        _check_output(args.output, manifest)
     if args.emulate:
         outputs, seconds, how = _emulated(library, manifest, inputs)
     else:
+        if reason := host_lacks(manifest.target):
+            raise LibraryError(
+                f"cannot run {str(library)!r}, built for {manifest.device}: {reason}. Run it "
+                "there, or here with --emulate"
+            )
         outputs, seconds, how = _called(load_network(library), inputs)
     if args.output:
         _write(args.output, manifest, outputs)
@@ -218,6 +233,15 @@ def _read(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:
     return arrays
 
 
+def _check_output(path: str, manifest: NetworkManifest) -> None:
+    if len(manifest.outputs) > 1 and not path.endswith(".npz"):
+        raise ArgumentError(
+            f"output is {path!r}, but there are {len(manifest.outputs)} outputs: expected a name "
+            "ending in .npz"
+        )
+    check_writable(path)
+
+
 def _write(path: str, manifest: NetworkManifest, outputs: list[np.ndarray]) -> None:
     with open(path, "wb") as file:  # numpy.save would change other endings.
         if path.endswith(".npz"):
@@ -225,9 +249,5 @@ def _write(path: str, manifest: NetworkManifest, outputs: list[np.ndarray]) -> N
                 port.name: output for port, output in zip(manifest.outputs, outputs, strict=True)
             }
             np.savez(file, **named)
-        elif len(outputs) == 1:
-            np.save(file, outputs[0])
         else:
-            raise ArgumentError(
-                f"output is {path!r}, but there are {len(outputs)} outputs: expected .npz"
-            )
+            np.save(file, outputs[0])

@@ -1,6 +1,7 @@
 """``tvm-directconv profile``."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..errors import LibraryError
 from ..network.network import load_network
 from ._network import is_network
 from ._options import positive
-from ._output import Row, add_format, for_people, render, write
+from ._output import Row, add_format, check_writable, for_people, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time the steps of a network on random input."""
-    from pathlib import Path
-
     from ..bench.peak import Burst
 
     if Path(args.library).is_file() and not is_network(Path(args.library)):
@@ -34,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.library!r} is a single convolution: expected a library that 'tvm-directconv "
             "compile' made of a model; for convolutions there is 'tvm-directconv bench'"
         )
+    if args.output:
+        check_writable(args.output)
     network = load_network(args.library)
     manifest = network.manifest
     burst = Burst(find_device(manifest.device), manifest.threads)

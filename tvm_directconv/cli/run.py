@@ -18,7 +18,7 @@ from ._network import (
     refuse_network_arguments,
     run_network,
 )
-from ._options import TOLERANCE
+from ._options import TOLERANCE, whole
 from ._output import check_writable
 
 _CALLS = 5
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             + ("; for a network see below" if name == "input" else ""),
         )
     parser.add_argument("--output", metavar="FILE", help=".npy file to write the output to, NCHW")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--emulate",
         action="store_true",

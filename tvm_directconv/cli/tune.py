@@ -20,6 +20,7 @@ from ._options import (
     add_threads,
     is_model,
     positive,
+    whole,
 )
 from ._output import add_format, check_writable, render, write
 
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategy", choices=STRATEGIES, default=STRATEGIES[0], help=f"default: {STRATEGIES[0]}"
     )
     parser.add_argument(
-        "--seed", type=_whole, default=0, metavar="N", help="of the search; default: 0"
+        "--seed", type=whole, default=0, metavar="N", help="of the search; default: 0"
     )
     parser.add_argument(
         "--plot", metavar="FILE", help="draw the best against the trials (.svg, .png or .pdf)"
@@ -216,12 +217,6 @@ def _rows(layers: list[Layer]) -> list[dict[str, object]]:
             }
         )
     return rows
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

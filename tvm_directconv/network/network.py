@@ -13,7 +13,7 @@ import numpy as np
 from .. import __version__, versions
 from ..build import BoundCall, load_library, manifest_path
 from ..device import Device, host_lacks
-from ..errors import ArgumentError, LibraryError
+from ..errors import ArgumentError, BlockingError, LibraryError
 from ..layout import ALIGNMENT, aligned_zeros
 from ..workload import ConvWorkload
 
@@ -130,14 +130,14 @@ class NetworkManifest:
             "workspace": 0,  # There is no such thing: kernels get their scratch in the arena.
         }
 
-    def to_dict(self, library: bytes) -> dict[str, Any]:
-        """Return what is written beside the library with these bytes."""
+    def to_dict(self, digest: str) -> dict[str, Any]:
+        """Return what is written beside the library with this SHA-256."""
         return {
             "format": _FORMAT,
             "kind": KIND,
             **asdict(self),
             "versions": {"tvm-directconv": __version__, **versions.pins()},
-            "sha256": hashlib.sha256(library).hexdigest(),
+            "sha256": digest,
         }
 
     @classmethod
@@ -152,7 +152,7 @@ class NetworkManifest:
         path = manifest_path(library)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            digest = hashlib.sha256(library.read_bytes()).hexdigest()
+            digest = _digest(library)
         except OSError as error:
             raise LibraryError(
                 f"cannot read {error.filename!r} ({error.strerror}): expected a network's library "
@@ -192,6 +192,8 @@ class NetworkManifest:
                 )
             }
             layers = tuple(Layer(**layer) for layer in found["layers"])
+            if not isinstance(found["device"], str):
+                raise ValueError(f"device is {found['device']!r}")
             return cls(
                 device=found["device"],
                 target=dict(found["target"]),
@@ -256,6 +258,11 @@ def compile_network(
     from .pipeline import passes
     from .program import COPY, conv_attributes_of, program_of
 
+    if blocking not in (None, "auto", "model"):
+        raise BlockingError(
+            f"blocking is {str(blocking)!r}: expected 'auto' or 'model', as a network has many "
+            "convolutions"
+        )
     output = Path(output)
     if output.suffix != ".so":
         raise LibraryError(
@@ -304,7 +311,7 @@ def compile_network(
         reorders=program.reorders,
         layers=tuple(layers),
     )
-    text = json.dumps(manifest.to_dict(output.read_bytes()), indent=1) + "\n"
+    text = json.dumps(manifest.to_dict(_digest(output)), indent=1) + "\n"
     manifest_path(output).write_text(text, encoding="utf-8")
     return manifest
 
@@ -323,6 +330,9 @@ def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[in
         from .onnx_import import import_onnx
 
         module = import_onnx(model, input_shapes)
+    from tvm import relax
+
+    module = relax.transform.DeadCodeElimination(["main"])(module)
     check_static(module)
     return module
 
@@ -355,6 +365,11 @@ def network_workloads(
 
     name = Path(model).stem if isinstance(model, str | Path) else "network"
     return convolutions(import_model(model, input_shapes), name, find_device(device))
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:  # In pieces: a network has its weights in the library.
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _im2col_bytes(workload: ConvWorkload) -> int:
@@ -412,20 +427,16 @@ class Network:
 
     def bind(self, *inputs: np.ndarray, **named: np.ndarray) -> tuple[BoundCall, list[np.ndarray]]:
         """Check inputs as :meth:`run` does; return the call, and the arrays it writes."""
-        arrays = [
-            _usable(port, array)
-            for port, array in zip(self.manifest.inputs, self._ordered(inputs, named), strict=True)
-        ]
-        outputs = [_aligned(port) for port in self.manifest.outputs]
+        arrays, outputs = self._arrays(inputs, named)
         call = BoundCall(self._main, (*arrays, *outputs, self._arena), self.manifest.threads)
         return call, outputs
 
-    def profile(self, *inputs: np.ndarray, repeat: int = 10) -> np.ndarray:
+    def profile(self, *inputs: np.ndarray, repeat: int = 10, **named: np.ndarray) -> np.ndarray:
         """Run and time every step.
 
         Parameters
         ----------
-        *inputs : numpy.ndarray
+        *inputs, **named : numpy.ndarray
             As for :meth:`run`.
         repeat : int
             Runs.
@@ -436,15 +447,20 @@ class Network:
             Seconds, of shape (repeat, steps), float64.
         """
         steps = len(self.manifest.layers)
-        arrays = [
-            _usable(port, array) for port, array in zip(self.manifest.inputs, inputs, strict=True)
-        ]
-        outputs = [_aligned(port) for port in self.manifest.outputs]
+        arrays, outputs = self._arrays(inputs, named)
         seconds = np.zeros((repeat, steps))
         for run in range(repeat):
             operands = (*arrays, *outputs, self._arena, seconds[run])
             BoundCall(self._profile, operands, self.manifest.threads)()
         return seconds
+
+    def _arrays(
+        self, inputs: Sequence[np.ndarray], named: Mapping[str, np.ndarray]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return inputs as kernels read them, and new arrays for outputs."""
+        ordered = zip(self.manifest.inputs, self._ordered(inputs, named), strict=True)
+        arrays = [_usable(port, array) for port, array in ordered]
+        return arrays, [_aligned(port) for port in self.manifest.outputs]
 
     def _ordered(
         self, inputs: Sequence[np.ndarray], named: Mapping[str, np.ndarray]

@@ -165,11 +165,22 @@ def _refuse_unsupported(model: Any) -> None:
     missing = defaultdict(list)
     for number, node in enumerate(model.graph.node):
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
-        if domain or node.op_type not in known:
-            missing[domain + node.op_type].append(node.name or f"#{number}")
+        variant = _unsupported_variant(node)
+        if domain or node.op_type not in known or variant:
+            missing[domain + node.op_type + variant].append(node.name or f"#{number}")
     if missing:
         listed = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in missing.items())
         raise ModelError(f"the model has operators that are not supported: {listed}")
+
+
+def _unsupported_variant(node: Any) -> str:
+    """Return what is said of a node of which TVM's importer takes no notice, empty for others."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "BatchNormalization" and "training_mode" in attributes:
+        return " in training mode" if attributes["training_mode"].i else ""
+    if node.op_type == "ConvTranspose" and "output_shape" in attributes:
+        return " with output_shape"
+    return ""
 
 
 def _fold_shapes(model: Any) -> None:

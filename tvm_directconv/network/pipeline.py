@@ -22,7 +22,7 @@ from .rewriter import Rewriter, op_name
 
 NAME = "tvm_directconv"
 
-_CANONICAL = (Simplify, FoldBatchNorm, RecognizeActivations, FuseConvolutions)
+_CANONICAL = (Simplify, RecognizeActivations, FoldBatchNorm, FuseConvolutions)
 
 
 def passes(

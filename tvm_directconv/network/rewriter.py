@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import Op
 from tvm.ir.expr import Call, GenericConst, Var
 from tvm.tirx import IntImm
 
+from .. import errors
 from ..errors import ModelError
 
 MAIN = "main"
@@ -18,6 +20,11 @@ MAIN = "main"
 
 INPUT_NAMES, OUTPUT_NAMES = "directconv.inputs", "directconv.outputs"
 """Attributes of that function: what the model calls its inputs and outputs."""
+
+# What is raised in a pass goes through TVM, and comes out as what it was only if TVM knows it.
+for _error in vars(errors).values():
+    if isinstance(_error, type) and issubclass(_error, errors.DirectConvError):
+        tvm_ffi.register_error(_error.__name__, _error)
 
 REORDERS = "directconv.reorders"
 """Attribute of that function: how many calls only change layouts."""

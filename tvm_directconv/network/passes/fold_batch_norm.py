@@ -65,7 +65,9 @@ class FoldBatchNorm(Rewriter):
     def _folding(self, variable: Any) -> tuple[_Scalable, np.ndarray] | None:
         """Return the convolution that a definition scales or shifts, and by how much."""
         for operand, other in _both_ways(self.definitions[variable].args):
-            if operand in self._scalable and (values := value_of(other)) is not None:
+            if operand not in self._scalable or shape_of(operand) != shape_of(variable):
+                continue
+            if (values := value_of(other)) is not None:
                 by_channel = channelwise(values, shape_of(variable))
                 if by_channel is not None:
                     return self._scalable[operand], by_channel.astype(np.float64)

@@ -70,6 +70,8 @@ class FuseConvolutions(Rewriter):
             following = readers[0] if len(readers) == 1 else None
             if following is None or following in self._inner or following in self._chains:
                 return chain
+            if not isinstance(following.ty, relax.TensorType) or shape_of(following) != shape:
+                return chain
             call = self.definitions[following]
             name = op_name(call)
             if name == "relax.add":

@@ -43,6 +43,7 @@ class RecognizeActivations(Rewriter):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self._found: dict[Any, tuple[Any, str, float]] = {}
+        self._order = {variable: number for number, (variable, _) in enumerate(self.bindings)}
         inner: set[Any] = set()
         for variable, _ in reversed(self.bindings):  # The largest expressions first.
             if variable not in inner and (found := self._recognized(variable)):
@@ -79,7 +80,6 @@ class RecognizeActivations(Rewriter):
         best = None
         covered: set[Any] = {output}
         sources = self._operands(output)
-        order = {variable: number for number, (variable, _) in enumerate(self.bindings)}
         while sources is not None and len(covered) <= _MOST:
             distinct = set(sources)
             alone = all(reader in covered for v in covered - {output} for reader in self.readers[v])
@@ -88,7 +88,7 @@ class RecognizeActivations(Rewriter):
                 if matched := _matching(self._values(output, source)):
                     best = (source, *matched, covered - {output})
             # The last one to be computed may itself be part of the expression.
-            last = max(distinct, key=lambda v: order.get(v, -1), default=None)
+            last = max(distinct, key=lambda v: self._order.get(v, -1), default=None)
             more = self._operands(last) if last is not None else None
             if more is None:
                 break
@@ -107,7 +107,8 @@ class RecognizeActivations(Rewriter):
         operands = [self._values(argument, source) for argument in call.args]
         if op_name(call) == "relax.nn.leakyrelu":
             return np.where(operands[0] > 0, operands[0], operands[0] * call.attrs.alpha)
-        return _ELEMENTWISE[op_name(call)](*operands)
+        with np.errstate(all="ignore"):  # 1/x has no value at one of the probes.
+            return _ELEMENTWISE[op_name(call)](*operands)
 
 
 def _matching(values: np.ndarray) -> tuple[str, float] | None:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.ir.expr import GenericConst, Var
+from tvm.tirx import FloatImm
+from tvm_ffi import structural_walk
 
 from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of, value_of
 
@@ -186,9 +188,36 @@ class Simplify(Rewriter):
         """TVM's importer has kernels of its own for ONNX's Clip; they are not opaque to us."""
         function, arguments = call.args[:2]
         for name, operator in (("maximum", _op.maximum), ("minimum", _op.minimum)):
-            if function.name_hint.startswith(name) and len(arguments.fields) == 2:
+            if not function.name_hint.startswith(name):
+                continue
+            if len(arguments.fields) == 2:
                 return operator(*arguments.fields)
+            numbers = _numbers_in(self.builder.get()[function])
+            if len(numbers) == 1:
+                return operator(*arguments.fields, constant(np.array(numbers[0], np.float32)))
         return call
+
+    def _of_several(self, call: Any, operator: Any) -> Any:
+        """TVM's importer stacks tensors to find the greatest and the least of their elements."""
+        stacked = self.builder.lookup_binding(call.args[0])
+        if stacked is None or op_name(stacked) != "relax.stack":
+            return call
+        if [int(axis) for axis in call.attrs.axis or []] != [0] or call.attrs.keepdims:
+            return call
+        if int(stacked.attrs.axis) != 0 or not isinstance(stacked.args[0], relax.Tuple):
+            return call
+        total, *others = stacked.args[0].fields
+        for part in others:
+            total = self.emit(operator(_single(total), _single(part)))
+        return total
+
+    def on_max(self, _variable: Any, call: Any) -> Any:
+        """See :meth:`_of_several`."""
+        return self._of_several(call, _op.maximum)
+
+    def on_min(self, _variable: Any, call: Any) -> Any:
+        """See :meth:`_of_several`."""
+        return self._of_several(call, _op.minimum)
 
     def on_nn_conv1d(self, variable: Any, call: Any) -> Any:
         """A convolution along one axis is one of images of one row."""
@@ -215,6 +244,21 @@ class Simplify(Rewriter):
             )
         )
         return _op.reshape(rows, shape_of(variable))
+
+
+def _single(expression: Any) -> Any:
+    """Return a constant that is the same everywhere as one number."""
+    array = value_of(expression)
+    if array is None or array.size == 0 or (array != array.flat[0]).any():
+        return expression
+    return constant(array.reshape(-1)[:1].reshape(()))
+
+
+def _numbers_in(function: Any) -> list[float]:
+    """Return the constants in a kernel."""
+    numbers: list[float] = []
+    structural_walk(function.body, (FloatImm, lambda number: numbers.append(number.value)))
+    return numbers
 
 
 def _number(expression: Any) -> float:

@@ -1,0 +1,60 @@
+"""Pretrained networks on a picture of a text: they read it as ONNX Runtime does."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import rapidocr_onnxruntime
+from PIL import Image, ImageDraw, ImageFont
+
+import tvm_directconv as dc
+
+MODELS = Path(rapidocr_onnxruntime.__file__).parent / "models"
+TEXT = "Direct convolution"
+
+onnxruntime.set_default_logger_severity(3)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """Return a line of text."""
+    image = Image.new("RGB", (420, 64), (245, 240, 230))
+    font = ImageFont.load_default(42)
+    ImageDraw.Draw(image).text((12, 4), TEXT, (20, 20, 40), font=font)
+    return image
+
+
+def pixels(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Return the input of these networks."""
+    resized = np.asarray(image.resize((width, height)), np.float32) / 127.5 - 1
+    return np.ascontiguousarray(resized.transpose(2, 0, 1)[np.newaxis])
+
+
+def both(name: str, x: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return our output and ONNX Runtime's."""
+    path = next(MODELS.glob(f"*{name}*.onnx"))
+    dc.compile_network(path, folder / "net.so", input_shapes={"x": x.shape}, blocking="model")
+    session = onnxruntime.InferenceSession(path)
+    (expected,) = session.run(None, {"x": x})
+    return dc.load_network(folder / "net.so").run(x), expected
+
+
+@pytest.mark.parametrize(("name", "size"), [("cls", (48, 192)), ("det", (64, 416))])
+def test_networks_agree(
+    picture: Image.Image, name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    found, expected = both(name, pixels(picture, *size), tmp_path)
+    assert dc.max_error(found, expected) < 1e-4
+    assert expected.max() > 0.5  # There is a text.
+
+
+def test_the_text_is_read(picture: Image.Image, tmp_path: Path) -> None:
+    found, expected = both("rec", pixels(picture, 48, 315), tmp_path)
+    assert dc.max_error(found, expected) < 1e-4
+    path = next(MODELS.glob("*rec*.onnx"))
+    meta = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    letters = ["", *meta["character"].splitlines(), " "]
+    best = found[0].argmax(axis=1)
+    once = [letters[b] for n, b in enumerate(best) if b and (n == 0 or best[n - 1] != b)]
+    assert "".join(once).strip() == TEXT

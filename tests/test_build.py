@@ -1,6 +1,7 @@
 """Building, exporting, loading and running convolutions."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,24 @@ def test_a_bound_call_computes_from_what_the_arrays_hold_then(conv: CompiledConv
         call()
         np.testing.assert_array_equal(conv.unpack_output(call.out), factor * expected)
         packed *= 2
+
+
+def test_a_library_of_an_old_name_is_loaded_anew(tmp_path: Path) -> None:
+    """The dynamic linker would take it for the one that it knows."""
+    for workload in (LAYER, PIXELS):
+        loaded = load(build(workload).export(tmp_path / "conv.so"))
+        assert_exact(loaded)
+    first = load(tmp_path / "conv.so")
+    build(PIXELS, blocking={**first.blocking.to_dict(), "ow_tile": 2}).export(tmp_path / "conv.so")
+    assert load(tmp_path / "conv.so").blocking.ow_tile == 2
+    assert_exact(load(tmp_path / "conv.so"))
+    assert_exact(first)
+
+
+def test_callers_stay_on_the_cores_that_they_had() -> None:
+    cores = os.sched_getaffinity(0)
+    assert_exact(build(LAYER, threads=2))
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_numbers_of_threads_take_turns() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -450,7 +451,9 @@ class BoundCall:
             # TVM has one pool for all functions; a function takes whatever size it has.
             import tvm_ffi
 
+            cores = os.sched_getaffinity(0)
             tvm_ffi.get_global_func("runtime.config_threadpool")(1, self._wanted)
+            os.sched_setaffinity(0, cores)  # It binds the calling thread to one of them as well.
             BoundCall._threads = self._wanted
         self._function(*self._tensors)
 

@@ -191,6 +191,32 @@ def find_toolchain(triple: str, qemu_cpu: str | None = None) -> Toolchain:
     return Toolchain(port.triple, cc, emulator, description)
 
 
+def cache_folder(name: str = "") -> Path:
+    """Return a folder for what can be made again, and make it.
+
+    Parameters
+    ----------
+    name : str, optional
+        A folder in that of this package, which is ``$XDG_CACHE_HOME/tvm_directconv``, or
+        ``~/.cache/tvm_directconv``.
+
+    Raises
+    ------
+    ToolchainError
+        If it cannot be made.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "tvm_directconv" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolchainError(
+            f"cannot create the cache directory {folder}: {error}. "
+            "Set XDG_CACHE_HOME to a directory that can be written"
+        ) from error
+    return folder
+
+
 def run_cc(arguments: Sequence[str], output: str | Path, toolchain: Toolchain) -> None:
     """Run the compiler and put its one output file in place atomically.
 

@@ -5,28 +5,9 @@
  * there is one; the other bytes are left as they are.
  * Build: cc -std=c99 -O2 -shared -fPIC cpuinfo.c -o cpuinfo.so
  */
-#include <stdint.h>
 #include <stdio.h>
 
-/* See runner.c. */
-typedef struct {
-    void *data;
-    int32_t device_type, device_id;
-    int32_t ndim;
-    uint8_t type_code, type_bits;
-    uint16_t type_lanes;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} DLTensor;
-
-typedef struct {
-    int32_t type_index;
-    uint32_t padding;
-    union {
-        int64_t integer;
-        void *pointer;
-    } value;
-} Any;
+#include "packed.h"
 
 int __tvm_ffi_cpuinfo(void *self, const Any *args, int32_t num_args, Any *result) {
     const DLTensor *text = args[0].value.pointer;

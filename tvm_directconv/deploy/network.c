@@ -13,34 +13,12 @@
  * threads may run the same network at the same time, on arenas of their own.
  */
 #define _POSIX_C_SOURCE 199309L
-#include <stdint.h>
 #include <string.h>
 #include <time.h>
 
-typedef struct {
-    void *data;
-    int32_t device_type, device_id;
-    int32_t ndim;
-    uint8_t type_code, type_bits;
-    uint16_t type_lanes;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} DLTensor;
+#include "packed.h"
 
-typedef struct {
-    int32_t type_index;
-    uint32_t padding;
-    union {
-        int64_t integer;
-        void *pointer;
-    } value;
-} Any;
-
-/* A tensor argument is a DLTensor (7), or an object (70) with one after its header. */
-enum { DEVICE_CPU = 1, INDEX_DLTENSOR = 7, INDEX_TENSOR = 70, OBJECT_HEADER = 24, ALIGNMENT = 64 };
-enum { TYPE_FLOAT = 2 };
-
-typedef int Kernel(void *self, const Any *args, int32_t num_args, Any *result);
+enum { ALIGNMENT = 64 };
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t n);
 

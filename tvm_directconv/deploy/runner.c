@@ -41,34 +41,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "packed.h"
+
 enum { ALIGNMENT = 64, MAX_DIMS = 8, MAX_TENSORS = 32 };
-
-/* ---- What TVM's generated code expects: DLPack tensors passed as tagged 16-byte values. ---- */
-
-typedef struct {
-    void *data;
-    int32_t device_type, device_id;
-    int32_t ndim;
-    uint8_t type_code, type_bits;
-    uint16_t type_lanes;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} DLTensor;
-
-typedef struct {
-    int32_t type_index;
-    uint32_t padding;
-    union {
-        int64_t integer;
-        void *pointer;
-    } value;
-} Any;
-
-enum { DEVICE_CPU = 1, TYPE_FLOAT = 2, INDEX_TENSOR = 7 };
-typedef int (*Kernel)(void *self, const Any *args, int32_t num_args, Any *result);
-
-typedef char check_tensor[sizeof(DLTensor) == (sizeof(void *) == 8 ? 48 : 40) ? 1 : -1];
-typedef char check_any[sizeof(Any) == 16 ? 1 : -1];
 
 /* ---- Allocation counting: these definitions take precedence over the C library's. ---- */
 
@@ -462,7 +437,7 @@ int main(int argc, char **argv) {
         else parse_tensor(&tensors[count_tensors++], option);
     }
     for (int i = 0; i < count_tensors; i++) {
-        args[i].type_index = INDEX_TENSOR;
+        args[i].type_index = INDEX_DLTENSOR;
         args[i].value.pointer = &tensors[i].dl;
     }
 
@@ -475,7 +450,7 @@ int main(int argc, char **argv) {
     char name[512];
     if (snprintf(name, sizeof name, "__tvm_ffi_%s", argv[2]) >= (int)sizeof name)
         stop("the name of the kernel is too long");
-    Kernel kernel;
+    Kernel *kernel;
     *(void **)&kernel = dlsym(library, name);
     if (!kernel) stop("no kernel %s in the library: %s", argv[2], dlerror());
     fill_slots(library, path);

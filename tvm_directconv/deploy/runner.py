@@ -7,7 +7,6 @@ takes nothing else down.
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import tempfile
@@ -18,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_directconv.errors import ArgumentError, LibraryError, ToolchainError
-from tvm_directconv.toolchain import Toolchain, elf_info, run_cc
+from tvm_directconv.errors import ArgumentError, LibraryError
+from tvm_directconv.toolchain import Toolchain, cache_folder, elf_info, run_cc
 
 __all__ = [
     "RunFailure",
@@ -33,6 +32,7 @@ __all__ = [
 ]
 
 _SOURCE = Path(__file__).with_name("runner.c")
+_HEADER = Path(__file__).with_name("packed.h")
 _FLAGS = ("-std=c99", "-O2", "-rdynamic", "-pthread", "-ldl")
 
 
@@ -84,8 +84,8 @@ class RunFailure(LibraryError):
 def build_runner(toolchain: Toolchain) -> Path:
     """Build the runner program, unless it is in the cache already.
 
-    The cache is ``$XDG_CACHE_HOME/tvm_directconv``, or
-    ``~/.cache/tvm_directconv``. Several processes may do this at once.
+    The cache is :func:`tvm_directconv.toolchain.cache_folder`. Several
+    processes may do this at once.
 
     Parameters
     ----------
@@ -103,18 +103,11 @@ def build_runner(toolchain: Toolchain) -> Path:
     ToolchainError
         If compiling fails or the cache cannot be written.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tvm_directconv"
-    recipe = "\0".join([_SOURCE.read_text(encoding="utf-8"), *toolchain.cc, *_FLAGS])
+    sources = [path.read_text(encoding="utf-8") for path in (_SOURCE, _HEADER)]
+    recipe = "\0".join([*sources, *toolchain.cc, *_FLAGS])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    runner = cache / f"runner-{toolchain.machine}-{digest}"
+    runner = cache_folder() / f"runner-{toolchain.machine}-{digest}"
     if not runner.exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ToolchainError(
-                f"cannot create the cache directory {cache}: {error}. "
-                "Set XDG_CACHE_HOME to a directory that can be written"
-            ) from error
         run_cc([str(_SOURCE), *_FLAGS], runner, toolchain)
     return runner
 

@@ -12,28 +12,8 @@ from typing import Any
 from .. import __version__, compute, lowering, versions
 from ..build import symbol_of
 from ..device import Device
-from ..errors import ToolchainError
+from ..toolchain import cache_folder
 from .operators import KERNEL, ConvAttributes
-
-
-def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/tvm_directconv/kernels``, by default below ``~/.cache``; make it.
-
-    Raises
-    ------
-    ToolchainError
-        If it cannot be made.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "tvm_directconv" / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolchainError(
-            f"cannot make the cache folder {folder}: {error}. Set XDG_CACHE_HOME to a folder that "
-            "can be written"
-        ) from None
-    return folder
 
 
 def compile_kernels(
@@ -63,7 +43,7 @@ def compile_kernels(
     dict
         For each name, the symbol of the function, without ``__tvm_ffi_``, and its object file.
     """
-    folder = cache_folder()
+    folder = cache_folder("kernels")
     made = {}
     for number, (name, function) in enumerate(kernels.items()):
         if progress:

@@ -55,7 +55,7 @@ class Simplify(Rewriter):
     def rewrite(self, variable: Any, value: Any) -> Any:
         """See :meth:`Rewriter.rewrite`."""
         name = op_name(value)
-        if name in _COMPUTED:
+        if name in _COMPUTED and not (name == "relax.divide" and "int" in dtype_of(variable)):
             given = [
                 argument for argument in value.args if not isinstance(argument, relax.ShapeExpr)
             ]

@@ -21,13 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
+from ... import deploy
 from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
 from ...build import Manifest, manifest_path
@@ -450,12 +450,9 @@ def _equipment(device: Device, threads: int, folder: Path) -> _Equipment:
     burst = folder / "burst.so"
     code.export(burst)
     cpuinfo = folder / "cpuinfo.so"
-    with as_file(files("tvm_directconv.deploy") / "cpuinfo.c") as source:
-        run_cc(
-            ["-std=c99", "-O2", "-shared", "-fPIC", str(source)],
-            cpuinfo,
-            find_toolchain(device.triple),
-        )
+    source = Path(deploy.__file__).with_name("cpuinfo.c")
+    flags = ["-std=c99", "-O2", "-shared", "-fPIC"]
+    run_cc([*flags, str(source)], cpuinfo, find_toolchain(device.triple))
     return _Equipment(device.name, threads, burst, code.symbol, code.arrays(), code.flops, cpuinfo)
 
 

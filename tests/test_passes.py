@@ -137,6 +137,14 @@ def test_conv1d_is_a_convolution_of_one_row(
     assert len(convolutions(network)) == 1
 
 
+def test_convolutions_that_are_no_workloads_are_left_to_tvm(tmp_path: Path) -> None:
+    """Padding beyond the kernel makes outputs of nothing but padding."""
+    g = Graph(x=(1, 8, 5, 6))
+    y = g.conv("x", 12, 8, 1, 1, bias=True, pads=[1, 1, 1, 1])
+    network = assert_like_onnxruntime(g.model(g.node("Relu", y)), tmp_path)
+    assert not convolutions(network)
+
+
 @pytest.mark.parametrize("channels", [(8, 5), (16, 16), (3, 2)], ids=str)
 @pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (1, 1)], ids=str)
 def test_transposed_convolutions_without_overlap_are_convolutions(

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 
 from ...compute import Epilogue
+from ...errors import WorkloadError
 from ...layout import ActivationLayout
 from ...workload import ConvWorkload
 from ..operators import ACTIVATION, ConvAttributes, conv2d
@@ -148,13 +149,19 @@ class FuseConvolutions(Rewriter):
 
 
 def _is_conv2d(call: Any) -> bool:
-    return (
-        op_name(call) == "relax.nn.conv2d"
-        and value_of(call.args[1]) is not None
-        and call.attrs.data_layout == "NCHW"
-        and call.attrs.kernel_layout == "OIHW"
-        and dtype_of(call.args[0]) == "float32"
-    )
+    if (
+        op_name(call) != "relax.nn.conv2d"
+        or value_of(call.args[1]) is None
+        or call.attrs.data_layout != "NCHW"
+        or call.attrs.kernel_layout != "OIHW"
+        or dtype_of(call.args[0]) != "float32"
+    ):
+        return False
+    try:
+        workload_of(call)
+    except WorkloadError:
+        return False  # Such as one with more padding than its kernel is large: TVM has a kernel.
+    return True
 
 
 def _is_dense(call: Any) -> bool:

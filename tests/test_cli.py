@@ -244,7 +244,7 @@ ERRORS = {
     "wrong format": (["layers", "--format", "xml"], "invalid choice: 'xml'"),
     "no threads": (["explain", SMALL, "--threads", "0"], "'0' is not a whole number from 1"),
     "no output": (["compile", SMALL], "-o/--output"),
-    "seed is no number": (["run", "here.so", "--seed", "x"], "invalid int value: 'x'"),
+    "seed is no number": (["run", "here.so", "--seed", "x"], "'x' is not a whole number from 0"),
     # What the package finds
     "unknown device": (["devices", "cortex-a27"], "did you mean 'cortex-a7'"),
     "missing device file": (["explain", SMALL, "--device", "my.toml"], "my.toml: cannot be read"),

@@ -1,68 +1,74 @@
 """Models of PyTorch, as torch.export saves them, against PyTorch itself."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import tvm_directconv as dc
 from tvm_directconv.errors import ModelError
 
 
-class Small(nn.Module):
-    """What networks are made of: batch normalisation, residuals, groups, concatenation, a head."""
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    """Return PyTorch, which scripts/test puts beside the environment."""
+    sys.path.append(str(Path(sys.prefix, "torch")))
+    import torch
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.Hardswish())
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16)
-        )
-        self.branch = nn.Sequential(nn.Conv2d(16, 24, 1), nn.SiLU())
-        self.dropout = nn.Dropout()
-        self.head = nn.Linear(40, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ten scores."""
-        y = self.first(x)
-        y = nn.functional.max_pool2d(nn.functional.relu6(self.depthwise(y) + y), 3, 2, 1)
-        y = torch.cat([y, self.branch(y)], 1)
-        y = nn.functional.adaptive_avg_pool2d(y, 1).flatten(1)
-        return torch.softmax(self.head(self.dropout(y)), 1)
+    return torch
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
-    """Return the file of an exported model, an input, and PyTorch's output."""
+def small(torch: Any) -> Any:
+    """Return a network of what networks are made of."""
+    nn = torch.nn
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(
+                nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.Hardswish()
+            )
+            self.depthwise = nn.Sequential(
+                nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16)
+            )
+            self.branch = nn.Sequential(nn.Conv2d(16, 24, 1), nn.SiLU())
+            self.dropout = nn.Dropout()
+            self.head = nn.Linear(40, 10)
+
+        def forward(self, x: Any) -> Any:
+            y = self.first(x)
+            y = nn.functional.max_pool2d(nn.functional.relu6(self.depthwise(y) + y), 3, 2, 1)
+            y = torch.cat([y, self.branch(y)], 1)
+            y = nn.functional.adaptive_avg_pool2d(y, 1).flatten(1)
+            return torch.softmax(self.head(self.dropout(y)), 1)
+
     torch.manual_seed(0)
     model = Small()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.normal_(module.running_mean)
-    x = torch.randn(2, 3, 27, 27)
-    with torch.no_grad():
-        y = model.eval()(x)
-        exported = torch.export.export(model, (x,))
-    path = tmp_path_factory.mktemp("torch") / "small.pt2"
-    torch.export.save(exported, path)
-    return path, x.numpy(), y.numpy()
+    return model.eval()
 
 
 def test_an_exported_model_computes_what_pytorch_does(
-    saved: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+    torch: Any, small: Any, tmp_path: Path
 ) -> None:
-    path, x, expected = saved
-    manifest = dc.compile_network(path, tmp_path / "small.so", blocking="model")
-    y = dc.load_network(tmp_path / "small.so").run(x)
+    x = torch.randn(2, 3, 27, 27)
+    with torch.no_grad():
+        expected = small(x).numpy()
+        torch.export.save(torch.export.export(small, (x,)), tmp_path / "small.pt2")
+    manifest = dc.compile_network(tmp_path / "small.pt2", tmp_path / "small.so", blocking="model")
+    y = dc.load_network(tmp_path / "small.so").run(x.numpy())
     assert dc.max_error(y, expected) < 1e-5
     kernels = " ".join(layer.kernel for layer in manifest.layers)
     assert "relu6" in kernels and "hard_swish" in kernels and "residual" in kernels
     assert "batch_norm" not in kernels
 
 
+@pytest.mark.usefixtures("torch")
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"'no\.pt2' does not exist"):
         dc.compile_network("no.pt2", tmp_path / "a.so")
@@ -72,10 +78,10 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
         dc.compile_network(corrupt, tmp_path / "a.so")
 
 
-def test_sizes_that_depend_on_the_input_are_refused(tmp_path: Path) -> None:
+def test_sizes_that_depend_on_the_input_are_refused(torch: Any, small: Any, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 9, 9)
     batch = {"x": {0: torch.export.Dim("batch", min=1, max=8)}}
-    exported = torch.export.export(Small().eval(), (x,), dynamic_shapes=batch)
+    exported = torch.export.export(small, (x,), dynamic_shapes=batch)
     torch.export.save(exported, tmp_path / "dynamic.pt2")
     with pytest.raises(ModelError, match="fixed"):
         dc.compile_network(tmp_path / "dynamic.pt2", tmp_path / "a.so")

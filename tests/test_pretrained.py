@@ -1,16 +1,19 @@
 """Pretrained networks on a picture of a text: they read it as ONNX Runtime does."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-import rapidocr_onnxruntime
 from PIL import Image, ImageDraw, ImageFont
 
 import tvm_directconv as dc
 
-MODELS = Path(rapidocr_onnxruntime.__file__).parent / "models"
+# Not imported: its OpenCV wants libraries of a graphical system.
+PACKAGE = find_spec("rapidocr_onnxruntime")
+assert PACKAGE is not None and PACKAGE.origin is not None
+MODELS = Path(PACKAGE.origin).parent / "models"
 TEXT = "Direct convolution"
 
 onnxruntime.set_default_logger_severity(3)

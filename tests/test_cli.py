@@ -288,7 +288,7 @@ ERRORS = {
     "stale manifest": (["run", "stale.so"], "was written for another library"),
     "corrupt, emulated": (["run", "corrupt.so", "--emulate"], "is no manifest"),
     "foreign library": (["run", "foreign.so"], "Run it there, or here with --emulate"),
-    "negative seed": (["run", "here.so", "--seed", "-1"], "seed is -1"),
+    "negative seed": (["run", "here.so", "--seed", "-1"], "'-1' is not a whole number from 0"),
     "missing input": (["run", "here.so", "--input", "none.npy"], "cannot read array file"),
     "input no array": (["run", "here.so", "--weight", "bad.npy"], "cannot read array file"),
     "input of doubles": (["run", "here.so", "--input", "double.npy"], "dtype float64"),

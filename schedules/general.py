@@ -120,11 +120,11 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
     return count
 
 
-def _spatial(sch: Any, block: Any, kind: int = 0) -> list[Any]:
-    """Return a block's own loops over outputs, or those of another kind, outermost first."""
+def _spatial(sch: Any, block: Any) -> list[Any]:
+    """Return a block's own loops over outputs, outermost first."""
     kinds = _iterations(sch, block)
     own = sch.get_loops(block)[-len(kinds) :]
-    return [loop for loop, found in zip(own, kinds, strict=True) if found == kind]
+    return [loop for loop, found in zip(own, kinds, strict=True) if found == 0]
 
 
 def _vectorize(sch: Any, block: Any, shared: Any, lanes: int) -> Any:

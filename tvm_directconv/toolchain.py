@@ -265,7 +265,7 @@ def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: To
     Parameters
     ----------
     objects : sequence of str or Path
-        Object files of the toolchain's machine.
+        Object files of the toolchain's machine; C files, and flags to compile them with, as well.
     output : str or Path
         Library to create or replace.
     toolchain : Toolchain

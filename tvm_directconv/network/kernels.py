@@ -44,11 +44,12 @@ def compile_kernels(
         For each name, the symbol of the function, without ``__tvm_ffi_``, and its object file.
     """
     folder = cache_folder("kernels")
+    circumstances = _circumstances(device, threads)
     made = {}
     for number, (name, function) in enumerate(kernels.items()):
         if progress:
             progress(number, len(kernels))
-        symbol = f"{_readable(name, function)}_{_digest(function, device, threads)}"
+        symbol = f"{_readable(name, function)}_{_digest(function, circumstances)}"
         path = folder / f"{symbol}.o"
         if not path.exists():
             _compile(function, symbol, device, threads, path)
@@ -64,16 +65,17 @@ def _readable(name: str, function: Any) -> str:
     return re.sub(r"\d+(?=_|$)", "", name)[:48]
 
 
-def _digest(function: Any, device: Device, threads: int) -> str:
+def _circumstances(device: Device, threads: int) -> str:
+    """Return what the code of all kernels depends on, besides their schedules."""
     sources = [Path(module.__file__ or "").read_text("utf-8") for module in (lowering, compute)]
-    recipe = [
-        function.script(show_meta=True),
-        json.dumps(device.target_options(threads), sort_keys=True),
-        __version__,
-        json.dumps(versions.pins(), sort_keys=True),
-        *sources,
-    ]
-    return hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
+    target = json.dumps(device.target_options(threads), sort_keys=True)
+    pins = json.dumps(versions.pins(), sort_keys=True)
+    return "\0".join([target, __version__, pins, *sources])
+
+
+def _digest(function: Any, circumstances: str) -> str:
+    recipe = "\0".join([function.script(show_meta=True), circumstances])
+    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
 def _compile(function: Any, symbol: str, device: Device, threads: int, path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelError
-from ..toolchain import Toolchain, run_cc
+from ..toolchain import Toolchain, link_shared
 from .network import Port
 from .program import ARENA, COPY, WEIGHTS, Program, packed
 
 _SOURCE = Path(__file__).parents[1] / "deploy" / "network.c"
+_FLAGS = ("-std=gnu99", "-O2", "-fPIC", "-fvisibility=hidden")
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """DLPack's numbers for the kinds of NumPy's types."""
 _CALLERS = "contiguous and aligned to 64 bytes"
@@ -46,22 +47,8 @@ def link_network(
         symbols = {name: symbol for name, (symbol, _) in objects.items()}
         tables.write_text(_tables(program, symbols, weights), encoding="utf-8")
         files = dict.fromkeys(str(path) for _, path in objects.values())
-        run_cc(
-            [
-                "-std=gnu99",
-                "-O2",
-                "-fPIC",
-                "-fvisibility=hidden",
-                "-shared",
-                f'-DDIRECTCONV_TABLES="{tables}"',
-                str(_SOURCE),
-                *files,
-                "-Wl,--as-needed",
-                "-lm",
-            ],
-            output,
-            toolchain,
-        )
+        define = f'-DDIRECTCONV_TABLES="{tables}"'
+        link_shared([*_FLAGS, define, _SOURCE, *files], output, toolchain)
 
 
 def write_weights(weights: Sequence[np.ndarray], path: Path) -> None:

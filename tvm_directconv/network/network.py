@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, versions
+from ..blocking import can_flatten
 from ..build import BoundCall, load_library, manifest_path
 from ..device import Device, host_lacks
 from ..errors import ArgumentError, BlockingError, LibraryError
@@ -288,7 +289,8 @@ def compile_network(
             continue
         workload = attributes.workload
         assert attributes.blocking is not None
-        buffers.append(_im2col_bytes(workload))
+        # Where each output reads one pixel, the input is that matrix.
+        buffers.append(0 if can_flatten(workload) else workload.im2col_bytes)
         layers.append(
             Layer(
                 objects[step.kernel][0],
@@ -370,14 +372,6 @@ def network_workloads(
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:  # In pieces: a network has its weights in the library.
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _im2col_bytes(workload: ConvWorkload) -> int:
-    """Return the size of the matrix that im2col would make; pixels of 1x1 kernels are one."""
-    if workload.kernel == (1, 1) and workload.stride == (1, 1):
-        return 0
-    pixels = workload.batch * workload.out_height * workload.out_width
-    return 4 * pixels * workload.in_channels * prod(workload.kernel)
 
 
 class Network:

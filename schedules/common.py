@@ -3,9 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_directconv.blocking import IC_OUTSIDE, Blocking, border_tiles, neighbours
+from tvm_directconv.blocking import (
+    IC_OUTSIDE,
+    Blocking,
+    border_tiles,
+    moved_columns,
+    neighbours,
+    weights_take_time,
+)
 from tvm_directconv.compute import BLOCK_NAME
-from tvm_directconv.lowering import STEP, TAP, TILE
+from tvm_directconv.lowering import COLUMN, NEXT, STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -57,7 +64,9 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
     sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
-    sch.annotate(tile, TILE, list(border_tiles(workload, blocking.ow_tile)))
+    moved = moved_columns(workload.out_width, blocking.ow_tile)
+    sch.annotate(tile, TILE, [*border_tiles(workload, blocking.ow_tile), moved])
+    sch.annotate(column, COLUMN, 1)
     return Loops(task, oh, tile, ic, kh, kw, ic_steps, step, column, vector, lane)
 
 
@@ -86,6 +95,21 @@ def unroll_tile(
         sch.annotate(loops.kw, TAP, 1)
 
 
+def fetch_weights(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blocking) -> None:
+    """Have the weights of the next task, or block of input channels, fetched before they are due.
+
+    Not where they take no time beside all that is done with them.
+    """
+    if workload.depthwise or not weights_take_time(workload):
+        return
+    channels = blocking.channels_at_once(workload)
+    vector = workload.kernel[0] * workload.kernel[1] * blocking.lanes  # of one input channel
+    rows = workload.out_height // blocking.oh_block
+    again = rows if channels == workload.group_in and not blocking.rows_outside else 1
+    distance = vector * workload.group_in
+    sch.annotate(loops.tile, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
+
+
 def start_sums(sch: Any, loops: Loops) -> None:
     """Set the sums to zero before the first block of input channels."""
     sch.decompose_reduction(sch.get_sblock(BLOCK_NAME), loops.ic)
@@ -107,6 +131,8 @@ def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
     own = own[[sch.get(loop).same_as(sch.get(at)) for loop in own].index(True) + 1 :]
     sch.vectorize(own[-1])
     if at is loops.tile:
+        if blocking.ow_tile > 1:
+            sch.annotate(own[-2], COLUMN, 1)
         for loop in own[:-1]:
             sch.unroll(loop)
 
@@ -127,6 +153,7 @@ def direct(
     """Apply a whole blocking: what the schedules of all instruction sets have in common."""
     loops = split_and_order(sch, workload, blocking)
     unroll_tile(sch, workload, loops, blocking, finished)
+    fetch_weights(sch, workload, loops, blocking)
     finish_outputs(sch, loops, blocking)
     parallel_tasks(sch, loops, threads)
     start_sums(sch, loops)

@@ -121,7 +121,7 @@ def spills_of(triple: str, *body: str, before: tuple[str, ...] = ()) -> int:
         (X86_64, "vmovaps %ymm1, %ymm2", 0),
         (AARCH64, "str q3, [sp, #16]", 1),
         (AARCH64, "stp q3, q4, [sp, #32]", 1),
-        (AARCH64, "ldp d9, d8, [sp, #32]", 1),
+        (AARCH64, "ldp d9, d8, [sp, #32]", 0),
         (AARCH64, "ldur s14, [sp, #-4]", 1),
         (AARCH64, "ld1r { v15.4s }, [sp]", 1),
         (AARCH64, "ldr q3, [x5, #16]", 0),

@@ -43,10 +43,17 @@ def test_tiles_between_the_borders_are_whole_and_read_no_padding(
     )
     tiles = ceil(workload.out_width / ow_tile)
 
+    columns = model.tile_columns(workload.out_width, ow_tile)
+    assert [c for tile in columns for c in tile] == list(range(workload.out_width))
+    assert len(columns) == tiles
+    # What is left for the last two is shared evenly; all others are whole.
+    assert {len(tile) for tile in columns[:-2]} <= {ow_tile}
+    if len(columns) > 1 and workload.out_width % ow_tile:
+        assert 0 <= len(columns[-2]) - len(columns[-1]) <= 1
+
     def is_plain(tile: int) -> bool:
-        columns = range(tile * ow_tile, (tile + 1) * ow_tile)
-        reads = [c * stride - left + t * dilation for c in columns for t in range(taps)]
-        return columns[-1] < workload.out_width and all(0 <= r < width for r in reads)
+        reads = [c * stride - left + t * dilation for c in columns[tile] for t in range(taps)]
+        return len(columns[tile]) == ow_tile and all(0 <= r < width for r in reads)
 
     at_left, at_right = model.border_tiles(workload, ow_tile)
     if at_left + at_right < tiles and at_left + at_right < 8:
@@ -152,6 +159,8 @@ def test_pixels_of_1x1_kernels_are_counted_in_other_rows() -> None:
     blocking = Blocking(4, 1, 5, 4, 4, flat_rows=3)
     view = blocking.view(workload)
     assert (view.in_height, view.in_width) == (3, 20)
+    strided = ConvWorkload.parse("ic8ih11iw19oc8kh1sh2sw2")
+    assert blocking.view(strided) == view
     layout = ActivationLayout("NCHW4c")
     assert model.reasons_against(blocking, workload, device("cortex-a72"), layout) == []
     padded = ConvWorkload.parse("ic8ih6oc8kh3ph1")

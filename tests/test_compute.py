@@ -104,8 +104,8 @@ def random_blocking(
     lanes = chosen([v.lanes for v in reversed(target.vectors)])
     flat_rows = 0
     if can_flatten(workload) and draw(st.booleans()):
-        flat_rows = chosen(divisors(workload.in_height * workload.in_width))
-    pixels = workload.in_height * workload.in_width
+        flat_rows = chosen(divisors(workload.out_height * workload.out_width))
+    pixels = workload.out_height * workload.out_width
     tiles = range(1, (pixels // flat_rows if flat_rows else workload.out_width) + 1)
     oc_vectors = chosen(divisors(ceil(workload.out_channels / lanes), 8))
     room = target.vector_registers
@@ -157,7 +157,7 @@ def check_random(target: Device, chunk: int, count: int) -> None:
 
     check()
     # Some are drawn twice, and what does not fit is not counted.
-    assert len(done) > 0.75 * count
+    assert len(done) > 0.7 * count
 
 
 # In chunks, so that several processes can share the work.

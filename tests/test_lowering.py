@@ -1,11 +1,17 @@
 """The passes between a schedule and LLVM, seen in the code that they lead to."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from math import ceil
+from typing import Any
 
 import pytest
-from tvm import tirx
+import tvm_ffi
+from tvm import sym, tirx
+from tvm.ir.expr import TensorLoad, Var
 from tvm.script import tirx as T
+from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, SeqStmt
 
 from tvm_directconv import Blocking, ConvWorkload, build, device, lowering
 from tvm_directconv.assembly import innermost_loops
@@ -50,8 +56,8 @@ def test_products_with_padding_are_not_computed(name: str) -> None:
 def test_tiles_between_the_borders_share_their_code(name: str) -> None:
     workload = conv(name, in_width=25, kernel=(1, 3), padding=(0, 1))
     blocking = tile(name, ic_block=device(name).lanes)
-    # The first of four columns, those between in a loop over the taps, the last of one column.
-    assert products(name, workload, blocking) == (4 * 3 - 1) + 4 + (3 - 1)
+    # The first of four columns, those between in a loop over the taps, and five are left for two.
+    assert products(name, workload, blocking) == (4 * 3 - 1) + 4 + 3 * 3 + (2 * 3 - 1)
 
 
 @pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
@@ -116,3 +122,77 @@ def test_callers_see_the_image_as_it_is(rows: int) -> None:
     # The function itself checks these shapes.
     text = built.assembly()
     assert re.search(r"cmp\w* \$26\b|cmp\w*\t\$26\b", text) and re.search(r"cmp\w*\t\$13\b", text)
+
+
+def events(function: Any) -> Iterator[tuple[str, int]]:
+    """Run the loops of a lowered function: which lines of weights are read and fetched, in turn."""
+
+    def value(expression: Any, known: dict[Any, int]) -> int:
+        placed = tvm_ffi.structural_map(
+            expression, (Var, lambda v: IntImm(v.ty.dtype, known[v.name]))
+        )
+        return int(sym.Analyzer().simplify(placed))
+
+    def run(statement: Any, known: dict[Any, int]) -> Iterator[tuple[str, int]]:
+        if isinstance(statement, For):
+            first = value(statement.min, known)
+            for index in range(first, first + value(statement.extent, known)):
+                yield from run(statement.body, {**known, statement.loop_var.name: index})
+        elif isinstance(statement, SeqStmt):
+            for part in statement.seq:
+                yield from run(part, known)
+        elif isinstance(statement, IfThenElse):
+            if value(statement.condition, known):
+                yield from run(statement.then_case, known)
+        elif isinstance(statement, AttrStmt):
+            yield from run(statement.body, known)
+        elif isinstance(statement, Evaluate) and "directconv_prefetch" in str(statement):
+            yield "fetch", value(statement.value.args[2], known) // 16
+        elif isinstance(statement, BufferStore):
+            read: list[Any] = []
+            tvm_ffi.structural_walk(
+                statement.value,
+                (TensorLoad, lambda e: read.append(e) if e.source.name == "weight" else None),
+            )
+            for load in read:
+                (index,) = load.indices
+                yield "read", value(getattr(index, "base", index), known) // 16
+
+    return run(function.body, {})
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"ic_block": 8},
+        {"ic_block": 8, "oh_block": 2},
+        {"ic_block": 8, "oh_block": 2, "rows_outside": True},
+        {"ic_block": 8, "oh_block": 4, "loop_order": IC_OUTSIDE},
+        {"ic_block": 8, "oh_block": 2, "loop_order": IC_OUTSIDE, "rows_outside": True},
+    ],
+    ids=str,
+)
+def test_weights_are_fetched_before_they_are_read(knobs: dict[str, Any]) -> None:
+    workload = conv("haswell", in_channels=16, in_height=4, in_width=6, out_channels=48, kernel=1)
+    blocking = tile("haswell", oc_vectors=2, ow_tile=3, ic_unroll=8, **knobs)
+    fetched: set[int] = set()
+    seen: list[int] = []
+    late = []
+    for kind, line in events(lowered("haswell", workload, blocking, "NCHW8c")):
+        if kind == "fetch":
+            fetched.add(line)
+        elif line not in seen:
+            seen.append(line)
+            if line not in fetched:
+                late.append(line)
+    assert len(seen) == 48 * 16 // 16
+    # Only those that the first tiles read.
+    channels = 8 if "loop_order" in knobs else 16
+    assert sorted(late) == sorted(seen[: 2 * channels * 8 // 16])
+
+
+def test_weights_are_fetched_where_that_takes_time() -> None:
+    small = conv("haswell", in_channels=64, in_height=14, in_width=14, out_channels=64, kernel=1)
+    for workload, fetches in ((small, True), (replace(small, in_height=280), False)):
+        assembly = build(workload, "haswell").assembly()
+        assert ("prefetcht1" in assembly) == fetches

@@ -14,6 +14,7 @@ from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.blocking import default_input_layout, estimate, reasons_against
 from tvm_directconv.build import scheduled
 from tvm_directconv.errors import DeviceError, LibraryError, ToolchainError
+from tvm_directconv.tuning.runners import mca
 from tvm_directconv.tuning.runners.mca import McaRunner
 
 PLAIN = ConvWorkload.parse("ic64ih8iw64oc64oh8ow64kh1")
@@ -146,19 +147,16 @@ def test_spills_cost(tmp_path: Path) -> None:
     assert found > 1.1 * estimate(b, PLAIN, target).cycles
 
 
-def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
+def test_loops_of_as_many_products_are_told_apart() -> None:
     """12 products in one sum wait for each other, in three they do not."""
-    layer = ConvWorkload.parse("ic16ih28oc32oh28kh5ph2")
-    target = device("cortex-a72")
-    knobs = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4, "ic_unroll": 4}
-    b = Blocking.from_dict({**knobs, "loop_order": "ic_outside", "oh_block": 28})
-    conv = build(layer, target, blocking=b)
-    twelve = [x for x in innermost_loops(conv.assembly(), target.triple) if x.fmas == 12]
-    cycles = [mca_cycles(loop, target.triple, "cortex-a72") for loop in twelve]
-    assert max(cycles) > 2 * min(cycles)
-    found = McaRunner(target).cycles(exported(conv, tmp_path))
-    # The slow ones are few, of tiles at the right.
-    assert found < estimate(b, layer, target).cycles
+    b = Blocking(lanes=4, oc_vectors=1, ow_tile=3, ic_block=4, ic_unroll=4)
+    loops = [
+        mca._Timed(fmas=12, sums=sums, spills=0, cycles=cycles)
+        for sums, cycles in [(1, 48.0), (3, 16.0)]
+    ]
+    # A kernel of three columns: all of one column of outputs, then one of three.
+    assert mca._row_cycles(loops, b, (1, 1, 1)) == 48 / 4
+    assert mca._row_cycles(loops, b, (3,)) == 16 / 4
 
 
 # --- What cannot be scored

@@ -259,7 +259,9 @@ _AARCH64 = _Machine(
     results=re.compile(r"ldp\w*\s([^\[]*)"),
     no_result=re.compile(r"st|cmp|cmn|tst|ccm|fcmp|b\.|b\s|cb|tb"),
     copy=re.compile(r"(mov|add|sub|and)\s"),
-    vector_access=re.compile(r"(ld|st)\w*\s+(\{ *v|[bhsdq]\d)"),
+    # Operands are vectors or one lane. Half a vector is a pair of addresses, of pixels in several
+    # rows, say: LLVM computes those in vectors, too, and loads them once for a tile.
+    vector_access=re.compile(r"(ld|st)\w*\s+(\{ *v|[sq]\d)"),
     fma=re.compile(r"fml[as]\s+v"),
     multiply=re.compile(r"fmul\s+v"),
     add=re.compile(r"fadd\s+v"),

@@ -15,6 +15,7 @@ stores, and tasks must share out evenly. :func:`choose` counts the cycles of eve
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from itertools import pairwise
 from math import ceil, gcd
 from typing import Any
 
@@ -46,6 +47,8 @@ _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
 # Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
 # where LLVM loads pixels far ahead, strided rows begin to spill at 11.
 _MOST_DEPTHWISE_SUMS = 10
+# Pixels from which on the weights' way from memory is less than one in a hundred cycles.
+_FEW_PIXELS = 1200
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
 
@@ -80,8 +83,8 @@ class Blocking:
         the cache while the image passes by. True: all output channels of the same rows, which
         stay while the weights pass by.
     flat_rows : int
-        For 1x1 kernels without stride and padding, in how many rows the image's pixels are
-        counted; 0 leaves the image as it is.
+        For 1x1 kernels without padding, in how many rows the output's pixels are counted; 0
+        leaves them as they are.
     """
 
     lanes: int
@@ -137,7 +140,10 @@ class Blocking:
         return f"{self.oc_vectors * self.lanes} x {self.ow_tile}, {self.loop_order}"
 
     def view(self, workload: ConvWorkload) -> ConvWorkload:
-        """Return the workload as this blocking sees it: pixels of 1x1 kernels in other rows."""
+        """Return the workload as this blocking sees it: pixels of 1x1 kernels in other rows.
+
+        Of a strided one, it has just the input that is read.
+        """
         return _counted_in_rows(workload, self.flat_rows) if self.flat_rows else workload
 
     def channels_at_once(self, workload: ConvWorkload) -> int:
@@ -156,8 +162,8 @@ class Blocking:
 # The model asks the same of a workload for each of a thousand blockings.
 @cache
 def _counted_in_rows(workload: ConvWorkload, rows: int) -> ConvWorkload:
-    pixels = workload.in_height * workload.in_width
-    return replace(workload, in_height=rows, in_width=pixels // rows)
+    columns = workload.out_height * workload.out_width // rows
+    return replace(workload, in_height=rows, in_width=columns, stride=(1, 1))
 
 
 @cache
@@ -183,8 +189,25 @@ def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLa
 
 
 def can_flatten(workload: ConvWorkload) -> bool:
-    """Return whether rows mean nothing: every output pixel reads just its own input pixel."""
-    return workload.kernel == (1, 1) and workload.stride == (1, 1) and not any(workload.padding)
+    """Return whether rows mean nothing: every output pixel reads just one input pixel."""
+    return workload.kernel == (1, 1) and not any(workload.padding)
+
+
+def moved_columns(columns: int, ow_tile: int) -> int:
+    """Return how many columns the last tile of a row takes over from the one before.
+
+    Alone, what is left over may be too narrow to keep the FMA units busy: the two share evenly.
+    """
+    rest = columns % ow_tile
+    return (ow_tile - rest) // 2 if rest and columns > ow_tile else 0
+
+
+def tile_columns(columns: int, ow_tile: int) -> list[range]:
+    """Return the columns of each tile of a row."""
+    firsts = list(range(0, columns, ow_tile))
+    if moved := moved_columns(columns, ow_tile):
+        firsts[-1] -= moved
+    return [range(*pair) for pair in pairwise([*firsts, columns])]
 
 
 @cache
@@ -203,7 +226,7 @@ def border_tiles(workload: ConvWorkload, ow_tile: int) -> tuple[int, int]:
     beyond = max(0, (workload.in_width - 1 - taps + left_padding) // stride + 1)
     right = max(0, tiles - beyond // ow_tile) if beyond < columns else 0
     if columns % ow_tile:
-        right = max(right, 1)
+        right = max(right, 2 if moved_columns(columns, ow_tile) else 1)
     if left + right > 2 * _MOST_BORDER_TILES:
         left, right = min(left, _MOST_BORDER_TILES), min(right, _MOST_BORDER_TILES)
     return left, right
@@ -220,6 +243,16 @@ def neighbours(ic_block: int, input_block: int | None) -> int:
 def _goes_with(ic_block: int, input_block: int | None) -> bool:
     """Return whether a block of channels is a part or a multiple of the input's blocks."""
     return not input_block or ic_block % input_block == 0 or input_block % ic_block == 0
+
+
+def weights_take_time(workload: ConvWorkload) -> bool:
+    """Return whether to fetch weights from memory takes a good part of a convolution's time.
+
+    An element of them is multiplied with every pixel of the output. Memory gives a vector of
+    weights in the time of some twelve multiply-adds: 4 lanes x 4 bytes x :data:`_MEMORY_SLOWER`
+    over the bytes that the second-level cache gives per cycle, twice that with two units.
+    """
+    return workload.out_height * workload.out_width <= _FEW_PIXELS
 
 
 def reasons_against(
@@ -259,9 +292,9 @@ def reasons_against(
     if together % b.ic_unroll:
         reasons.append(f"ic_unroll is {b.ic_unroll}: does not divide {together} channels")
     if b.flat_rows:
-        pixels = workload.in_height * workload.in_width
+        pixels = workload.out_height * workload.out_width
         if not can_flatten(workload):
-            reasons.append("flat_rows is set: only 1x1 kernels without stride and padding can")
+            reasons.append("flat_rows is set: only 1x1 kernels without padding can")
         elif b.flat_rows < 0 or pixels % b.flat_rows:
             reasons.append(f"flat_rows is {b.flat_rows}: does not divide {pixels} pixels")
     if not reasons:
@@ -423,30 +456,28 @@ def _task_cycles(
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
     rows_met = sum(_taps_inside(view, 0, range(view.out_height))) / view.out_height
 
-    def tile_cycles(first: int, width: int) -> float:
+    def tile_cycles(columns: range) -> float:
+        width = len(columns)
         fmas = width * b.oc_vectors
         memory = weights_again + input_again * width / b.ow_tile
         memory += fmas * b.lanes * 4 * sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
         around = fmas / device.loads_per_cycle * (2 if channels < depth else 1)
-        met = _taps_inside(view, 1, range(first, first + width))
+        met = _taps_inside(view, 1, columns)
         loads_reached = _LOADS_REACHED if width == b.ow_tile else _NARROW_LOADS_REACHED
         step_cycles = code(tuple(met)) if code else None
         if step_cycles is None:
             step_cycles = sum(
-                _step_cycles(b, columns, device, loads_reached, groups > 1) for columns in met
+                _step_cycles(b, reached, device, loads_reached, groups > 1) for reached in met
             )
         return _together(channels * rows_met * step_cycles + around + _PER_VISIT, memory)
 
-    tiles = range(0, view.out_width, b.ow_tile)
+    tiles = tile_columns(view.out_width, b.ow_tile)
     left, right = border_tiles(view, b.ow_tile)
     right = min(right, len(tiles) - left)
-    row = sum(
-        tile_cycles(first, min(b.ow_tile, view.out_width - first))
-        for first in [*tiles[:left], *tiles[len(tiles) - right :]]
-    )
+    row = sum(map(tile_cycles, [*tiles[:left], *tiles[len(tiles) - right :]]))
     if inner := tiles[left : len(tiles) - right]:
-        row += len(inner) * tile_cycles(inner[0], b.ow_tile)
+        row += len(inner) * tile_cycles(inner[0])
     visits = depth // channels * b.oh_block
     return _together(row * visits, task_weights * next_weights + task_input * next_input)
 
@@ -512,11 +543,13 @@ def _flat_rows(workload: ConvWorkload, ow_tile: int) -> list[int]:
     """Return in how many rows to count the pixels of an image: a few sensible numbers."""
     if not can_flatten(workload):
         return [0]
-    pixels = workload.in_height * workload.in_width
+    pixels = workload.out_height * workload.out_width
     even = [r for r in _divisors(pixels) if pixels // r % ow_tile == 0]
     rows = even or [r for r in _divisors(pixels) if pixels // r >= 4 * ow_tile] or [1]
     # From one row for all to some 50 pixels a row: what tasks and caches may ask for.
-    return sorted({min(rows, key=lambda r: abs(r - near)) for near in (1, 8, pixels // 50)})
+    flat = {min(rows, key=lambda r: abs(r - near)) for near in (1, 8, pixels // 50)}
+    # With a stride, each column of a tile needs an address of its own, which takes registers.
+    return sorted(flat if workload.stride == (1, 1) else {0, *flat})
 
 
 def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:

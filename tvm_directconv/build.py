@@ -489,9 +489,8 @@ def unscheduled(
 
     from . import compute, lowering
 
-    view = blocking.view(workload)
     weight_layout = blocking.weight_layout()
-    func = compute.conv2d(view, input_layout, weight_layout, epilogue)
+    func = compute.conv2d(workload, input_layout, weight_layout, epilogue, blocking.flat_rows)
     symbol = symbol_of(workload, epilogue)
     # See lowering: loads must not be merged across steps.
     func = func.with_attr(
@@ -501,13 +500,11 @@ def unscheduled(
             "target": device.target(threads),
         }
     )
-    if view != workload:
-        pixels_in = input_layout.shape(workload.input_shape)
-        pixels_out = blocking.output_layout().shape(workload.output_shape)
-        # Only what has pixels has other shapes for callers.
-        seen = {"x": pixels_in, "residual": pixels_out, func.params[-1].name: pixels_out}
-        shapes = [seen.get(param.name, param.shape) for param in func.params]
-        func = func.with_attr(lowering.SHAPES, [list(map(int, shape)) for shape in shapes])
+    if blocking.flat_rows:
+        pixels = list(blocking.output_layout().shape(workload.output_shape))
+        flat = ("residual", func.params[-1].name)
+        shapes = [pixels if p.name in flat else [*map(int, p.shape)] for p in func.params]
+        func = func.with_attr(lowering.SHAPES, shapes)
     return IRModule({symbol: func})
 
 

@@ -21,6 +21,9 @@ from .workload import ConvWorkload
 BLOCK_NAME = "conv"
 """Name of the block that multiplies and adds; schedules find it by this."""
 
+WEIGHT_NAME = "weight"
+"""Name of the tensor of weights; lowering finds it by this."""
+
 FINISH_NAME = "finish"
 """Name of the block that finishes outputs, if there is an epilogue."""
 
@@ -164,6 +167,7 @@ def conv2d(
     input_layout: ActivationLayout,
     weight_layout: WeightLayout,
     epilogue: Epilogue | None = None,
+    flat_rows: int = 0,
 ) -> Any:
     """Return the convolution as an unscheduled TensorIR function.
 
@@ -184,6 +188,9 @@ def conv2d(
         What becomes of the sums. It is a block of its own, :data:`FINISH_NAME`, with the loops
         batch, oc, oh, ow and lane. On paper it reads an intermediate tensor; lowering lets that be
         the output itself.
+    flat_rows : int
+        In how many rows the output's pixels are counted, 0 for those of the image: oh and ow, and
+        the shapes of outputs and residual, are then of these.
 
     Returns
     -------
@@ -199,9 +206,13 @@ def conv2d(
     ic_block, oc_block = weight_layout.ic_block, weight_layout.oc_block
     kernel_rows, kernel_columns = workload.kernel
     output_layout = ActivationLayout.blocked(oc_block)
+    columns = workload.out_height * workload.out_width // flat_rows if flat_rows else 0
+    counted = workload.output_shape
+    if flat_rows:
+        counted = (workload.batch, workload.out_channels, flat_rows, columns)
 
     x = te.placeholder(input_layout.shape(workload.input_shape), name="x")
-    weight = te.placeholder(weight_layout.shape(workload.weight_shape), name="weight")
+    weight = te.placeholder(weight_layout.shape(workload.weight_shape), name=WEIGHT_NAME)
 
     def read(batch: Any, channel: Any, row: Any, column: Any) -> Any:
         if input_layout.block:
@@ -223,6 +234,13 @@ def conv2d(
             inside.append(column < width)
         return tirx.if_then_else(tirx.all(*inside), value, 0.0) if inside else value
 
+    def pixel(oh: Any, ow: Any) -> tuple[Any, Any]:
+        """Return row and column in the image of an output."""
+        if not flat_rows:
+            return oh, ow
+        number = oh * columns + ow
+        return number // workload.out_width, number % workload.out_width
+
     def reach(outputs: int, axis: int, taps: int) -> int:
         return (outputs - 1) * stride[axis] + (taps - 1) * dilation[axis]
 
@@ -241,20 +259,18 @@ def conv2d(
     kh = te.reduce_axis((0, kernel_rows), "kh")
     kw = te.reduce_axis((0, kernel_columns), "kw")
     ici = te.reduce_axis((0, ic_block), "ici")
-    y = te.compute(
-        output_layout.shape(workload.output_shape),
-        lambda batch, oc, oh, ow, lane: te.sum(
-            read(
-                batch,
-                first_channel(oc * oc_block + lane) + ic * ic_block + ici,
-                oh * stride[0] - top + kh * dilation[0],
-                ow * stride[1] - left + kw * dilation[1],
-            )
-            * weight[oc, ic, kh, kw, ici, lane],
-            axis=[ic, kh, kw, ici],
-        ),
-        name=BLOCK_NAME,
-    )
+
+    def multiplied(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
+        row, column = pixel(oh, ow)
+        value = read(
+            batch,
+            first_channel(oc * oc_block + lane) + ic * ic_block + ici,
+            row * stride[0] - top + kh * dilation[0],
+            column * stride[1] - left + kw * dilation[1],
+        )
+        return te.sum(value * weight[oc, ic, kh, kw, ici, lane], axis=[ic, kh, kw, ici])
+
+    y = te.compute(output_layout.shape(counted), multiplied, name=BLOCK_NAME)
     if not epilogue:
         return te.create_prim_func([x, weight, y])
     operands = [x, weight]

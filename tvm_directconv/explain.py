@@ -12,7 +12,6 @@ from .blocking import (
     Blocking,
     Estimate,
     border_tiles,
-    can_flatten,
     candidates,
     choose,
     default_input_layout,
@@ -20,6 +19,7 @@ from .blocking import (
     groups_in_tile,
     reasons_against,
     registers,
+    tile_columns,
     usable_registers,
 )
 from .device import Device, Vector
@@ -207,31 +207,33 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
 
 def _row(case: _Case, chosen: Blocking) -> list[str]:
     b, view = chosen, chosen.view(case.workload)
-    full, rest = divmod(view.out_width, b.ow_tile)
+    widths = [len(columns) for columns in tile_columns(view.out_width, b.ow_tile)]
+    narrow = [width for width in widths if width < b.ow_tile]
     lines = [
-        f"Row of {view.out_width} columns: {_count(full, 'tile')} of {b.ow_tile}"
-        + (f" and one of {rest}" if rest else ", none left over")
+        f"Row of {view.out_width} columns: {_count(len(widths) - len(narrow), 'tile')} of "
+        + str(b.ow_tile)
+        + (f" and one of {' and one of '.join(map(str, narrow))}" if narrow else ", none left over")
     ]
     if view != case.workload:
         lines.append(
             f"a 1x1 kernel reads one pixel for each output, so {view.out_height} rows of "
-            f"{view.out_width} pixels stand for {case.workload.in_height} of "
-            f"{case.workload.in_width}"
+            f"{view.out_width} pixels stand for {case.workload.out_height} of "
+            f"{case.workload.out_width}"
         )
-    if rest:
-        in_flight = b.oc_vectors * b.lanes * rest
+    if narrow:
+        in_flight = b.oc_vectors * b.lanes * narrow[-1]
         needed = _in_flight_needed(case, b)
         lines.append(
             f"the last tile has {in_flight} sums in flight, "
             + ("enough" if in_flight >= needed else f"{in_flight / needed:.0%} of the {needed:g}")
-            + f"; it computes {rest / view.out_width:.0%} of the row"
+            + f"; it computes {narrow[-1] / view.out_width:.0%} of the row"
         )
     left, right = border_tiles(view, b.ow_tile)
     _, padded_left, _, padded_right = view.padding
     if left or right:
         padded = padded_left or padded_right
         why = [f"padding of {padded_left} and {padded_right}"] if padded else []
-        why += ["the narrower tile"] if rest else []
+        why += ["the narrower tile" + "s" * (len(narrow) > 1)] if narrow else []
         lines.append(
             f"border tiles with code of their own: {left} at the left, {right} at the right "
             f"({', '.join(why)})"
@@ -366,8 +368,8 @@ def _compared(case: _Case, other: Blocking, chosen: Blocking) -> str:
     # Where no single thing makes up for much of the difference, none is to blame.
     if most < 0.25 * slower:
         what = "more work around the multiply-adds"
-    rest = other.view(case.workload).out_width % other.ow_tile
-    narrow = f"; its last tile has {_count(rest, 'column')}" if rest else ""
+    last = len(tile_columns(other.view(case.workload).out_width, other.ow_tile)[-1])
+    narrow = f"; its last tile has {_count(last, 'column')}" if last < other.ow_tile else ""
     return f"takes {slower / base:.1%} more cycles, mostly for {what}{narrow}"
 
 
@@ -392,7 +394,7 @@ def _memory(case: _Case, chosen: Blocking) -> list[str]:
         else f"together {filling:,} bytes more than the plain layouts: channels that fill blocks",
         f"im2col would take another {w.im2col_bytes:,} bytes ({w.im2col_bytes / plain:.0%} of "
         "these); direct convolution takes none"
-        + (" (for such a 1x1 kernel im2col can be left out, too)" if can_flatten(w) else ""),
+        + (" (for such a 1x1 kernel im2col can be left out, too)" if w.is_matrix_product else ""),
     ]
 
 

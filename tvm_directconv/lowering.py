@@ -1,4 +1,4 @@
-"""From a scheduled convolution to code: TVM's lowering with six passes of our own.
+"""From a scheduled convolution to code: TVM's lowering with seven passes of our own.
 
 TVM's own pipeline would put the register tile into a workspace, compute products with padding,
 and let LLVM reorder the inner loop until the accumulators no longer fit the registers. The
@@ -6,9 +6,15 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
 
 ====================  =======================================================================
 ``directconv.tile``   on the loop over register tiles: how many tiles at its beginning and at
-                      its end see padding or are narrower than the others, ``[left, right]``
+                      its end see padding or are narrower than the others, and how many columns
+                      the last tile takes over from the one before, ``[left, right, moved]``
+``directconv.column`` on the loop over the columns of a tile
 ``directconv.tap``    on the loop over kernel columns: unrolled in those border tiles, so that
                       which products are with padding is known when compiling
+``directconv.next``   on the loop over register tiles: the weights that the next round of all tiles
+                      needs are fetched meanwhile. ``[vectors, distance, length, tasks]``: they
+                      are so many stretches of `length` elements, `distance` apart, and tasks in
+                      succession share them
 ``directconv.step``   on a loop of which each round is one step: one input channel, one kernel
                       position, all products of the tile. Its value says how many sums, spread
                       over the tile, LLVM must finish before the next step; 0 for all
@@ -19,7 +25,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import s_tir, sym, tirx
 from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 from tvm.tirx import (
     AllocBuffer,
@@ -34,10 +40,12 @@ from tvm.tirx import (
     compilation_pipeline,
 )
 
-from .compute import BLOCK_NAME
+from .compute import BLOCK_NAME, WEIGHT_NAME
 
 TILE = "directconv.tile"
+COLUMN = "directconv.column"
 TAP = "directconv.tap"
+NEXT = "directconv.next"
 STEP = "directconv.step"
 SHAPES = "directconv.shapes"
 """Function attribute: shapes of the parameters as callers see them, where they differ."""
@@ -58,6 +66,20 @@ define <{n} x float> @directconv_pin(<{n} x float> %a) {{
   ret <{n} x float> %b
 }}
 """
+
+# Into the second-level cache. Past the end of the weights there is nothing to fetch, and that does
+# no harm: a prefetch never faults, and without `inbounds` the address may be any.
+_PREFETCH = """
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+define void @directconv_prefetch(ptr %base, i64 %element) alwaysinline {
+  %address = getelementptr float, ptr %base, i64 %element
+  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 2, i32 1)
+  ret void
+}
+"""
+_LINE = 16  # elements of a cache line
+# Lines that may be fetched at once: caches have 10 to 24 on their way, and then let others wait.
+_AT_ONCE = 16
 
 
 def _pass(function: Any) -> Any:
@@ -186,6 +208,89 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @_pass
+def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Fetch, with each tile, a part of the weights that the tiles after all of these need.
+
+    Tiles read the same weights again and again, then all at once others, which come from far away
+    the first time: where images are small, that is a good part of the time.
+    """
+    analyzer = sym.Analyzer()
+
+    def fetched(loop: For, outer: list[For], load: TensorLoad) -> list[Any]:
+        vectors, distance, length, tasks = (int(value) for value in loop.annotations[NEXT])
+        (index,) = load.indices
+        nest = [*outer, loop]
+        again = [other for other in nest if not _uses(index, other.loop_var)]
+        # Tasks, or blocks of input channels within them; neither if all weights are these.
+        position = [other for other in nest if _uses(index, other.loop_var)]
+        if not position:
+            return []
+        task, block = position[0], position[-1]
+        turn: Any = tirx.const(0, "int32")
+        if task is not block:
+            moved = block.loop_var + 1
+            following = [
+                (block.loop_var, moved % block.extent),
+                (task.loop_var, task.loop_var + moved // block.extent),
+            ]
+        else:
+            following = [(task.loop_var, (task.loop_var // tasks + 1) * tasks)]
+            turn = task.loop_var % tasks
+        turns = tasks
+        for other in again:
+            turn = turn * other.extent + other.loop_var
+            turns *= int(other.extent)
+
+        def moved_on(variable: Var) -> Any:
+            for known, value in following:
+                if variable.same_as(known):
+                    return value
+            return tirx.const(0, variable.ty.dtype)  # A loop within the tile.
+
+        start = tvm_ffi.structural_map(index, (Var, moved_on))
+        lines = -(-length // _LINE)
+        share = -(-lines // turns)
+        if vectors * share > _AT_ONCE:
+            return []
+        base = tirx.address_of(tirx.BufferLoad(load.source, [tirx.const(0, "int32")]))
+        fetches = []
+        for vector in range(vectors):
+            for line in range(share):
+                element = start + vector * distance + (turn * share + line) * _LINE
+                element = tirx.Cast("int64", analyzer.simplify(element))
+                call = tirx.call_extern("void", "directconv_prefetch", base, element)
+                fetches.append(Evaluate(call))
+        if share * turns < lines + share:
+            return fetches
+        return [IfThenElse(turn * share < lines, _sequence(fetches), None)]
+
+    def visited(statement: Any, outer: list[For]) -> Any:
+        if isinstance(statement, SeqStmt):
+            return SeqStmt([visited(part, outer) for part in statement.seq])
+        if isinstance(statement, IfThenElse):
+            return IfThenElse(
+                statement.condition, visited(statement.then_case, outer), statement.else_case
+            )
+        if not isinstance(statement, For):
+            return statement
+        if NEXT not in statement.annotations:
+            return _with_body(statement, visited(statement.body, [*outer, statement]))
+        loads: list[TensorLoad] = []
+        tvm_ffi.structural_walk(
+            statement,
+            (TensorLoad, lambda e: loads.append(e) if e.source.name == WEIGHT_NAME else None),
+        )
+        if not loads:  # Sums are set to zero in tiles, too.
+            return _with_body(statement, statement.body, done=NEXT)
+        fetches = fetched(statement, outer, loads[0])
+        return _with_body(statement, _sequence([*fetches, statement.body]), done=NEXT)
+
+    body = visited(func.body, [])
+    code = StringImm(_PREFETCH)
+    return func.with_body(AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, body))
+
+
+@_pass
 def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Put a mark before each step, which stays there when loops are unrolled."""
 
@@ -213,7 +318,7 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def peeled(loop: For) -> Any:
         if TILE not in loop.annotations:
             return loop
-        left, right = (int(count) for count in loop.annotations[TILE])
+        left, right, moved = (int(count) for count in loop.annotations[TILE])
         tiles = int(loop.extent)
         if left + right >= tiles:
             left, right = tiles, 0
@@ -223,7 +328,21 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             body = tvm_ffi.structural_map(
                 loop.body, (Var, lambda v: number if v.same_as(loop.loop_var) else v)
             )
-            return marked(tvm_ffi.structural_map(body, (For, unrolled_tap)))
+            body = tvm_ffi.structural_map(body, (For, unrolled_tap))
+
+            def shared(columns: For) -> For:
+                if COLUMN not in columns.annotations:
+                    return columns
+                column, inside = columns.loop_var, columns.body
+                if index == tiles - 2:
+                    inside = IfThenElse(column < columns.extent - moved, inside, None)
+                elif index == tiles - 1:
+                    inside = tvm_ffi.structural_map(
+                        inside, (Var, lambda v: v - moved if v.same_as(column) else v)
+                    )
+                return _with_body(columns, inside)
+
+            return marked(tvm_ffi.structural_map(body, (For, shared)) if moved else body)
 
         parts: list[Any] = [border(index) for index in range(left)]
         if left + right < tiles:
@@ -354,6 +473,7 @@ def _lowered() -> list[Any]:
         tirx.transform.NarrowDataType(32),
         present_shapes,
         skip_padding,
+        prefetch_weights,
         mark_steps,
         peel_borders,
         tirx.transform.ConvertSSA(),

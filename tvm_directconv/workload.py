@@ -164,6 +164,11 @@ class ConvWorkload:
         return self.groups > 1 and self.group_in == self.group_out == 1
 
     @property
+    def is_matrix_product(self) -> bool:
+        """Whether weights times input, pixels in a row, is the output: im2col would copy it."""
+        return self.kernel == self.stride == (1, 1) and not any(self.padding)
+
+    @property
     def out_height(self) -> int:
         """Rows of the output."""
         top, _, bottom, _ = self.padding

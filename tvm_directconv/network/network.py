@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, versions
-from ..blocking import can_flatten
 from ..build import BoundCall, load_library, manifest_path
 from ..device import Device, host_lacks
 from ..errors import ArgumentError, BlockingError, LibraryError
@@ -290,7 +289,7 @@ def compile_network(
         workload = attributes.workload
         assert attributes.blocking is not None
         # Where each output reads one pixel, the input is that matrix.
-        buffers.append(0 if can_flatten(workload) else workload.im2col_bytes)
+        buffers.append(0 if workload.is_matrix_product else workload.im2col_bytes)
         layers.append(
             Layer(
                 objects[step.kernel][0],

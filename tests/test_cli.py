@@ -281,13 +281,14 @@ ERRORS = {
     "wrong ending": (["compile", SMALL, "-o", "a.dll"], "expected a name ending in .so, .o or .s"),
     "one file for many": (["compile", "alexnet", "-o", "a.so"], "there are 5 convolutions"),
     "folder is a file": (["compile", "alexnet", "-o", "no.json"], "cannot make folder 'no.json'"),
-    "missing library": (["run", "none.so"], "cannot read library 'none.so'"),
+    "missing library": (["run", "none.so"], "library 'none.so' does not exist: expected"),
+    "missing library, emulated": (["run", "none.so", "--emulate"], "read library 'none.so'"),
     "missing manifest": (["run", "orphan.so"], "orphan.so.json does not exist"),
     "corrupt manifest": (["run", "corrupt.so"], "is no manifest of a compiled convolution"),
     "other manifest format": (["run", "other-format.so"], "has format 99: expected 1"),
     "stale manifest": (["run", "stale.so"], "was written for another library"),
     "corrupt, emulated": (["run", "corrupt.so", "--emulate"], "is no manifest"),
-    "foreign library": (["run", "foreign.so"], "Run it there, or here with --emulate"),
+    "foreign library": (["run", "foreign.so"], "or here with 'tvm-directconv run --emulate'"),
     "negative seed": (["run", "here.so", "--seed", "-1"], "'-1' is not a whole number from 0"),
     "missing input": (["run", "here.so", "--input", "none.npy"], "cannot read array file"),
     "input no array": (["run", "here.so", "--weight", "bad.npy"], "cannot read array file"),
@@ -469,6 +470,16 @@ def test_run_is_exact_on_integers(run: Command, words: list[str]) -> None:
     assert float(re.search(r"^seconds ([\d.e-]+) \(", out, re.MULTILINE)[1]) > 0  # type: ignore[index]
     assert ("qemu-" in out) == (words[0] == "foreign.so")
     assert ("-cpu" in out) == (words[0] == "foreign.so" and FOREIGN == "cortex-a72")
+
+
+def test_run_emulates_boards_of_which_it_has_no_file_any_more(run: Command) -> None:
+    Path("board.toml").write_text(f'parent = "{FOREIGN}"\n')
+    assert run("compile", SMALL, "--device", "board.toml", "-o", "a.so")[0] == 0
+    Path("board.toml").unlink()
+    status, out, err = run("run", "a.so", "--emulate")
+    assert (status, err) == (0, "")
+    assert "for board, " in out and "max_error 0\n" in out
+    assert "qemu-" in out and "-cpu" not in out
 
 
 @pytest.mark.parametrize("words", [["here.so"], ["foreign.so", "--emulate"]])

@@ -14,6 +14,7 @@ from PIL import Image
 
 import tvm_directconv as dc
 from tvm_directconv.cli import main
+from tvm_directconv.network import network as network_module
 from tvm_directconv.network.network import load_network
 
 FOREIGN = "cortex-a72" if dc.device("native").triple.startswith("x86") else "x86-64-v2"
@@ -161,7 +162,17 @@ def test_run_for_another_processor(run: Command) -> None:
     status, out, _ = run(*words, "--emulate")
     assert status == 0 and "qemu" in out
     status, _, err = run(*words)
-    assert status == 2 and f"built for {FOREIGN}" in err and "--emulate" in err
+    assert status == 2 and f"built for {FOREIGN}" in err and "run --emulate" in err
+
+
+def test_run_reads_the_library_once(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's library has its weights in it, so its SHA-256 takes a while."""
+    digest, read = network_module._digest, []
+    monkeypatch.setattr(network_module, "_digest", lambda path: read.append(path) or digest(path))
+    for emulate in ([], ["--emulate"]):
+        assert run("run", "net.so", *emulate)[0] == 0
+        assert read == [Path("net.so")]
+        read.clear()
 
 
 def test_run_on_random_input(run: Command) -> None:

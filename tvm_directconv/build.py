@@ -704,7 +704,10 @@ def load(path: str | Path) -> CompiledConv:
     versions.check()
     path = Path(path)
     if not path.is_file():
-        raise LibraryError(f"library {str(path)!r} does not exist")
+        raise LibraryError(
+            f"library {str(path)!r} does not exist: expected a .so that 'tvm-directconv compile' "
+            "or export() wrote"
+        )
     if path.suffix != ".so":
         raise LibraryError(
             f"cannot load {str(path)!r}: expected a shared library (.so); object files are for "
@@ -715,18 +718,33 @@ def load(path: str | Path) -> CompiledConv:
     wanted = f"__tvm_ffi_{manifest.symbol}"
     if wanted not in info.defined:
         raise LibraryError(f"library {str(path)!r} does not define {wanted}: export it again")
-    reason = host_lacks(manifest.target)
-    if reason:
-        raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
-    return CompiledConv(manifest, load_library(path))
+    return CompiledConv(manifest, load_library(path, manifest.device, manifest.target))
 
 
-def load_library(path: Path) -> Any:
+def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
     """Load the code of a shared library, even if one of the same name was loaded before.
 
     The dynamic linker would take that one for it. It goes by names first, so there is a new name
     each time; files that are the same are recognised nevertheless, and loaded once.
+
+    Parameters
+    ----------
+    path : Path
+    device : str
+        Name of what it was compiled for.
+    target : dict
+        The same for TVM.
+
+    Raises
+    ------
+    LibraryError
+        If this machine cannot run it.
     """
+    if reason := host_lacks(target):
+        raise LibraryError(
+            f"cannot load {str(path)!r}, built for {device}: {reason}. Run it there, or here with "
+            "'tvm-directconv run --emulate'"
+        )
     import tvm.runtime  # noqa: F401  Libraries get their parallel loops from it when they are loaded.
     import tvm_ffi
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..build import manifest_path
-from ..device import device as find_device
-from ..device import host_lacks
-from ..errors import ArgumentError, DeviceError, LibraryError
+from ..errors import ArgumentError
 from ..network.network import KIND, Network, NetworkManifest, Port, load_network
 from ..reference import max_error
+from ._emulated import emulated
 from ._options import TOLERANCE
 from ._output import check_writable, render
 
@@ -98,20 +97,14 @@ def run_network(library: Path, args: argparse.Namespace) -> int:
                 f"--{name} is given, but {args.library!r} is a network: expected none, weights are "
                 "part of it"
             )
-    manifest = NetworkManifest.read(library)
+    network = None if args.emulate else load_network(library)
+    manifest = network.manifest if network else NetworkManifest.read(library)
     inputs = _inputs(manifest, args)
     expected = _read(args.expect, manifest.outputs) if args.expect else None
     if args.output:
         _check_output(args.output, manifest)
-    if args.emulate:
-        outputs, seconds, how = _emulated(library, manifest, inputs)
-    else:
-        if reason := host_lacks(manifest.target):
-            raise LibraryError(
-                f"cannot run {str(library)!r}, built for {manifest.device}: {reason}. Run it "
-                "there, or here with --emulate"
-            )
-        outputs, seconds, how = _called(load_network(library), inputs)
+    called = _called(network, inputs) if network else _emulated(library, manifest, inputs)
+    outputs, seconds, how = called
     if args.output:
         _write(args.output, manifest, outputs)
     print(f"{library} for {manifest.device}, {manifest.threads} thread(s)")
@@ -142,28 +135,13 @@ def _called(network: Network, inputs: list[np.ndarray]) -> tuple[list[np.ndarray
 def _emulated(
     library: Path, manifest: NetworkManifest, inputs: list[np.ndarray]
 ) -> tuple[list[np.ndarray], float, str]:
-    from ..deploy.runner import run_library
-    from ..toolchain import find_toolchain
-
-    try:
-        qemu_cpu = find_device(manifest.device).qemu_cpu
-    except DeviceError:
-        qemu_cpu = None  # A device file of the user's own: only its name is in the manifest.
-    toolchain = find_toolchain(manifest.target["mtriple"], qemu_cpu)
-    shapes = [port.shape for port in manifest.outputs]
     for port in (*manifest.inputs, *manifest.outputs):
         if port.dtype != "float32":
             raise ArgumentError(f"{port} cannot be passed to the C runner: expected float32")
-    report = run_library(
-        library,
-        "main",
-        inputs,
-        [*shapes, (manifest.arena_bytes // 4,)],
-        toolchain,
-        threads=manifest.threads,
-    )
-    how = f"one call by {' '.join(toolchain.emulator)}" if toolchain.emulator else "one call"
-    return report.outputs[: len(shapes)], report.seconds[0], how
+    shapes = [port.shape for port in manifest.outputs]
+    arena = (manifest.arena_bytes // 4,)
+    outputs, seconds, how = emulated(library, manifest, "main", inputs, [*shapes, arena])
+    return outputs[: len(shapes)], seconds, how
 
 
 def _inputs(manifest: NetworkManifest, args: argparse.Namespace) -> list[np.ndarray]:

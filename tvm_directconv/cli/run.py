@@ -7,11 +7,10 @@ from statistics import median
 
 import numpy as np
 
-from ..build import BoundCall, CompiledConv, Manifest, load
-from ..device import device as find_device
-from ..device import host_lacks
-from ..errors import ArgumentError, DeviceError, LibraryError
+from ..build import BoundCall, CompiledConv, Manifest, load, manifest_path
+from ..errors import ArgumentError, LibraryError
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from ._emulated import emulated
 from ._network import (
     add_network_arguments,
     is_network,
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     library = Path(args.library)
     if is_network(library):
         return run_network(library, args)
-    conv = _for_packing(library) if args.emulate else _loaded(library)
+    conv = _for_packing(library) if args.emulate else load(library)
     refuse_network_arguments(args)
     workload = conv.workload
     x, weight = random_tensors(workload, args.seed, integers=True)
@@ -72,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     pack = {"bias": conv.pack_bias, "residual": conv.pack_residual}
     operands = {name: pack[name](array) for name, array in plain.items()}
     if args.emulate:
-        out, seconds, how = _emulated(library, conv.manifest, [*packed, *operands.values()])
+        m = conv.manifest
+        arrays = [*packed, *operands.values()]
+        (out,), seconds, how = emulated(library, m, m.symbol, arrays, [m.output_shape])
     else:
         out = conv.run(*packed, **operands)
         call = conv.bind(*packed, out, **operands)
@@ -112,7 +113,8 @@ def _timed(call: BoundCall) -> float:
     return time.perf_counter() - begin
 
 
-def _manifest(library: Path) -> Manifest:
+def _for_packing(library: Path) -> CompiledConv:
+    """Return a convolution that knows its layouts but has no code."""
     try:
         data = library.read_bytes()
     except OSError as error:
@@ -120,22 +122,7 @@ def _manifest(library: Path) -> Manifest:
             f"cannot read library {str(library)!r} ({error.strerror}): expected a .so that "
             "'tvm-directconv compile' wrote"
         ) from None
-    return Manifest.read(Path(f"{library}.json"), data)
-
-
-def _loaded(library: Path) -> CompiledConv:
-    manifest = _manifest(library)
-    if reason := host_lacks(manifest.target):
-        raise LibraryError(
-            f"cannot run {str(library)!r}, built for {manifest.device}: {reason}. Run it there, or "
-            "here with --emulate"
-        )
-    return load(library)
-
-
-def _for_packing(library: Path) -> CompiledConv:
-    """Return a convolution that knows its layouts but has no code."""
-    return CompiledConv(_manifest(library), module=None)
+    return CompiledConv(Manifest.read(manifest_path(library), data), module=None)
 
 
 def _read(path: str) -> np.ndarray:
@@ -146,26 +133,3 @@ def _read(path: str) -> np.ndarray:
             f"cannot read array file {path!r} ({error}): expected a .npy file of float32"
         ) from None
     return array
-
-
-def _emulated(
-    library: Path, manifest: Manifest, packed: list[np.ndarray]
-) -> tuple[np.ndarray, float, str]:
-    from ..deploy.runner import run_library
-    from ..toolchain import find_toolchain
-
-    try:
-        qemu_cpu = find_device(manifest.device).qemu_cpu
-    except DeviceError:
-        qemu_cpu = None  # A device file of the user's own: only its name is in the manifest.
-    toolchain = find_toolchain(manifest.target["mtriple"], qemu_cpu)
-    report = run_library(
-        library,
-        manifest.symbol,
-        packed,
-        [manifest.output_shape],
-        toolchain,
-        threads=manifest.threads,
-    )
-    how = f"one call by {' '.join(toolchain.emulator)}" if toolchain.emulator else "one call"
-    return report.outputs[0], report.seconds[0], how

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__, versions
 from ..build import BoundCall, load_library, manifest_path
-from ..device import Device, host_lacks
+from ..device import Device
 from ..errors import ArgumentError, BlockingError, LibraryError
 from ..layout import ALIGNMENT, aligned_zeros
 from ..workload import ConvWorkload
@@ -521,10 +521,10 @@ def load_network(path: str | Path) -> Network:
 
     path = Path(path)
     if not path.is_file():
-        raise LibraryError(f"library {str(path)!r} does not exist")
+        raise LibraryError(
+            f"library {str(path)!r} does not exist: expected one that compiling a model wrote"
+        )
     manifest = NetworkManifest.read(path)
     if "__tvm_ffi_main" not in elf_info(path).defined:
         raise LibraryError(f"library {str(path)!r} has no function main: compile the model again")
-    if reason := host_lacks(manifest.target):
-        raise LibraryError(f"cannot load {str(path)!r}, built for {manifest.device}: {reason}")
-    return Network(manifest, load_library(path))
+    return Network(manifest, load_library(path, manifest.device, manifest.target))

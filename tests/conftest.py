@@ -1,4 +1,4 @@
-"""What several test files share: layers of the networks, exact data, and running libraries."""
+"""What several test files share: layers, exact data, running libraries and the command line."""
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -22,6 +22,7 @@ from tvm_directconv import (
     random_tensors,
     workloads,
 )
+from tvm_directconv.cli import main
 from tvm_directconv.deploy.runner import RunReport, run_library
 from tvm_directconv.layout import aligned_zeros
 from tvm_directconv.toolchain import find_toolchain
@@ -29,6 +30,24 @@ from tvm_directconv.toolchain import find_toolchain
 # Equal layers of several networks are one.
 LAYERS = list(dict.fromkeys(w for name in networks() for w in workloads(name)))
 DEVICES = [d.name for d in devices()]
+# One whose code does not run here.
+FOREIGN = "cortex-a72" if device("native").triple.startswith("x86") else "x86-64-v2"
+# Subcommands, in the order in which they are listed.
+COMMANDS = (
+    "devices",
+    "layers",
+    "explain",
+    "compile",
+    "run",
+    "profile",
+    "bench",
+    "tune",
+    "logs",
+    "doctor",
+)
+
+Result = tuple[int, str, str]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,3 +143,18 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Device:
         """
     )
     return device(path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs the command line in this process: its status, output, errors."""
+
+    def command(*words: str) -> Result:
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else -1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command

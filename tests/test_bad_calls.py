@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import FOREIGN
 
 import tvm_directconv as dc
 from tvm_directconv.build import Manifest
@@ -24,7 +25,6 @@ from tvm_directconv.errors import (
 from tvm_directconv.layout import ALIGNMENT, aligned_zeros
 
 SMALL = "ic8ih7oc16oh7kh3ph1"
-FOREIGN = "cortex-a72" if dc.device("native").schedule == "x86" else "x86-64-v2"
 
 
 @pytest.fixture(scope="module")

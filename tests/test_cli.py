@@ -6,17 +6,17 @@ import importlib.util
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import COMMANDS, FOREIGN, Command
 
 import tvm_directconv as dc
 from tvm_directconv import versions
@@ -26,18 +26,6 @@ from tvm_directconv.cli import _output, bench, layers, main
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
 KNOBS = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4}
-COMMANDS = (
-    "devices",
-    "layers",
-    "explain",
-    "compile",
-    "run",
-    "profile",
-    "bench",
-    "tune",
-    "logs",
-    "doctor",
-)
 FORMATS = ("table", "json", "csv", "markdown")
 ROW_KEYS = {
     "network",
@@ -59,10 +47,6 @@ ROW_KEYS = {
     "blocking_source",
     "rival",
 }
-FOREIGN = "x86-64-v2" if platform.machine() == "aarch64" else "cortex-a72"
-
-Result = tuple[int, str, str]
-Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -102,18 +86,9 @@ def folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Return a function that runs the command line in this process."""
-
-    def command(*words: str) -> Result:
-        try:
-            status = main(words)
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else -1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return command
+def run(folder: Path, run: Command) -> Command:
+    """Run the command line in that folder."""
+    return run
 
 
 def process(*words: str, code: str = "", **options: Any) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import COMMANDS
 
 import tvm_directconv as dc
 from tvm_directconv.cli import _parse, main
@@ -42,18 +43,6 @@ NOT_FOLLOWED = (
     ["pip", "install", "."],
     ["python", "-m", "tvm.exec.rpc_tracker"],
     ["python", "-m", "tvm.exec.rpc_server"],
-)
-COMMANDS = (
-    "devices",
-    "layers",
-    "explain",
-    "compile",
-    "run",
-    "profile",
-    "bench",
-    "tune",
-    "logs",
-    "doctor",
 )
 
 

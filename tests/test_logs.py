@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ import tvm_directconv as dc
 from tvm_directconv import blocking as blocks
 from tvm_directconv import logs
 from tvm_directconv.build import scheduled
-from tvm_directconv.cli import main
 from tvm_directconv.device import HostCpu, cpu_of, host_cpu
 from tvm_directconv.errors import LogError
 from tvm_directconv.layout import ActivationLayout
@@ -623,33 +623,22 @@ def test_a_build_goes_by_the_logs(folder: Path, tmp_path: Path) -> None:
 
 # --- The command line -------------------------------------------------------------------------
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command in a folder with some logs."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command) -> Command:
+    """Run the command line in a folder with some logs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path / "logs"))
     for r in (record(1, over_model=1.05), record(2, chosen=True), record(3, status="timeout")):
         logs.append(r, tmp_path / "logs")
     (tmp_path / "spoilt.jsonl").write_text(f"{line()}\n{{\n{line(format=9)}\n{line(seed=1)}\n")
-
-    def command(*words: str) -> tuple[int, str, str]:
-        try:
-            status = main(words)
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else -1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return command
+    return run
 
 
 LOG = "logs/cortex-a72.jsonl"
 
 
-def test_show(run: Run) -> None:
+def test_show(run: Command) -> None:
     status, out, err = run("logs", "show", "--format", "json")
     assert (status, err) == (0, "")
     rows = json.loads(out)
@@ -666,7 +655,7 @@ def test_show(run: Run) -> None:
     assert run("logs", "show", "vgg16")[1] == ""
 
 
-def test_best(run: Run) -> None:
+def test_best(run: Command) -> None:
     logs.append(record(4, threads=2, chosen=True), "logs")
     words = ["--device", "cortex-a72", "--format", "json"]
     status, out, err = run("logs", "best", *words)
@@ -685,7 +674,7 @@ def test_best(run: Run) -> None:
 
 
 def test_compile_and_explain_take_a_folder_of_logs(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TVM_DIRECTCONV_LOGS")
     words = [str(LAYER), "--device", "cortex-a72", "--logs", "logs"]
@@ -694,7 +683,7 @@ def test_compile_and_explain_take_a_folder_of_logs(
     assert "blocking (model)" in run("compile", *words, "--blocking", "model", "-o", "a.so")[1]
 
 
-def test_bench_takes_a_folder_of_logs(run: Run) -> None:
+def test_bench_takes_a_folder_of_logs(run: Command) -> None:
     here = dc.device("native")
     layout = blocks.default_input_layout(LAYER, here)
     model = blocks.choose(LAYER, here)
@@ -708,7 +697,7 @@ def test_bench_takes_a_folder_of_logs(run: Run) -> None:
     assert row["blocking_source"] == "model"
 
 
-def test_merge(run: Run, tmp_path: Path) -> None:
+def test_merge(run: Command, tmp_path: Path) -> None:
     status, out, err = run("logs", "merge", LOG, "spoilt.jsonl", LOG, "-o", "all.jsonl")
     assert (status, out) == (0, "all.jsonl: 6 records, 3 given repeatedly\n")
     assert re.fullmatch(r"tvm-directconv: warning: spoilt.jsonl:2: .* not JSON.*\n", err)
@@ -722,7 +711,7 @@ def test_merge(run: Run, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all.jsonl", "logs", "spoilt.jsonl"]
 
 
-def test_merge_that_fails_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_that_fails_changes_nothing(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     before = Path(LOG).read_bytes()
 
     def replaced(old: object, new: object) -> None:
@@ -735,7 +724,7 @@ def test_merge_that_fails_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in Path("logs").iterdir()] == ["cortex-a72.jsonl"]
 
 
-def test_prune(run: Run) -> None:
+def test_prune(run: Command) -> None:
     keep = [
         record(1, over_model=1.5),
         record(2, over_model=1.4),
@@ -761,7 +750,7 @@ def test_prune(run: Run) -> None:
     assert Path("spoilt.jsonl").read_text() == f"{line(format=9)}\n{line(seed=1)}\n"
 
 
-def test_validate(run: Run) -> None:
+def test_validate(run: Command) -> None:
     assert run("logs", "validate", LOG) == (0, f"{LOG}: 3 good lines, 0 bad ones\n", "")
     status, out, err = run("logs", "validate", "spoilt.jsonl", LOG)
     assert (status, err) == (1, "")
@@ -770,7 +759,7 @@ def test_validate(run: Run) -> None:
     assert "spoilt.jsonl: 2 good lines, 2 bad ones\n" in out and f"{LOG}: 3 good" in out
 
 
-def test_export(run: Run) -> None:
+def test_export(run: Command) -> None:
     from tvm import ir, s_tir
     from tvm.s_tir.meta_schedule.database import JSONDatabase
 
@@ -795,7 +784,7 @@ def test_export(run: Run) -> None:
     assert status == 2 and "has a database_workload.json already" in err
 
 
-def test_export_of_a_device_of_ones_own(run: Run) -> None:
+def test_export_of_a_device_of_ones_own(run: Command) -> None:
     Path("my-board.toml").write_text('parent = "cortex-a72"\n')
     logs.append(record(device="my-board", cpu_device="my-board"), "logs")
     status, _, err = run("logs", "export", "logs/my-board.jsonl", "-o", "db")
@@ -846,7 +835,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("mistake", ERRORS)
-def test_mistakes_end_with_an_error(run: Run, mistake: str) -> None:
+def test_mistakes_end_with_an_error(run: Command, mistake: str) -> None:
     words, message = ERRORS[mistake]
     before = sorted((p, p.is_file() and p.read_bytes()) for p in Path().rglob("*"))
     status, out, err = run("logs", *words)

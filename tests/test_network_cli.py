@@ -4,20 +4,18 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FOREIGN, Command
 from onnx_models import Graph, by_onnxruntime, random_inputs, saved
 from PIL import Image
 
-import tvm_directconv as dc
 from tvm_directconv.cli import main
 from tvm_directconv.network import network as network_module
 from tvm_directconv.network.network import load_network
 
-FOREIGN = "cortex-a72" if dc.device("native").triple.startswith("x86") else "x86-64-v2"
 SMALL = "ic16ih9oc16oh9kh3ph1"
 STEP_KEYS = {
     "step",
@@ -30,9 +28,6 @@ STEP_KEYS = {
     "of_peak",
     "blocking_source",
 }
-
-Result = tuple[int, str, str]
-Command = Callable[..., Result]
 
 
 def picture() -> Graph:
@@ -88,26 +83,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(
-    shared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    """Return a function that runs the command line, in a folder with these files."""
+def run(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command) -> Command:
+    """Run the command line in a folder with these files."""
     for path in shared.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-
-    def command(*words: str) -> Result:
-        try:
-            status = main(words)
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else -1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return command
+    return run
 
 
 # --- compile ----------------------------------------------------------------------------------

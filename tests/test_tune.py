@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from conftest import FOREIGN
 
 import tvm_directconv as dc
 from tvm_directconv import logs
@@ -735,9 +736,6 @@ def test_wrong_arguments(
     err = capsys.readouterr().err
     assert all(word in err for word in words) and "Traceback" not in err
     assert not folder.exists()
-
-
-FOREIGN = "cortex-a72" if NATIVE.triple.startswith("x86") else "haswell"
 
 
 @pytest.mark.parametrize(

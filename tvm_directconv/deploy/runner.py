@@ -65,12 +65,12 @@ class RunReport:
 
 
 class RunFailure(LibraryError):
-    """The runner printed no result.
+    """A run gave no result, or a wrong one.
 
     Parameters
     ----------
     kind : str
-        ``crash``, ``timeout`` or ``rpc_lost``, as
+        ``crash``, ``timeout``, ``wrong_result`` or ``rpc_lost``, as
         :data:`tvm_directconv.logs.STATUSES` has them.
     reason : str
         What happened.

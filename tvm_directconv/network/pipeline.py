@@ -22,7 +22,16 @@ from .rewriter import Rewriter, op_name
 
 NAME = "tvm_directconv"
 
-_CANONICAL = (Simplify, RecognizeActivations, FoldBatchNorm, FuseConvolutions)
+
+def _first_passes(device: Device) -> list[Any]:
+    """Return those after which a network's convolutions are what will be compiled."""
+    return [
+        Simplify,
+        RecognizeActivations,
+        FoldBatchNorm,
+        FuseConvolutions,
+        merge_groups(device),
+    ]
 
 
 def passes(
@@ -42,8 +51,7 @@ def passes(
     """
     target_device = find_device(device)
     return [
-        *_CANONICAL,
-        merge_groups(target_device),
+        *_first_passes(target_device),
         blocked_layout(target_device, threads, blocking),
         relax.transform.LegalizeOps(skip_ops=["relax.concat", "relax.reshape"]),
         relax.transform.AnnotateTIROpPattern(),
@@ -66,7 +74,7 @@ def convolutions(module: Any, name: str, device: Device) -> list[ConvWorkload]:
     device : Device
         What they will be compiled for.
     """
-    for transform in (*_CANONICAL, merge_groups(device)):
+    for transform in _first_passes(device):
         module = transform(module)
     found = [
         conv_attributes(value).workload

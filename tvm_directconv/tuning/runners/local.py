@@ -9,6 +9,7 @@ from ...bench.compare import Comparison, Failure, Timer, compare, compare_in_pla
 from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...build import load
+from ...deploy.runner import RunFailure
 from ...device import Device, host_cpu, native
 from ...layout import aligned_zeros
 from ..worker import Worker
@@ -77,14 +78,8 @@ def _measure(
             return compare(_timer(candidate), rival, burst, flops, repeats)
         new_rival = partial(_new_timer, incumbent) if incumbent else None
         return compare_in_places(partial(_new_timer, candidate), new_rival, burst, flops, repeats)
-    except _FailureError as error:
-        return error.failure
-
-
-class _FailureError(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+    except RunFailure as failure:
+        return Failure(failure.kind, str(failure))
 
 
 @lru_cache(maxsize=1)
@@ -102,9 +97,9 @@ def _new_timer(library: Path) -> Timer:
     try:
         call()
     except Exception as error:
-        raise _FailureError(Failure("crash", f"{type(error).__name__}: {error}")) from None
+        raise RunFailure("crash", f"{type(error).__name__}: {error}") from None
     if reason := wrong(call.out, expected):
-        raise _FailureError(Failure("wrong_result", reason))
+        raise RunFailure("wrong_result", reason)
     return grouped(call)
 
 

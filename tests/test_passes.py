@@ -26,6 +26,7 @@ from tvm_directconv.network.passes.fold_batch_norm import FoldBatchNorm, channel
 from tvm_directconv.network.passes.fuse_convolutions import FuseConvolutions
 from tvm_directconv.network.passes.merge_groups import merge_groups
 from tvm_directconv.network.passes.recognize_activations import RecognizeActivations
+from tvm_directconv.network.passes.rows_as_images import RowsAsImages
 from tvm_directconv.network.passes.simplify import Simplify
 from tvm_directconv.network.rewriter import Rewriter, op_name
 
@@ -134,7 +135,7 @@ def test_conv1d_is_a_convolution_of_one_row(
     g = Graph(x=(1, 8, 11))
     y = g.conv("x", 12, 8 // group, 3, bias=True, group=group, **attributes)
     network = assert_like_onnxruntime(g.model(g.node("Relu", y)), tmp_path)
-    assert len(convolutions(network)) == 1
+    assert epilogues(network) == ["bias,relu"]
 
 
 def test_convolutions_that_are_no_workloads_are_left_to_tvm(tmp_path: Path) -> None:
@@ -230,6 +231,56 @@ def test_types_that_are_the_same_are_not_cast(tmp_path: Path) -> None:
     model = g.model(g.node("Cast", y, to=7), opset=17)
     assert calls(after(model, tmp_path, Simplify))["astype"] == 1
     assert_like_onnxruntime(model, tmp_path)
+
+
+# --- RowsAsImages -----------------------------------------------------------------------------
+
+
+def test_conv1d_is_fused_with_what_follows(tmp_path: Path) -> None:
+    g = Graph(x=(1, 16, 11))
+    y = g.node("Relu", g.batch_norm(g.conv("x", 16, 16, 3, bias=True, pads=[1, 1]), 16))
+    y = g.node("Add", y, g.conv(y, 16, 16, 1, bias=True))
+    model = g.model(g.conv(g.node("Relu", y), 16, 16, 3))
+    network = assert_like_onnxruntime(model, tmp_path)
+    assert epilogues(network) == ["bias,relu", "bias,residual,relu", ""]
+    assert network.manifest.reorders == 2  # Of the network's input and its output.
+    left = after(model, tmp_path, Simplify, RowsAsImages)
+    assert calls(left)["reshape"] == 2
+
+
+def test_images_that_are_taken_for_signals_in_between(tmp_path: Path) -> None:
+    g = Graph(x=(1, 16, 1, 11))
+    rows = g.constant([2], dtype=np.int64)
+    y = g.node("Squeeze", g.conv("x", 16, 16, 1, 3), rows)
+    y = g.node("Unsqueeze", g.node("Relu", g.node("Add", y, g.integers(16, 1))), rows)
+    model = g.model(g.conv(y, 16, 16, 1, 3))
+    assert epilogues(assert_like_onnxruntime(model, tmp_path)) == ["bias,relu", ""]
+    assert "reshape" not in calls(after(model, tmp_path, Simplify, RowsAsImages))
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (9,), (12, 1), (12, 9), (1, 9), (1, 12, 1), (2, 12, 9), (2, 1, 1)], ids=str
+)
+@pytest.mark.parametrize("given", [False, True], ids=["constant", "tensor"])
+def test_what_is_broadcast_to_signals(tmp_path: Path, shape: tuple[int, ...], given: bool) -> None:
+    g = Graph(x=(1, 8, 11), **({"y": shape} if given else {}))
+    y = "y" if given else g.integers(*shape)
+    y = g.node("Sub", y, g.node("Mul", g.conv("x", 12, 8, 3), y))
+    assert_like_onnxruntime(g.model(y), tmp_path)
+
+
+def test_signals_that_others_read_are_still_there(tmp_path: Path) -> None:
+    g = Graph(x=(1, 8, 11), y=(3, 2, 8, 11))
+    conv = g.conv("x", 8, 8, 3, pads=[1, 1])
+    y = g.node("Relu", conv)
+    model = g.model(conv, y, g.node("Add", y, "y"), g.node("Softmax", y, axis=2))
+    assert_like_onnxruntime(model, tmp_path, exact=False)
+
+
+def test_element_wise_operators_elsewhere_stay(tmp_path: Path) -> None:
+    g = Graph(x=(1, 8, 11))
+    model = g.model(g.node("Add", g.node("Relu", "x"), g.integers(8, 1)))
+    assert calls(after(model, tmp_path, Simplify, RowsAsImages)) == {"nn.relu": 1, "add": 1}
 
 
 # --- FoldBatchNorm ----------------------------------------------------------------------------

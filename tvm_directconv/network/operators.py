@@ -38,6 +38,36 @@ CHANNELS = "directconv.channels"
 KERNEL = "directconv.kernel"
 """Attribute of the functions that convolve: the attributes of their operator, as JSON."""
 
+ELEMENTWISE = {
+    ACTIVATION,
+    "relax.abs",
+    "relax.add",
+    "relax.ceil",
+    "relax.clip",
+    "relax.divide",
+    "relax.erf",
+    "relax.exp",
+    "relax.floor",
+    "relax.log",
+    "relax.maximum",
+    "relax.minimum",
+    "relax.multiply",
+    "relax.negative",
+    "relax.nn.gelu",
+    "relax.nn.leakyrelu",
+    "relax.nn.relu",
+    "relax.nn.relu6",
+    "relax.nn.silu",
+    "relax.power",
+    "relax.rsqrt",
+    "relax.sigmoid",
+    "relax.sqrt",
+    "relax.square",
+    "relax.subtract",
+    "relax.tanh",
+}
+"""Operators that look at one element of each operand, or at one number for each channel."""
+
 _OPAQUE = 8  # TVM's OpPatternKind: nothing is fused with it.
 
 

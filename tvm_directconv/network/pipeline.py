@@ -16,6 +16,7 @@ from .passes.fold_batch_norm import FoldBatchNorm
 from .passes.fuse_convolutions import FuseConvolutions
 from .passes.merge_groups import merge_groups
 from .passes.recognize_activations import RecognizeActivations
+from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
 from .rewriter import Rewriter, op_name
@@ -27,6 +28,7 @@ def _first_passes(device: Device) -> list[Any]:
     """Return those after which a network's convolutions are what will be compiled."""
     return [
         Simplify,
+        RowsAsImages,
         RecognizeActivations,
         FoldBatchNorm,
         FuseConvolutions,

@@ -12,8 +12,8 @@ from ...build import resolve_blocking
 from ...device import Device
 from ...layout import ActivationLayout, pack_channels
 from ..operators import (
-    ACTIVATION,
     CONV2D,
+    ELEMENTWISE,
     REORDER,
     ConvAttributes,
     Piece,
@@ -35,35 +35,6 @@ from ..rewriter import (
     variables_in,
 )
 
-# Operators that look at one element of each operand, or at one number for each channel.
-_ELEMENTWISE = {
-    ACTIVATION,
-    "relax.abs",
-    "relax.add",
-    "relax.ceil",
-    "relax.clip",
-    "relax.divide",
-    "relax.erf",
-    "relax.exp",
-    "relax.floor",
-    "relax.log",
-    "relax.maximum",
-    "relax.minimum",
-    "relax.multiply",
-    "relax.negative",
-    "relax.nn.gelu",
-    "relax.nn.leakyrelu",
-    "relax.nn.relu",
-    "relax.nn.relu6",
-    "relax.nn.silu",
-    "relax.power",
-    "relax.rsqrt",
-    "relax.sigmoid",
-    "relax.sqrt",
-    "relax.square",
-    "relax.subtract",
-    "relax.tanh",
-}
 _POOLS = {
     "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
     "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d,
@@ -141,7 +112,7 @@ class BlockedLayout(Rewriter):
         block = self._block_of(call)
         if block is None:
             return None
-        if name in _ELEMENTWISE:
+        if name in ELEMENTWISE:
             found = self._elementwise(variable, call, block)
         elif name in _POOLS:
             found = self._pool(call, block)

@@ -34,7 +34,10 @@ def test_all_are_here() -> None:
 
 
 def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with random weights."""
+    """Return a model with random weights, without a softmax at its end.
+
+    It would leave one class at 1 and all others at 0, whatever is computed before it.
+    """
     rng = np.random.default_rng(0)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = []
@@ -49,6 +52,8 @@ def with_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
         tensor = numpy_helper.from_array(values.astype(np.float32), node.output[0])
         model.graph.initializer.append(tensor)
+    if nodes[-1].op_type == "Softmax":
+        model.graph.output[0].name = nodes.pop().input[0]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.ir_version = 8  # Before 4, weights had to be inputs, too.
@@ -74,6 +79,6 @@ def test_channels_are_told_apart(tmp_path: Path, name: str) -> None:
     network = compiled(model, tmp_path)
     x = np.random.default_rng(1).standard_normal(network.manifest.inputs[0].shape)
     (expected,) = by_onnxruntime(model, [x.astype(np.float32)])
-    assert expected.std() > 1e-3 * np.abs(expected).max()
+    assert expected.std() > 0.1 * np.abs(expected).max()
     found = network.run(x.astype(np.float32))
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()

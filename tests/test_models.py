@@ -9,6 +9,7 @@ import pytest
 
 import tvm_directconv as dc
 from tvm_directconv.bench.models import MODELS, model
+from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ModelError
 from tvm_directconv.network.network import network_workloads
 from tvm_directconv.toolchain import find_toolchain
@@ -59,14 +60,19 @@ def test_batches(name: str, tmp_path: Path) -> None:
     assert dc.max_error(dc.load_network(tmp_path / "net.so").run(x), expected) < 1e-4
 
 
-@pytest.mark.parametrize("device", ["cortex-a72", "armv7"])
-@pytest.mark.parametrize("name", ["squeezenet", "mobilenetv3"])
+# Few kernels that are quick to compile and to emulate.
+SMALL = ("squeezenet", "mobilenetv3")
+MORE = ("googlenet", "resnet18", "mobilenetv1", "mobilenetv2")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [*((name, "cortex-a72") for name in SMALL + MORE), *((name, "armv7") for name in SMALL)],
+)
 def test_networks_for_arm(name: str, device: str, tmp_path: Path) -> None:
     path = saved(name, tmp_path, size=65)
     manifest = dc.compile_network(path, tmp_path / "net.so", device, blocking="model")
     x, expected = case(path, 65)
-    from tvm_directconv.deploy.runner import run_library
-
     target = dc.device(device)
     report = run_library(
         tmp_path / "net.so",

@@ -1,4 +1,4 @@
-"""From a scheduled convolution to code: TVM's lowering with seven passes of our own.
+"""From a scheduled convolution to code: TVM's lowering with passes of our own.
 
 TVM's own pipeline would put the register tile into a workspace, compute products with padding,
 and let LLVM reorder the inner loop until the accumulators no longer fit the registers. The
@@ -40,6 +40,7 @@ from tvm.tirx import (
     compilation_pipeline,
 )
 
+from . import exponential
 from .compute import BLOCK_NAME, WEIGHT_NAME
 
 TILE = "directconv.tile"
@@ -159,6 +160,21 @@ def present_shapes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     body = tvm_ffi.structural_map(func.body, (Var, renamed))
     return PrimFunc(seen, body, func.ret_type, func.attrs).without_attr(SHAPES)
+
+
+@_pass
+def expand_exponentials(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Compute exponentials from arithmetic, which vectors are made of.
+
+    LLVM would call the C library for each lane.
+    """
+    formulas = {"tirx.exp": exponential.exp, "tirx.sigmoid": exponential.sigmoid}
+
+    def expanded(call: Call) -> Any:
+        formula = formulas.get(getattr(call.op, "name", ""))
+        return formula(call.args[0]) if formula and call.ty.dtype == "float32" else call
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (Call, expanded)))
 
 
 @_pass
@@ -472,6 +488,7 @@ def _lowered() -> list[Any]:
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
         present_shapes,
+        expand_exponentials,
         skip_padding,
         prefetch_weights,
         mark_steps,

@@ -276,7 +276,7 @@ def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: To
     ToolchainError
         If linking fails, with what the linker printed.
     """
-    # An epilogue may call expf and the like: a library that does must load libm by itself, and one
+    # A network may call logf and the like: a library that does must load libm by itself, and one
     # that does not should not ask for it.
     run_cc(["-shared", *map(str, objects), "-Wl,--as-needed", "-lm"], output, toolchain)
 

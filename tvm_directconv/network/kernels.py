@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, compute, lowering, versions
+from .. import __version__, compute, exponential, lowering, versions
 from ..build import symbol_of
 from ..device import Device
 from ..toolchain import cache_folder
@@ -67,7 +67,8 @@ def _readable(name: str, function: Any) -> str:
 
 def _circumstances(device: Device, threads: int) -> str:
     """Return what the code of all kernels depends on, besides their schedules."""
-    sources = [Path(module.__file__ or "").read_text("utf-8") for module in (lowering, compute)]
+    modules = lowering, exponential, compute
+    sources = [Path(module.__file__ or "").read_text("utf-8") for module in modules]
     target = json.dumps(device.target_options(threads), sort_keys=True)
     pins = json.dumps(versions.pins(), sort_keys=True)
     return "\0".join([target, __version__, pins, *sources])

@@ -9,6 +9,8 @@ from typing import Any
 
 from tvm.s_tir.schedule import ScheduleError
 
+from .partial_sums import sum_in_parts
+
 # Elements of the largest intermediate that is kept on the stack, in the cache's first lines.
 _SMALL = 128
 # Elements that are worth the start of a parallel loop, some microseconds.
@@ -37,9 +39,14 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
 
     sch = s_tir.Schedule(IRModule({"main": func}))
     _inline(sch)
+    whole = sch.mod["main"]
+    in_parts = sum_in_parts(whole, lanes)
+    sch = s_tir.Schedule(IRModule({"main": in_parts}))
     blocks = _blocks(sch)
     *earlier, last = blocks
-    outer = _spatial(sch, last)[:-1]  # The innermost loop is for vectors.
+    outer = _spatial(sch, last)
+    if in_parts.same_as(whole):
+        outer = outer[:-1]  # The innermost loop is for vectors; else the parts are vectors, too.
     if len(sch.get_output_blocks("root")) > 1:
         outer = []  # Several results: each for itself.
     elif earlier:

@@ -64,7 +64,7 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
     sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
-    moved = moved_columns(workload.out_width, blocking.ow_tile)
+    moved = moved_columns(workload, blocking.ow_tile)
     sch.annotate(tile, TILE, [*border_tiles(workload, blocking.ow_tile), moved])
     sch.annotate(column, COLUMN, 1)
     return Loops(task, oh, tile, ic, kh, kw, ic_steps, step, column, vector, lane)

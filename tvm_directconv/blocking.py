@@ -47,7 +47,7 @@ _NOT_HIDDEN = 0.1  # of the shorter of two things done at once
 # Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
 # where LLVM loads pixels far ahead, strided rows begin to spill at 11.
 _MOST_DEPTHWISE_SUMS = 10
-# Pixels from which on the weights' way from memory is less than one in a hundred cycles.
+# With more pixels, the weights' way from memory is less than one in a hundred cycles.
 _FEW_PIXELS = 1200
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
@@ -193,21 +193,24 @@ def can_flatten(workload: ConvWorkload) -> bool:
     return workload.kernel == (1, 1) and not any(workload.padding)
 
 
-def moved_columns(columns: int, ow_tile: int) -> int:
+def moved_columns(workload: ConvWorkload, ow_tile: int) -> int:
     """Return how many columns the last tile of a row takes over from the one before.
 
-    Alone, what is left over may be too narrow to keep the FMA units busy: the two share evenly.
+    Alone, what is left over may be too narrow to keep the FMA units busy: the two share evenly. If
+    the last one reads padding, it has fewer products to each of its sums, and gets one more.
     """
+    columns = workload.out_width
     rest = columns % ow_tile
-    return (ow_tile - rest) // 2 if rest and columns > ow_tile else 0
+    padded = workload.padding[3] > 0
+    return (ow_tile - rest + padded) // 2 if rest and columns > ow_tile else 0
 
 
-def tile_columns(columns: int, ow_tile: int) -> list[range]:
+def tile_columns(workload: ConvWorkload, ow_tile: int) -> list[range]:
     """Return the columns of each tile of a row."""
-    firsts = list(range(0, columns, ow_tile))
-    if moved := moved_columns(columns, ow_tile):
+    firsts = list(range(0, workload.out_width, ow_tile))
+    if moved := moved_columns(workload, ow_tile):
         firsts[-1] -= moved
-    return [range(*pair) for pair in pairwise([*firsts, columns])]
+    return [range(*pair) for pair in pairwise([*firsts, workload.out_width])]
 
 
 @cache
@@ -226,7 +229,7 @@ def border_tiles(workload: ConvWorkload, ow_tile: int) -> tuple[int, int]:
     beyond = max(0, (workload.in_width - 1 - taps + left_padding) // stride + 1)
     right = max(0, tiles - beyond // ow_tile) if beyond < columns else 0
     if columns % ow_tile:
-        right = max(right, 2 if moved_columns(columns, ow_tile) else 1)
+        right = max(right, 2 if moved_columns(workload, ow_tile) else 1)
     if left + right > 2 * _MOST_BORDER_TILES:
         left, right = min(left, _MOST_BORDER_TILES), min(right, _MOST_BORDER_TILES)
     return left, right
@@ -248,9 +251,9 @@ def _goes_with(ic_block: int, input_block: int | None) -> bool:
 def weights_take_time(workload: ConvWorkload) -> bool:
     """Return whether to fetch weights from memory takes a good part of a convolution's time.
 
-    An element of them is multiplied with every pixel of the output. Memory gives a vector of
-    weights in the time of some twelve multiply-adds: 4 lanes x 4 bytes x :data:`_MEMORY_SLOWER`
-    over the bytes that the second-level cache gives per cycle, twice that with two units.
+    A vector of them is multiplied with every pixel of the output, and comes from memory in the time
+    of some twelve multiply-adds: :data:`_MEMORY_SLOWER` cycles, where the second-level cache gives
+    a vector in one, of two multiply-adds each.
     """
     return workload.out_height * workload.out_width <= _FEW_PIXELS
 
@@ -472,7 +475,7 @@ def _task_cycles(
             )
         return _together(channels * rows_met * step_cycles + around + _PER_VISIT, memory)
 
-    tiles = tile_columns(view.out_width, b.ow_tile)
+    tiles = tile_columns(view, b.ow_tile)
     left, right = border_tiles(view, b.ow_tile)
     right = min(right, len(tiles) - left)
     row = sum(map(tile_cycles, [*tiles[:left], *tiles[len(tiles) - right :]]))

@@ -207,7 +207,7 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
 
 def _row(case: _Case, chosen: Blocking) -> list[str]:
     b, view = chosen, chosen.view(case.workload)
-    widths = [len(columns) for columns in tile_columns(view.out_width, b.ow_tile)]
+    widths = [len(columns) for columns in tile_columns(view, b.ow_tile)]
     narrow = [width for width in widths if width < b.ow_tile]
     lines = [
         f"Row of {view.out_width} columns: {_count(len(widths) - len(narrow), 'tile')} of "
@@ -221,12 +221,12 @@ def _row(case: _Case, chosen: Blocking) -> list[str]:
             f"{case.workload.out_width}"
         )
     if narrow:
-        in_flight = b.oc_vectors * b.lanes * narrow[-1]
+        in_flight = b.oc_vectors * b.lanes * min(narrow)
         needed = _in_flight_needed(case, b)
         lines.append(
-            f"the last tile has {in_flight} sums in flight, "
+            f"the narrowest tile has {in_flight} sums in flight, "
             + ("enough" if in_flight >= needed else f"{in_flight / needed:.0%} of the {needed:g}")
-            + f"; it computes {narrow[-1] / view.out_width:.0%} of the row"
+            + f"; it computes {min(narrow) / view.out_width:.0%} of the row"
         )
     left, right = border_tiles(view, b.ow_tile)
     _, padded_left, _, padded_right = view.padding
@@ -368,8 +368,8 @@ def _compared(case: _Case, other: Blocking, chosen: Blocking) -> str:
     # Where no single thing makes up for much of the difference, none is to blame.
     if most < 0.25 * slower:
         what = "more work around the multiply-adds"
-    last = len(tile_columns(other.view(case.workload).out_width, other.ow_tile)[-1])
-    narrow = f"; its last tile has {_count(last, 'column')}" if last < other.ow_tile else ""
+    least = min(map(len, tile_columns(other.view(case.workload), other.ow_tile)))
+    narrow = f"; its narrowest tile has {_count(least, 'column')}" if least < other.ow_tile else ""
     return f"takes {slower / base:.1%} more cycles, mostly for {what}{narrow}"
 
 

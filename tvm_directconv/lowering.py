@@ -4,21 +4,21 @@ TVM's own pipeline would put the register tile into a workspace, compute product
 and let LLVM reorder the inner loop until the accumulators no longer fit the registers. The
 passes here keep what the schedule decided. Schedules talk to them with loop annotations:
 
-====================  =======================================================================
-``directconv.tile``   on the loop over register tiles: how many tiles at its beginning and at
-                      its end see padding or are narrower than the others, and how many columns
-                      the last tile takes over from the one before, ``[left, right, moved]``
-``directconv.column`` on the loop over the columns of a tile
-``directconv.tap``    on the loop over kernel columns: unrolled in those border tiles, so that
-                      which products are with padding is known when compiling
-``directconv.next``   on the loop over register tiles: the weights that the next round of all tiles
-                      needs are fetched meanwhile. ``[vectors, distance, length, tasks]``: they
-                      are so many stretches of `length` elements, `distance` apart, and tasks in
-                      succession share them
-``directconv.step``   on a loop of which each round is one step: one input channel, one kernel
-                      position, all products of the tile. Its value says how many sums, spread
-                      over the tile, LLVM must finish before the next step; 0 for all
-====================  =======================================================================
+=====================  ======================================================================
+``directconv.tile``    on the loop over register tiles: how many tiles at its beginning and at
+                       its end see padding or are narrower than the others, and how many columns
+                       the last tile takes over from the one before, ``[left, right, moved]``
+``directconv.column``  on the loop over the columns of a tile
+``directconv.tap``     on the loop over kernel columns: unrolled in those border tiles, so that
+                       which products are with padding is known when compiling
+``directconv.next``    on the loop over register tiles: the weights that the next round of all tiles
+                       needs are fetched meanwhile. ``[vectors, distance, length, tasks]``: they
+                       are so many stretches of `length` elements, `distance` apart, and tasks in
+                       succession share them
+``directconv.step``    on a loop of which each round is one step: one input channel, one kernel
+                       position, all products of the tile. Its value says how many sums, spread
+                       over the tile, LLVM must finish before the next step; 0 for all
+=====================  ======================================================================
 """
 
 from typing import Any
@@ -231,6 +231,7 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     the first time: where images are small, that is a good part of the time.
     """
     analyzer = sym.Analyzer()
+    fetches_any = False
 
     def fetched(loop: For, outer: list[For], load: TensorLoad) -> list[Any]:
         vectors, distance, length, tasks = (int(value) for value in loop.annotations[NEXT])
@@ -281,6 +282,7 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         return [IfThenElse(turn * share < lines, _sequence(fetches), None)]
 
     def visited(statement: Any, outer: list[For]) -> Any:
+        nonlocal fetches_any
         if isinstance(statement, SeqStmt):
             return SeqStmt([visited(part, outer) for part in statement.seq])
         if isinstance(statement, IfThenElse):
@@ -299,9 +301,12 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if not loads:  # Sums are set to zero in tiles, too.
             return _with_body(statement, statement.body, done=NEXT)
         fetches = fetched(statement, outer, loads[0])
+        fetches_any |= bool(fetches)
         return _with_body(statement, _sequence([*fetches, statement.body]), done=NEXT)
 
     body = visited(func.body, [])
+    if not fetches_any:
+        return func.with_body(body)
     code = StringImm(_PREFETCH)
     return func.with_body(AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, body))
 

@@ -427,6 +427,57 @@ class CompiledConv:
         manifest_path(path).write_text(text, encoding="utf-8")
         return path
 
+    def export_c(self, folder: str | Path) -> Path:
+        """Write a folder in which ``make`` builds a C library and an example that uses it.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Made if need be. The C function is named after it: ``<name>_run(x, weight, y)`` on
+            packed arrays, with bias and residual before ``y`` if the epilogue has them.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        LibraryError
+            If it cannot be written.
+        """
+        from .network.c_source import write_folder
+        from .network.network import Port
+        from .network.program import Program, Step, Tensor
+
+        m = self.manifest
+        inputs = {
+            "x": (m.input_shape, m.input_layout),
+            "weight": (m.weight_shape, m.weight_layout),
+        }
+        if m.epilogue.bias:
+            inputs["bias"] = m.bias_shape, "blocks of output channels"
+        if m.epilogue.residual:
+            inputs["residual"] = m.output_shape, m.output_layout
+        outputs = {"y": (m.output_shape, m.output_layout)}
+        operands = [
+            Tensor(f"{side}{number}", 0, shape, "float32")
+            for side, ports in (("input", inputs), ("output", outputs))
+            for number, (shape, _) in enumerate(ports.values())
+        ]
+        program = Program(
+            inputs=[Port(name, shape, "float32") for name, (shape, _) in inputs.items()],
+            outputs=[Port(name, shape, "float32") for name, (shape, _) in outputs.items()],
+            steps=[Step(m.symbol, tuple(operands))],
+        )
+        notes = {name: str(layout) for name, (_, layout) in {**inputs, **outputs}.items()}
+        with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
+            kernel = Path(scratch, "kernel.o")
+            self._module.write_to_file(str(kernel))
+            objects = {m.symbol: (m.symbol, kernel)}
+            write_folder(Path(folder), program, objects, m.device, m.target, m.threads, notes)
+        return Path(folder)
+
     def assembly(self) -> str:
         """Return the assembly of the code. Not for loaded libraries."""
         return self._module.inspect_source("asm")

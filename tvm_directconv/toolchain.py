@@ -191,6 +191,17 @@ def find_toolchain(triple: str, qemu_cpu: str | None = None) -> Toolchain:
     return Toolchain(port.triple, cc, emulator, description)
 
 
+def target_port(triple: str) -> str:
+    """Return how a triple is spelled here: ``aarch64-linux-gnu`` for ``arm64``, and so on.
+
+    Raises
+    ------
+    ToolchainError
+        If it is not supported.
+    """
+    return _port(triple).triple
+
+
 def cache_folder(name: str = "") -> Path:
     """Return a folder for what can be made again, and make it.
 

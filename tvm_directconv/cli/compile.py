@@ -47,13 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"
     )
     parser.add_argument(
+        "--emit",
+        choices=("library", "c"),
+        default="library",
+        help="c: a folder with objects, weights, a header, a small C runtime, a Makefile and an "
+        "example, to be built where it is used; default: library",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         required=True,
         metavar="OUT",
         help="for a model a file ending in .so; "
         "for one convolution a file ending in .so (library), .o (object) or .s (assembly); "
-        "otherwise a folder, made if need be, in which each gets a library of its name",
+        "otherwise a folder, made if need be, in which each gets a library of its name; "
+        "with --emit c always a folder, after whose name the C function is called",
     )
 
 
@@ -98,13 +106,14 @@ def _compile_model(args: argparse.Namespace) -> None:
             dict(args.input_shape),
             args.blocking,
             lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
+            args.emit,
         )
     finally:
         status_line("")
     seconds = time.perf_counter() - begin
     convolutions = [layer for layer in manifest.layers if layer.workload]
     print(
-        f"{args.output}: {Path(args.output).stat().st_size:,} bytes in {seconds:.2g} s, for "
+        f"{args.output}: {_size(Path(args.output)):,} bytes in {seconds:.2g} s, for "
         f"{manifest.device}, {len(manifest.layers)} steps with {len(convolutions)} convolutions, "
         f"{manifest.reorders} reorders"
     )
@@ -123,7 +132,8 @@ def _compile(args: argparse.Namespace) -> None:
             "a file ending in .onnx or .pt2"
         )
     asked = workloads(args.spec)
-    for workload, path in zip(asked, _paths(asked, Path(args.output)), strict=True):
+    paths = _folders if args.emit == "c" else _paths
+    for workload, path in zip(asked, paths(asked, Path(args.output)), strict=True):
         conv = build(
             workload,
             args.device,
@@ -133,9 +143,12 @@ def _compile(args: argparse.Namespace) -> None:
             schedule=args.schedule,
             epilogue=args.epilogue,
         )
-        conv.export(path)
+        if args.emit == "c":
+            conv.export_c(path)
+        else:
+            conv.export(path)
         print(
-            f"{path}: {path.stat().st_size:,} bytes in {conv.compile_seconds:.2g} s, {workload} "
+            f"{path}: {_size(path):,} bytes in {conv.compile_seconds:.2g} s, {workload} "
             f"for {conv.manifest.device}, blocking ({conv.manifest.blocking_source}) "
             f"{conv.blocking}",
             flush=True,
@@ -162,6 +175,21 @@ def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
                 "expected one that exists, make it first"
             )
         return [output]
+    return _named(asked, output, ".so")
+
+
+def _folders(asked: list[ConvWorkload], output: Path) -> list[Path]:
+    """Return the folder with C of each convolution."""
+    from ..network.c_source import check_folder
+
+    if len(asked) == 1:
+        check_folder(output)
+        return [output]
+    return _named(asked, output, "")
+
+
+def _named(asked: list[ConvWorkload], output: Path, suffix: str) -> list[Path]:
+    """Make a folder, and return a path in it for each convolution."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -175,6 +203,12 @@ def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
         # Files of shapes may give different convolutions the same name.
         stems = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
         paths.append(
-            next(path for path in (output / f"{stem}.so" for stem in stems) if path not in paths)
+            next(path for path in (output / f"{s}{suffix}" for s in stems) if path not in paths)
         )
     return paths
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

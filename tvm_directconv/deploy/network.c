@@ -1,59 +1,21 @@
-/* A compiled network: runs its kernels in order, each on its places in memory.
+/* Runs a compiled network: its kernels in order, each on its places in memory.
  *
- * Compiled together with tables that are generated for one network (DIRECTCONV_TABLES names their
- * file) and linked with its kernels. What comes out has two functions in the calling convention of
- * TVM's packed functions:
- *
- *   __tvm_ffi_main     inputs, outputs, arena: computes the outputs
- *   __tvm_ffi_profile  the same and then a float64 tensor: the seconds of each step as well
- *
- * All arguments are DLPack tensors in the caller's memory, contiguous and aligned to 64 bytes. The
- * arena is a float32 tensor that holds intermediates; its contents mean nothing before and after a
- * run. Weights are in the library. Nothing is allocated, and nothing but the arena is written to:
- * threads may run the same network at the same time, on arenas of their own.
+ * All arguments are in the caller's memory, contiguous and aligned. The arena holds intermediates;
+ * its contents mean nothing before and after a run. Nothing is allocated, and nothing but outputs
+ * and arena is written to: threads may run the same network at the same time, on arenas of their
+ * own.
  */
 #define _POSIX_C_SOURCE 199309L
+#include "network.h"
+
 #include <string.h>
 #include <time.h>
 
-#include "packed.h"
-
-enum { ALIGNMENT = 64 };
+#include "directconv.h"
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t n);
 
-typedef struct {
-    uint8_t type_code, type_bits, ndim;
-    uint32_t dims; /* where its extents are in the table of them */
-} Type;
-
-/* Where an operand is: in the arena, among the weights, or in an argument (ARGUMENT + its number).
- * A stride that is not 0 is that of rows, for copies. */
-enum { ARENA, WEIGHTS, ARGUMENT };
-
-typedef struct {
-    Type type;
-    uint32_t memory;
-    uint64_t offset, stride;
-} Operand;
-
-typedef struct {
-    Kernel *kernel;
-    uint32_t first, count;
-} Step;
-
-typedef struct {
-    Type type;
-    const char *expected;
-} Parameter;
-
-static int copy_rows(void *self, const Any *args, int32_t num_args, Any *result);
-
-extern const unsigned char directconv_weights[] __attribute__((visibility("hidden")));
-
-#include DIRECTCONV_TABLES
-
-static int copy_rows(void *self, const Any *args, int32_t num_args, Any *result) {
+int directconv_copy_rows(void *self, const Any *args, int32_t num_args, Any *result) {
     const DLTensor *from = args[0].value.pointer, *to = args[1].value.pointer;
     size_t bytes = (size_t)from->shape[1] * from->type_bits / 8;
     size_t stride = to->strides ? (size_t)to->strides[0] * to->type_bits / 8 : bytes;
@@ -64,11 +26,120 @@ static int copy_rows(void *self, const Any *args, int32_t num_args, Any *result)
     return 0;
 }
 
-static int refuse(const char *what, const char *expected) {
-    const char *parts[] = {what, ": expected ", expected};
-    TVMFFIErrorSetRaisedFromCStrParts("ValueError", parts, 3);
+/* Python turns messages of this kind into its exception of this name. */
+static int refuse_packed(const char *what, const char *expected, const char *more) {
+    const char *parts[] = {what, ": expected ", expected, more};
+    TVMFFIErrorSetRaisedFromCStrParts("ValueError", parts, 4);
     return -1;
 }
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Memory is the arena, the weights, and then the arguments. */
+static int run(const Network *network, char *const *memory, double *seconds) {
+    for (uint32_t i = 0; i < network->step_count; i++) {
+        const Step *step = &network->steps[i];
+        DLTensor tensors[network->most_operands];
+        Any args[network->most_operands];
+        Any result = {0, 0, {0}};
+        double start = seconds ? now() : 0;
+        for (uint32_t k = 0; k < step->count; k++) {
+            const Operand *operand = &network->operands[step->first + k];
+            tensors[k] = (DLTensor){
+                memory[operand->memory] + operand->offset,
+                DEVICE_CPU,
+                0,
+                operand->type.ndim,
+                operand->type.type_code,
+                operand->type.type_bits,
+                1,
+                (int64_t *)&network->dims[operand->type.dims],
+                operand->stride ? (int64_t *)&operand->stride : NULL,
+                0,
+            };
+            args[k] = (Any){INDEX_DLTENSOR, 0, {.pointer = &tensors[k]}};
+        }
+        if (step->kernel(NULL, args, (int32_t)step->count, &result) != 0)
+            return DIRECTCONV_KERNEL_ERROR;
+        if (seconds) seconds[i] = now() - start;
+    }
+    return DIRECTCONV_OK;
+}
+
+/* ---- As a C function ---- */
+
+/* Why memory cannot be used, NULL if it can be. */
+static const char *unusable(const void *pointer) {
+    if (!pointer) return " is NULL";
+    return (uintptr_t)pointer % DIRECTCONV_ALIGNMENT ? " is not aligned" : NULL;
+}
+
+static int refuse(const Network *network, int code, const char *what, const char *why,
+                  const char *expected) {
+    const char *parts[] = {what, why, ": expected ", expected};
+    TVMFFIErrorSetRaisedFromCStrParts(network->name, parts, 4);
+    return code;
+}
+
+static int overlap(const char *a, uint64_t a_bytes, const char *b, uint64_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
+}
+
+/* Whether what is written to lies in other arguments as well. */
+static int overlap_any(const Network *network, const char *written, uint64_t bytes, uint32_t self,
+                       void *const *arguments) {
+    for (uint32_t i = 0; i < network->inputs + network->outputs; i++)
+        if (i != self && overlap(written, bytes, arguments[i], network->parameters[i].bytes))
+            return 1;
+    return 0;
+}
+
+int directconv_run(const Network *network, void *const *arguments, const void *weights,
+                   void *arena, size_t arena_bytes) {
+    uint32_t count = network->inputs + network->outputs;
+    const Parameter *parameters = network->parameters;
+    const WeightsHeader *header = weights;
+    char *memory[ARGUMENT + count];
+    const char *why;
+    for (uint32_t i = 0; i < count; i++) {
+        memory[ARGUMENT + i] = arguments[i];
+        why = unusable(arguments[i]);
+        if (why)
+            return refuse(network, DIRECTCONV_BAD_ARGUMENT, "an argument", why,
+                          parameters[i].expected);
+    }
+    for (uint32_t i = network->inputs; i < count; i++)
+        if (overlap_any(network, arguments[i], parameters[i].bytes, i, arguments))
+            return refuse(network, DIRECTCONV_BAD_ARGUMENT, "an output", " overlaps another argument",
+                          parameters[i].expected);
+    if (network->arena_bytes) {
+        why = unusable(arena);
+        if (!why && arena_bytes < network->arena_bytes) why = " is too small";
+        if (!why && overlap_any(network, arena, network->arena_bytes, count, arguments))
+            why = " overlaps an argument";
+        if (why)
+            return refuse(network, DIRECTCONV_BAD_ARENA, "the arena", why,
+                          parameters[count].expected);
+    }
+    if (network->has_weights) {
+        why = unusable(weights);
+        if (!why && (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) != 0 ||
+                     memcmp(header->id, network->weights_id, sizeof header->id) != 0))
+            why = " are not those of this network";
+        if (why)
+            return refuse(network, DIRECTCONV_BAD_WEIGHTS, "the weights", why,
+                          "those that it was compiled with, aligned to 64 bytes");
+    }
+    memory[ARENA] = arena;
+    memory[WEIGHTS] = (char *)weights;
+    return run(network, memory, NULL);
+}
+
+/* ---- As a packed function ---- */
 
 static DLTensor *tensor_of(const Any *arg) {
     if (arg->type_index == INDEX_DLTENSOR) return arg->value.pointer;
@@ -81,11 +152,11 @@ static char *data_of(const DLTensor *tensor) {
 }
 
 /* Whether a tensor in the caller's memory can be used as it is. */
-static int is_usable(const DLTensor *tensor, const Type *type) {
+static int is_usable(const DLTensor *tensor, const Type *type, const int64_t *dims) {
     int64_t stride = 1;
     if (!tensor || tensor->device_type != DEVICE_CPU || tensor->type_code != type->type_code ||
         tensor->type_bits != type->type_bits || tensor->type_lanes != 1 ||
-        tensor->ndim != type->ndim || (uintptr_t)data_of(tensor) % ALIGNMENT)
+        tensor->ndim != type->ndim || (uintptr_t)data_of(tensor) % DIRECTCONV_ALIGNMENT)
         return 0;
     for (int i = type->ndim - 1; i >= 0; i--) {
         if (tensor->shape[i] != dims[type->dims + (uint32_t)i]) return 0;
@@ -95,66 +166,29 @@ static int is_usable(const DLTensor *tensor, const Type *type) {
     return 1;
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int run(const Any *args, double *seconds) {
-    char *memory[ARGUMENT + PARAMETERS];
-    for (int i = 0; i < PARAMETERS; i++) {
+int directconv_run_packed(const Network *network, const void *weights, const Any *args,
+                          int32_t num_args, int profile) {
+    uint32_t count = network->inputs + network->outputs;
+    char *memory[ARGUMENT + count + 1]; /* the last one is the arena as an argument */
+    const DLTensor *seconds = NULL;
+    if (num_args != (int32_t)count + 1 + profile)
+        return refuse_packed("wrong number of arguments", network->arguments,
+                             profile ? " and seconds" : "");
+    for (uint32_t i = 0; i <= count; i++) {
         const DLTensor *tensor = tensor_of(&args[i]);
-        if (!is_usable(tensor, &parameters[i].type))
-            return refuse("an argument of the network cannot be used", parameters[i].expected);
+        if (!is_usable(tensor, &network->parameters[i].type, network->dims))
+            return refuse_packed("an argument of the network cannot be used",
+                                 network->parameters[i].expected, "");
         memory[ARGUMENT + i] = data_of(tensor);
     }
-    memory[ARENA] = memory[ARGUMENT + PARAMETERS - 1];
-    memory[WEIGHTS] = (char *)directconv_weights;
-    for (uint32_t i = 0; i < STEPS; i++) {
-        DLTensor tensors[MAX_OPERANDS];
-        Any operands_[MAX_OPERANDS];
-        Any result = {0, 0, {0}};
-        double start = seconds ? now() : 0;
-        for (uint32_t k = 0; k < steps[i].count; k++) {
-            const Operand *operand = &operands[steps[i].first + k];
-            tensors[k] = (DLTensor){
-                memory[operand->memory] + operand->offset,
-                DEVICE_CPU,
-                0,
-                operand->type.ndim,
-                operand->type.type_code,
-                operand->type.type_bits,
-                1,
-                (int64_t *)&dims[operand->type.dims],
-                operand->stride ? (int64_t *)&operand->stride : NULL,
-                0,
-            };
-            operands_[k] = (Any){INDEX_DLTENSOR, 0, {.pointer = &tensors[k]}};
-        }
-        int status = steps[i].kernel(NULL, operands_, (int32_t)steps[i].count, &result);
-        if (status != 0) return status;
-        if (seconds) seconds[i] = now() - start;
+    memory[ARENA] = memory[ARGUMENT + count];
+    memory[WEIGHTS] = (char *)weights;
+    if (profile) {
+        seconds = tensor_of(&args[count + 1]);
+        if (!seconds || seconds->type_code != TYPE_FLOAT || seconds->type_bits != 64 ||
+            seconds->ndim != 1 || seconds->shape[0] != (int64_t)network->step_count)
+            return refuse_packed("the seconds of the steps cannot be used",
+                                 "a float64 tensor with one element for each step", "");
     }
-    return 0;
-}
-
-__attribute__((visibility("default"))) int __tvm_ffi_main(void *self, const Any *args,
-                                                          int32_t num_args, Any *result) {
-    (void)self, (void)result;
-    if (num_args != PARAMETERS) return refuse("wrong number of arguments", EXPECTED_ARGUMENTS);
-    return run(args, NULL);
-}
-
-__attribute__((visibility("default"))) int __tvm_ffi_profile(void *self, const Any *args,
-                                                             int32_t num_args, Any *result) {
-    (void)self, (void)result;
-    if (num_args != PARAMETERS + 1)
-        return refuse("wrong number of arguments", EXPECTED_ARGUMENTS " and seconds");
-    const DLTensor *seconds = tensor_of(&args[PARAMETERS]);
-    if (!seconds || seconds->type_code != TYPE_FLOAT || seconds->type_bits != 64 ||
-        seconds->ndim != 1 || seconds->shape[0] != STEPS)
-        return refuse("the seconds of the steps cannot be used",
-                      "a float64 tensor with one element for each step");
-    return run(args, (double *)data_of(seconds));
+    return run(network, memory, seconds ? (double *)data_of(seconds) : NULL) ? -1 : 0;
 }

@@ -1,5 +1,5 @@
-/* TVM's packed functions, as generated code has and calls them, for C programs without TVM: tensors
- * are DLPack's, passed as tagged 16-byte values. */
+/* What compiled code and its callers agree on: TVM's packed functions, whose tensors are DLPack's,
+ * passed as tagged 16-byte values; TVM's parallel loops; and how a file of weights begins. */
 #ifndef TVM_DIRECTCONV_PACKED_H
 #define TVM_DIRECTCONV_PACKED_H
 
@@ -29,7 +29,26 @@ enum { DEVICE_CPU = 1, TYPE_FLOAT = 2, INDEX_DLTENSOR = 7, INDEX_TENSOR = 70, OB
 
 typedef int Kernel(void *self, const Any *args, int32_t num_args, Any *result);
 
+typedef struct {
+    void *sync_handle;
+    int32_t num_task;
+} ParallelEnv;
+
+/* Computes one of env->num_task shares of a loop. */
+typedef int ParallelBody(int task, ParallelEnv *env, void *data);
+typedef int ParallelLaunch(ParallelBody *body, void *data, int requested);
+
+/* Numbers are the machine's own: weights are packed for one kind of processor anyway. */
+#define WEIGHTS_MAGIC "directconv\0\0\0\0\0\1"
+typedef struct {
+    char magic[16]; /* the last byte is the version */
+    uint64_t bytes; /* of the file, this header included */
+    uint8_t id[32]; /* SHA-256 of what follows the header */
+    uint8_t unused[8];
+} WeightsHeader;
+
 typedef char check_tensor[sizeof(DLTensor) == (sizeof(void *) == 8 ? 48 : 40) ? 1 : -1];
 typedef char check_any[sizeof(Any) == 16 ? 1 : -1];
+typedef char check_header[sizeof(WeightsHeader) == 64 ? 1 : -1];
 
 #endif

@@ -1,16 +1,22 @@
-/* Runs one kernel of a library that TVM exported, without Python and without TVM's runtime.
+/* Runs one function of a library that TVM exported, a layer or a network (its function main),
+ * without Python and without TVM's runtime.
  *
- * runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] [--limit SECONDS]
- *        TENSOR...
+ * runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] [--pin]
+ *        [--limit SECONDS] [--guard begin|end] [--align BYTES] TENSOR...
  * runner --cpu
  *
- * Each TENSOR is one argument of the kernel, in order: in:FILE:4,56,56,16 is read from a file of
+ * Each TENSOR is one argument of the kernel, in order. in:FILE:4,56,56,16 is read from a file of
  * raw float32 values, out:FILE:SHAPE is written to one afterwards, and what becomes of
- * expect:FILE:SHAPE is compared with one. After --warmup untimed calls, --repeat batches of --number
- * calls are timed. After --limit seconds it gives up. Standard output is one JSON object:
+ * expect:FILE:SHAPE is compared with one. random:SHAPE is filled with small whole numbers, the same
+ * ones each time; scratch:SHAPE is not filled, and not looked at: an arena, or an output that nobody
+ * asks for. After --warmup untimed calls, --repeat batches of --number calls are timed, by --threads
+ * threads, with --pin each on a core of its own. After --limit seconds it gives up. With --guard,
+ * each tensor begins where memory begins that may be touched, or ends (aligned to --align bytes)
+ * where it ends: what reads beyond is ended by a signal. Standard output is one JSON object:
  *
  *   seconds           the time of one call, for each batch
  *   different         elements of the expect: tensors that are not equal to those expected
+ *   outside           bytes beside the tensors, with --guard, that were written to
  *   allocations       memory requests that the kernel made during its first call
  *   allocated_bytes   their sum, workspaces included
  *   rss_growth_bytes  how far the first timed batch of calls raised the peak of resident memory
@@ -21,7 +27,7 @@
  * With --cpu it is one with the text of /proc/cpuinfo as "cpuinfo".
  *
  * Exit status: 0, 1 when the kernel failed, 2 when the command line is wrong.
- * Build: cc -std=c99 -O2 runner.c -o runner -rdynamic -pthread -ldl
+ * Build: cc -std=c99 -O2 runner.c directconv.c -o runner -rdynamic -pthread -ldl
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -30,7 +36,6 @@
 #include <inttypes.h>
 #include <link.h>
 #include <malloc.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -41,9 +46,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "directconv.h"
 #include "packed.h"
 
-enum { ALIGNMENT = 64, MAX_DIMS = 8, MAX_TENSORS = 32 };
+enum { ALIGNMENT = DIRECTCONV_ALIGNMENT, MAX_DIMS = 8, MAX_TENSORS = 32 };
 
 /* ---- Allocation counting: these definitions take precedence over the C library's. ---- */
 
@@ -140,19 +146,7 @@ static uint64_t growth(Memory before, Memory after) {
     return peak > resident ? peak : resident;
 }
 
-/* ---- The part of TVM's runtime that kernels call: errors, workspaces, parallel loops. ---- */
-
-static char raised[4096];
-static pthread_mutex_t raised_lock = PTHREAD_MUTEX_INITIALIZER;
-
-void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t n) {
-    pthread_mutex_lock(&raised_lock);
-    size_t used = (size_t)snprintf(raised, sizeof raised, "%s: ", kind);
-    for (int32_t i = 0; i < n; i++)
-        if (parts[i] && used < sizeof raised)
-            used += (size_t)snprintf(raised + used, sizeof raised - used, "%s", parts[i]);
-    pthread_mutex_unlock(&raised_lock);
-}
+/* ---- The part of TVM's runtime that directconv.c has not: workspaces. ---- */
 
 static void *alloc_workspace(int device_type, int device_id, uint64_t size, int code, int bits) {
     (void)device_type, (void)device_id, (void)code, (void)bits;
@@ -165,68 +159,6 @@ static int free_workspace(int device_type, int device_id, void *p) {
     (void)device_type, (void)device_id;
     free(p);
     return 0;
-}
-
-typedef struct {
-    void *sync_handle;
-    int32_t num_task;
-} ParallelEnv;
-typedef int (*ParallelBody)(int task, ParallelEnv *env, void *data);
-
-/* Worker threads that live as long as the program. The caller of a parallel loop is thread 0.
- * Waiting begins with a short spin: a loop that follows at once then costs no wake-up. */
-enum { SPIN = 20000 };
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t work, done;
-    int threads, busy, pending, failed;
-    unsigned round; /* counts the loops run so far; a change is the sign to start */
-    ParallelBody body;
-    void *data;
-} pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER,
-          1, 0, 0, 0, 0, NULL, NULL};
-
-static void run_task(int task) {
-    ParallelEnv env = {NULL, pool.threads};
-    if (pool.body(task, &env, pool.data) != 0) __atomic_store_n(&pool.failed, 1, __ATOMIC_RELAXED);
-}
-
-static void *worker(void *thread) {
-    for (unsigned seen = 0;; seen++) {
-        for (int i = 0; i < SPIN && __atomic_load_n(&pool.round, __ATOMIC_ACQUIRE) == seen; i++) {}
-        pthread_mutex_lock(&pool.lock);
-        while (pool.round == seen) pthread_cond_wait(&pool.work, &pool.lock);
-        pthread_mutex_unlock(&pool.lock);
-        run_task((int)(intptr_t)thread);
-        pthread_mutex_lock(&pool.lock);
-        if (__atomic_sub_fetch(&pool.pending, 1, __ATOMIC_RELEASE) == 0)
-            pthread_cond_signal(&pool.done);
-        pthread_mutex_unlock(&pool.lock);
-    }
-    return NULL;
-}
-
-/* Generated loops divide their range by env->num_task, so any number of tasks is right: one for
- * each thread, whatever number is requested, and one for a loop inside another parallel loop. */
-static int parallel_launch(ParallelBody body, void *data, int requested) {
-    (void)requested;
-    if (pool.busy) return body(0, &(ParallelEnv){NULL, 1}, data);
-    pthread_mutex_lock(&pool.lock);
-    pool.body = body;
-    pool.data = data;
-    pool.failed = 0;
-    pool.busy = 1;
-    pool.pending = pool.threads - 1;
-    __atomic_add_fetch(&pool.round, 1, __ATOMIC_RELEASE);
-    pthread_cond_broadcast(&pool.work);
-    pthread_mutex_unlock(&pool.lock);
-    run_task(0);
-    for (int i = 0; i < SPIN && __atomic_load_n(&pool.pending, __ATOMIC_ACQUIRE); i++) {}
-    pthread_mutex_lock(&pool.lock);
-    while (pool.pending) pthread_cond_wait(&pool.done, &pool.lock);
-    pool.busy = 0;
-    pthread_mutex_unlock(&pool.lock);
-    return pool.failed ? -1 : 0;
 }
 
 /* ---- Nothing but the kernel's own memory may show in the peak of resident memory. ---- */
@@ -246,6 +178,8 @@ static int touch_object(struct dl_phdr_info *object, size_t size, void *nothing)
     return 0;
 }
 
+extern ParallelLaunch *__TVMBackendParallelLaunch; /* of directconv.c */
+
 static int touch_stack(int task, ParallelEnv *env, void *nothing) {
     (void)task, (void)env, (void)nothing;
     volatile char stack[STACK];
@@ -257,7 +191,7 @@ static void prepare_memory(void) {
     mallopt(M_MMAP_MAX, 0);
     mallopt(M_TRIM_THRESHOLD, -1);
     dl_iterate_phdr(touch_object, NULL);
-    parallel_launch(touch_stack, NULL, 0); /* of all threads, which have started then */
+    __TVMBackendParallelLaunch(touch_stack, NULL, 0); /* of all threads, which run by then */
     memory_now();                          /* its buffer */
 }
 
@@ -286,11 +220,11 @@ static void stop(const char *format, ...) {
 
 /* The pointer variables through which a library reaches its runtime exist only where used. */
 static void fill_slots(void *library, const char *path) {
-    static const struct {
+    const struct {
         const char *name;
         void *function;
     } slots[] = {
-        {"__TVMBackendParallelLaunch", (void *)parallel_launch},
+        {"__TVMBackendParallelLaunch", (void *)__TVMBackendParallelLaunch},
         {"__TVMBackendAllocWorkspace", (void *)alloc_workspace},
         {"__TVMBackendFreeWorkspace", (void *)free_workspace},
         {"__TVMBackendParallelBarrier", NULL},
@@ -308,7 +242,7 @@ static void fill_slots(void *library, const char *path) {
     }
 }
 
-enum { IN, OUT, EXPECT };
+enum { IN, OUT, EXPECT, RANDOM, SCRATCH, ROLES };
 
 typedef struct {
     const char *file;
@@ -316,8 +250,45 @@ typedef struct {
     float *expected;
     int64_t shape[MAX_DIMS], strides[MAX_DIMS];
     size_t bytes;
+    unsigned char *around, *end; /* memory that may be touched, with --guard */
     DLTensor dl;
 } Tensor;
+
+enum { NOWHERE, BEGIN, END };
+static int guard = NOWHERE, align = ALIGNMENT;
+
+/* What is written to what surrounds a tensor, to see whether it stays. */
+enum { UNTOUCHED = 0xa5 };
+
+static void *guarded(Tensor *t) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), rest;
+    size_t inside = (t->bytes + page - 1) / page * page;
+    unsigned char *memory =
+        mmap(NULL, inside + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED || mprotect(memory + page, inside, PROT_READ | PROT_WRITE) != 0)
+        return NULL;
+    t->around = memory + page;
+    t->end = t->around + inside;
+    memset(t->around, UNTOUCHED, inside);
+    rest = inside - t->bytes;
+    return guard == BEGIN ? t->around : t->around + rest / (size_t)align * (size_t)align;
+}
+
+static uint64_t touched(const Tensor *t) {
+    const unsigned char *data = t->dl.data;
+    uint64_t count = 0;
+    for (const unsigned char *p = t->around; p < data; p++) count += *p != UNTOUCHED;
+    for (const unsigned char *p = data + t->bytes; p < t->end; p++) count += *p != UNTOUCHED;
+    return count;
+}
+
+static void fill(float *data, size_t count) {
+    static uint32_t state = 1; /* Numerical Recipes' generator; its upper bits are good */
+    for (size_t i = 0; i < count; i++) {
+        state = state * 1664525 + 1013904223;
+        data[i] = (float)(state >> 28) - 8;
+    }
+}
 
 static void read_floats(const Tensor *t, float *data, const char *shape) {
     FILE *f = fopen(t->file, "rb");
@@ -330,13 +301,15 @@ static void read_floats(const Tensor *t, float *data, const char *shape) {
 }
 
 static void parse_tensor(Tensor *t, char *text) {
-    static const char *const roles[] = {[IN] = "in:", [OUT] = "out:", [EXPECT] = "expect:"};
+    static const char *const roles[] = {[IN] = "in:", [OUT] = "out:", [EXPECT] = "expect:",
+                                        [RANDOM] = "random:", [SCRATCH] = "scratch:"};
     char *colon = strrchr(text, ':');
-    for (t->role = IN; t->role <= EXPECT; t->role++)
+    for (t->role = IN; t->role < ROLES; t->role++)
         if (strncmp(text, roles[t->role], strlen(roles[t->role])) == 0) break;
-    t->file = t->role <= EXPECT ? text + strlen(roles[t->role]) : NULL;
-    if (!t->file || colon <= t->file)
-        stop("tensor '%s': expected in:FILE:SHAPE, out:FILE:SHAPE or expect:FILE:SHAPE", text);
+    t->file = t->role < ROLES ? text + strlen(roles[t->role]) : NULL;
+    if (!t->file || (t->role < RANDOM ? colon <= t->file : colon != t->file - 1))
+        stop("tensor '%s': expected in:FILE:SHAPE, out:FILE:SHAPE, expect:FILE:SHAPE, random:SHAPE "
+             "or scratch:SHAPE", text);
     int ndim = 0;
     uint64_t size = sizeof(float);
     for (char *p = colon, *end; *p; p = end, ndim++) {
@@ -353,10 +326,12 @@ static void parse_tensor(Tensor *t, char *text) {
     t->bytes = (size_t)size;
     for (int64_t i = ndim - 1, stride = 1; i >= 0; stride *= t->shape[i--]) t->strides[i] = stride;
     void *data = NULL;
-    if (posix_memalign(&data, ALIGNMENT, t->bytes) != 0)
-        stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
+    if (guard != NOWHERE) data = guarded(t);
+    else if (posix_memalign(&data, ALIGNMENT, t->bytes) != 0) data = NULL;
+    if (!data) stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
     memset(data, 0xff, t->bytes); /* NaN: an element that the kernel does not write shows */
     t->dl = (DLTensor){data, DEVICE_CPU, 0, ndim, TYPE_FLOAT, 32, 1, t->shape, t->strides, 0};
+    if (t->role == RANDOM) fill(data, t->bytes / sizeof(float));
     if (t->role == IN) read_floats(t, data, colon + 1);
     if (t->role == EXPECT) {
         t->expected = malloc(t->bytes);
@@ -391,6 +366,13 @@ static int parse_count(const char *option, const char *text, int least) {
     return (int)n;
 }
 
+static int parse_guard(const char *text) {
+    if (text && strcmp(text, "begin") == 0) return BEGIN;
+    if (text && strcmp(text, "end") == 0) return END;
+    stop("--guard %s: expected begin or end", text ? text : "(nothing)");
+    return NOWHERE;
+}
+
 static void print_in_json_string(const char *text) {
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
@@ -419,18 +401,22 @@ int main(int argc, char **argv) {
     static Tensor tensors[MAX_TENSORS];
     static Any args[MAX_TENSORS];
     static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGALRM};
-    int repeat = 1, warmup = 0, number = 1, limit = 0, count_tensors = 0;
+    int repeat = 1, warmup = 0, number = 1, threads = 1, limit = 0, count_tensors = 0;
+    int placement = DIRECTCONV_ANYWHERE;
     if (argc == 2 && strcmp(argv[1], "--cpu") == 0) return print_cpu();
     if (argc < 3)
         stop("usage: runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] "
-             "[--limit SECONDS] in:FILE:SHAPE|out:FILE:SHAPE|expect:FILE:SHAPE..., or "
-             "runner --cpu");
+             "[--pin] [--guard begin|end] [--align BYTES] [--limit SECONDS] in:FILE:SHAPE|"
+             "out:FILE:SHAPE|expect:FILE:SHAPE|random:SHAPE|scratch:SHAPE..., or runner --cpu");
     for (int i = 3; i < argc; i++) {
         char *option = argv[i];
         if (strcmp(option, "--repeat") == 0) repeat = parse_count(option, argv[++i], 1);
         else if (strcmp(option, "--warmup") == 0) warmup = parse_count(option, argv[++i], 0);
         else if (strcmp(option, "--number") == 0) number = parse_count(option, argv[++i], 1);
-        else if (strcmp(option, "--threads") == 0) pool.threads = parse_count(option, argv[++i], 1);
+        else if (strcmp(option, "--threads") == 0) threads = parse_count(option, argv[++i], 1);
+        else if (strcmp(option, "--pin") == 0) placement = DIRECTCONV_PINNED;
+        else if (strcmp(option, "--guard") == 0) guard = parse_guard(argv[++i]);
+        else if (strcmp(option, "--align") == 0) align = parse_count(option, argv[++i], 4);
         else if (strcmp(option, "--limit") == 0) limit = parse_count(option, argv[++i], 1);
         else if (option[0] == '-') stop("unknown option %s", option);
         else if (count_tensors == MAX_TENSORS) stop("more than %d tensors", MAX_TENSORS);
@@ -455,11 +441,8 @@ int main(int argc, char **argv) {
     if (!kernel) stop("no kernel %s in the library: %s", argv[2], dlerror());
     fill_slots(library, path);
 
-    for (intptr_t i = 1; i < pool.threads; i++) {
-        pthread_t thread;
-        int error = pthread_create(&thread, NULL, worker, (void *)i);
-        if (error) stop("cannot start thread %d of %d: %s", (int)i, pool.threads, strerror(error));
-    }
+    if ((threads > 1 || placement) && directconv_start(threads, placement) != DIRECTCONV_OK)
+        stop("%s", directconv_error());
     double *seconds = malloc((size_t)repeat * sizeof *seconds);
     if (!seconds) stop("no memory for %d measurements", repeat);
     int status = 0;
@@ -486,20 +469,22 @@ int main(int argc, char **argv) {
     }
     if (status != 0) {
         printf("{\"status\": -1, \"error\": \"");
-        print_in_json_string(raised[0] ? raised : "the kernel failed without a message");
+        print_in_json_string(*directconv_error() ? directconv_error()
+                                                 : "the kernel failed without a message");
         puts("\"}");
         return 1;
     }
-    uint64_t different = 0;
+    uint64_t different = 0, outside = 0;
     for (int i = 0; i < count_tensors; i++) {
         if (tensors[i].role == OUT) write_output(&tensors[i]);
         if (tensors[i].role == EXPECT) different += differences(&tensors[i]);
+        if (guard != NOWHERE) outside += touched(&tensors[i]);
     }
     printf("{\"seconds\": [");
     for (int i = 0; i < repeat; i++) printf("%s%.9g", i ? ", " : "", seconds[i]);
-    printf("], \"different\": %" PRIu64 ", \"allocations\": %" PRIu64
+    printf("], \"different\": %" PRIu64 ", \"outside\": %" PRIu64 ", \"allocations\": %" PRIu64
            ", \"allocated_bytes\": %" PRIu64 ", \"rss_growth_bytes\": %" PRIu64
            ", \"status\": 0}\n",
-           different, allocations, allocated_bytes, rss_growth);
+           different, outside, allocations, allocated_bytes, rss_growth);
     return 0;
 }

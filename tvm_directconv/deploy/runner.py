@@ -1,8 +1,8 @@
 """Run a kernel of an exported library in a process of its own.
 
-The process is ``runner.c``, built for the library's machine: no Python and no
-TVM is in it, what the kernel allocates is counted, and a kernel that crashes
-takes nothing else down.
+The process is ``runner.c`` with the C runtime ``directconv.c``, built for the
+library's machine: no Python and no TVM is in it, what the kernel allocates is
+counted, and a kernel that crashes takes nothing else down.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ __all__ = [
     "tensor_argument",
 ]
 
-_SOURCE = Path(__file__).with_name("runner.c")
-_HEADER = Path(__file__).with_name("packed.h")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.c", "directconv.c"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("directconv.h", "packed.h"))
 _FLAGS = ("-std=c99", "-O2", "-rdynamic", "-pthread", "-ldl")
 
 
@@ -103,12 +103,12 @@ def build_runner(toolchain: Toolchain) -> Path:
     ToolchainError
         If compiling fails or the cache cannot be written.
     """
-    sources = [path.read_text(encoding="utf-8") for path in (_SOURCE, _HEADER)]
+    sources = [path.read_text(encoding="utf-8") for path in _SOURCES + _HEADERS]
     recipe = "\0".join([*sources, *toolchain.cc, *_FLAGS])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     runner = cache_folder() / f"runner-{toolchain.machine}-{digest}"
     if not runner.exists():
-        run_cc([str(_SOURCE), *_FLAGS], runner, toolchain)
+        run_cc([*map(str, _SOURCES), *_FLAGS], runner, toolchain)
     return runner
 
 
@@ -123,6 +123,8 @@ def run_library(
     warmup: int = 0,
     number: int = 1,
     threads: int = 1,
+    guard: str | None = None,
+    align: int = 64,
 ) -> RunReport:
     """Run one kernel of an exported library, emulated if it is a foreign one.
 
@@ -146,6 +148,11 @@ def run_library(
         Number of calls that make up one measurement.
     threads : int, optional
         Threads that parallel loops are divided among.
+    guard : str, optional
+        ``begin`` or ``end``: arrays lie at that end of the memory that may be touched.
+    align : int, optional
+        Bytes that their beginnings are multiples of, with `guard`: with fewer, arrays whose size is
+        no multiple of 64 lie closer to the end.
 
     Returns
     -------
@@ -158,7 +165,7 @@ def run_library(
         If an input is not a float32 array.
     LibraryError
         If the library is damaged or for another machine, has no such kernel,
-        refuses the shapes, or crashes.
+        refuses the shapes, or crashes; with `guard`, if it touches what is beside an array.
     ToolchainError
         If the runner cannot be built or the emulator is missing.
     """
@@ -186,9 +193,11 @@ def run_library(
             tensor_argument("out", file, shape)
             for file, shape in zip(files, output_shapes, strict=True)
         ]
-        arguments = runner_arguments(
-            library, symbol, tensors, repeat=repeat, warmup=warmup, number=number, threads=threads
-        )
+        options: dict[str, int | str]
+        options = {"repeat": repeat, "warmup": warmup, "number": number, "threads": threads}
+        if guard:
+            options |= {"guard": guard, "align": align}
+        arguments = runner_arguments(library, symbol, tensors, **options)
         process = subprocess.run(
             toolchain.command(str(runner), *arguments),
             capture_output=True,
@@ -202,6 +211,10 @@ def run_library(
             raise LibraryError(
                 f"kernel {symbol} of {library}, called with shapes {shapes}, failed: {failure}"
             ) from None
+        if report["outside"]:
+            raise LibraryError(
+                f"kernel {symbol} of {library} wrote {report['outside']} bytes beside its arrays"
+            )
         outputs = [
             np.fromfile(file, np.float32).reshape(shape)
             for file, shape in zip(files, output_shapes, strict=True)
@@ -237,7 +250,7 @@ def tensor_argument(role: str, file: Path, shape: tuple[int, ...]) -> str:
 
 
 def runner_arguments(
-    library: str | Path, symbol: str, tensors: Sequence[str], **options: int
+    library: str | Path, symbol: str, tensors: Sequence[str], **options: int | str
 ) -> list[str]:
     """Return the runner's arguments.
 
@@ -247,9 +260,9 @@ def runner_arguments(
         As for :func:`run_library`.
     tensors : sequence of str
         One :func:`tensor_argument` for each argument of the kernel.
-    **options : int
-        ``repeat``, ``warmup``, ``number``, ``threads``, and ``limit``: after
-        so many seconds the runner gives up.
+    **options : int or str
+        ``repeat``, ``warmup``, ``number``, ``threads``, ``guard``, ``align``,
+        and ``limit``: after so many seconds the runner gives up.
 
     Returns
     -------

@@ -217,6 +217,7 @@ def compile_network(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     blocking: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    emit: str = "library",
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -226,7 +227,8 @@ def compile_network(
         An ONNX file, a file of ``torch.export`` (.pt2), or a Relax module whose function ``main``
         is the network.
     output : str or Path
-        The library, ending in ``.so``.
+        The library, ending in ``.so``; a folder for C, made if need be, after whose name the
+        function is called.
     device : Device or str
         For which processor.
     threads : int
@@ -238,10 +240,14 @@ def compile_network(
         there are any.
     progress : callable, optional
         Told how many kernels are compiled, and how many there are.
+    emit : str
+        ``library``, or ``c``: instead of the library, a folder with objects, weights, a header, the
+        C runtime, a Makefile and an example. It takes no C compiler to make it.
 
     Returns
     -------
     NetworkManifest
+        Written to a file beside the library only.
 
     Raises
     ------
@@ -253,6 +259,7 @@ def compile_network(
     versions.check()
     from ..device import device as find_device
     from ..toolchain import find_toolchain
+    from .c_source import check_folder, write_folder
     from .kernels import compile_kernels
     from .library import link_network
     from .pipeline import passes
@@ -264,20 +271,28 @@ def compile_network(
             "convolutions"
         )
     output = Path(output)
-    if output.suffix != ".so":
-        raise LibraryError(
-            f"cannot write a network to {str(output)!r}: expected a name ending in .so"
-        )
-    if not output.parent.is_dir():
-        raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
+    if emit not in ("library", "c"):
+        raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
     target = find_device(device)
-    toolchain = find_toolchain(target.triple)
+    if emit == "c":
+        check_folder(output)
+    else:
+        if output.suffix != ".so":
+            raise LibraryError(
+                f"cannot write a network to {str(output)!r}: expected a name ending in .so"
+            )
+        if not output.parent.is_dir():
+            raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
+        toolchain = find_toolchain(target.triple)
     module = import_model(model, input_shapes)
     for transform in passes(target, threads, blocking):
         module = transform(module)
     program = program_of(module, target)
     objects = compile_kernels(program.kernels, target, threads, progress)
-    link_network(program, objects, output, toolchain)
+    if emit == "c":
+        write_folder(output, program, objects, target.name, target.target_options(threads), threads)
+    else:
+        link_network(program, objects, output, toolchain)
     layers, buffers = [], [0]
     for step in program.steps:
         attributes = (
@@ -312,8 +327,9 @@ def compile_network(
         reorders=program.reorders,
         layers=tuple(layers),
     )
-    text = json.dumps(manifest.to_dict(_digest(output)), indent=1) + "\n"
-    manifest_path(output).write_text(text, encoding="utf-8")
+    if emit == "library":
+        text = json.dumps(manifest.to_dict(_digest(output)), indent=1) + "\n"
+        manifest_path(output).write_text(text, encoding="utf-8")
     return manifest
 
 

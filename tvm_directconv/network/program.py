@@ -90,11 +90,11 @@ class Program:
     inputs: list[Port]
     outputs: list[Port]
     steps: list[Step]
-    kernels: dict[str, Any]
-    weights: list[np.ndarray]
-    arena_bytes: int
-    unshared_bytes: int
-    reorders: int
+    kernels: dict[str, Any] = field(default_factory=dict)
+    weights: list[np.ndarray] = field(default_factory=list)
+    arena_bytes: int = 0
+    unshared_bytes: int = 0
+    reorders: int = 0
 
     @property
     def weight_bytes(self) -> int:

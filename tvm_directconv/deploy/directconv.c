@@ -1,0 +1,467 @@
+/* Errors, threads and weights for compiled convolutions and networks. See directconv.h.
+ *
+ * Kernels reach their runtime by two names that TVM gives them: the function
+ * TVMFFIErrorSetRaisedFromCStrParts, for messages, and the variable __TVMBackendParallelLaunch,
+ * which points to what runs a parallel loop. Both are defined here.
+ */
+#define _GNU_SOURCE /* affinity of threads */
+#include "directconv.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "packed.h"
+
+/* ---- Errors ---- */
+
+#ifdef DIRECTCONV_NO_THREADS
+#define PER_THREAD
+#else
+#define PER_THREAD __thread
+#endif
+
+enum { MESSAGE = 512 };
+static PER_THREAD char message[MESSAGE];
+
+const char *directconv_error(void) {
+    return message;
+}
+
+static int fail(int code, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, MESSAGE, format, args);
+    va_end(args);
+    return code;
+}
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t n) {
+    size_t used = (size_t)snprintf(message, MESSAGE, "%s: ", kind);
+    for (int32_t i = 0; i < n && used < MESSAGE; i++)
+        if (parts[i]) used += (size_t)snprintf(message + used, MESSAGE - used, "%s", parts[i]);
+}
+
+/* ---- Threads ---- */
+
+#ifdef DIRECTCONV_NO_THREADS
+
+static int parallel_launch(ParallelBody *body, void *data, int requested) {
+    (void)requested;
+    return body(0, &(ParallelEnv){NULL, 1}, data);
+}
+
+int directconv_start(int threads, int placement) {
+    if (threads < 0 || threads > 1 || placement != DIRECTCONV_ANYWHERE)
+        return fail(DIRECTCONV_BAD_ARGUMENT,
+                    "cannot start %d threads with placement %d: compiled with "
+                    "DIRECTCONV_NO_THREADS, expected 0 or 1 threads placed anywhere",
+                    threads, placement);
+    return DIRECTCONV_OK;
+}
+
+int directconv_threads(void) {
+    return 1;
+}
+
+void directconv_stop(void) {}
+
+#else
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+/* Where Linux describes its cores. */
+#ifndef DIRECTCONV_CORES
+#define DIRECTCONV_CORES "/sys/devices/system/cpu"
+#endif
+
+/* How long a thread that waits keeps its core busy before it sleeps: longer than it takes between
+ * most loops of a network, so that these need no system call, and short enough not to matter to
+ * whatever else runs. */
+#ifndef DIRECTCONV_SPIN_MICROSECONDS
+#define DIRECTCONV_SPIN_MICROSECONDS 200
+#endif
+
+/* Room for the frames of kernels, with much to spare: but what is locked into memory by mlockall is
+ * not the 8 MiB that are usual. */
+enum { STACK = 1 << 20 };
+
+/* Each line by itself is written by some and read in a loop by others. */
+static struct {
+    pthread_t workers[DIRECTCONV_MAX_THREADS];
+    int restores; /* whether the starter was pinned, and is to be as before */
+    pthread_t starter;
+    cpu_set_t before;
+    pthread_mutex_t lock; /* for sleeping and waking alone */
+    pthread_cond_t work, done;
+    ParallelBody *body;
+    void *data;
+    char error[MESSAGE]; /* of the task that failed */
+    int failed;
+    uint32_t count;    /* of workers */
+    uint32_t sleepers; /* workers that want to be woken */
+    uint32_t waiting;  /* whether the caller of the loop wants to be */
+    DIRECTCONV_ALIGNED uint32_t busy;    /* whether somebody has the pool */
+    DIRECTCONV_ALIGNED uint32_t round;   /* number of loops so far: its change is the sign to start */
+    DIRECTCONV_ALIGNED uint32_t pending; /* workers that are not through with the loop */
+    uint32_t stopping;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
+          .work = PTHREAD_COND_INITIALIZER,
+          .done = PTHREAD_COND_INITIALIZER};
+
+static uint32_t load(const uint32_t *value) {
+    return __atomic_load_n(value, __ATOMIC_SEQ_CST);
+}
+
+static void store(uint32_t *value, uint32_t to) {
+    __atomic_store_n(value, to, __ATOMIC_SEQ_CST);
+}
+
+static uint64_t microseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Waits for a value to become another, or this one; returns 0 if it takes too long. */
+static int spin(const uint32_t *value, uint32_t reference, int equal) {
+    uint64_t begin = microseconds();
+    for (;;) {
+        for (int i = 0; i < 64; i++) {
+            if ((load(value) == reference) == equal) return 1;
+            relax();
+        }
+        if (microseconds() - begin >= DIRECTCONV_SPIN_MICROSECONDS) return 0;
+    }
+}
+
+static int try_pool(void) {
+    return __atomic_exchange_n(&pool.busy, 1, __ATOMIC_SEQ_CST) == 0;
+}
+
+static void take_pool(void) {
+    while (!try_pool()) sched_yield();
+}
+
+/* A worker that is about to sleep says so and then looks once more; whoever wakes has changed the
+ * value before asking for sleepers. In whatever order, one of the two sees the other. */
+static void wake_workers(void) {
+    if (!load(&pool.sleepers)) return;
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void await_round(uint32_t seen) {
+    if (spin(&pool.round, seen, 0)) return;
+    pthread_mutex_lock(&pool.lock);
+    __atomic_add_fetch(&pool.sleepers, 1, __ATOMIC_SEQ_CST);
+    while (load(&pool.round) == seen) pthread_cond_wait(&pool.work, &pool.lock);
+    __atomic_sub_fetch(&pool.sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void await_workers(void) {
+    if (spin(&pool.pending, 0, 1)) return;
+    pthread_mutex_lock(&pool.lock);
+    store(&pool.waiting, 1);
+    while (load(&pool.pending)) pthread_cond_wait(&pool.done, &pool.lock);
+    store(&pool.waiting, 0);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+int directconv_threads(void) {
+    return (int)load(&pool.count) + 1;
+}
+
+static void run_task(int task) {
+    ParallelEnv env = {NULL, directconv_threads()};
+    if (pool.body(task, &env, pool.data) == 0) return;
+    pthread_mutex_lock(&pool.lock);
+    if (!pool.failed) memcpy(pool.error, message, MESSAGE);
+    pool.failed = 1;
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void *worker(void *number) {
+    for (uint32_t seen = 0;; seen++) {
+        await_round(seen);
+        if (load(&pool.stopping)) return NULL;
+        run_task((int)(intptr_t)number);
+        if (__atomic_sub_fetch(&pool.pending, 1, __ATOMIC_SEQ_CST) == 0 && load(&pool.waiting)) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_signal(&pool.done);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+}
+
+/* Generated loops divide their range by env->num_task, so any number of tasks is right: one for
+ * each thread, whatever number is requested; and one where the pool is busy, with another thread's
+ * loop or with the one that this loop is in. */
+static int parallel_launch(ParallelBody *body, void *data, int requested) {
+    (void)requested;
+    int failed;
+    if (!load(&pool.count) || !try_pool()) return body(0, &(ParallelEnv){NULL, 1}, data);
+    pool.body = body;
+    pool.data = data;
+    pool.failed = 0;
+    store(&pool.pending, load(&pool.count));
+    __atomic_add_fetch(&pool.round, 1, __ATOMIC_SEQ_CST);
+    wake_workers();
+    run_task(0);
+    await_workers();
+    failed = pool.failed;
+    if (failed) memcpy(message, pool.error, MESSAGE);
+    store(&pool.busy, 0);
+    return failed ? -1 : 0;
+}
+
+/* ---- Which cores ---- */
+
+/* The first number in a file about a core; `otherwise` where there is none. */
+static long core_number(int core, const char *file, long otherwise) {
+    char path[128], text[32];
+    int fd;
+    ssize_t size;
+    long number;
+    snprintf(path, sizeof path, DIRECTCONV_CORES "/cpu%d/%s", core, file);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return otherwise;
+    size = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (size <= 0) return otherwise;
+    text[size] = '\0';
+    return sscanf(text, "%ld", &number) == 1 ? number : otherwise;
+}
+
+typedef struct {
+    int core, shares; /* whether it is another core's second thread */
+    long speed;       /* in any unit, the same for all; 0 if unknown */
+} Core;
+
+static int is_better(const Core *a, const Core *b) {
+    return a->shares != b->shares ? a->shares < b->shares : a->speed > b->speed;
+}
+
+/* The cores that this thread may use, the best first; returns how many there are. */
+static int find_cores(Core *cores, int most) {
+    cpu_set_t allowed;
+    int count = 0;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 0;
+    for (int core = 0; core < CPU_SETSIZE && count < most; core++) {
+        long sibling;
+        int at = count++;
+        Core found = {core, 0, 0};
+        if (!CPU_ISSET(core, &allowed)) {
+            count--;
+            continue;
+        }
+        sibling = core_number(core, "topology/thread_siblings_list", core);
+        found.shares = sibling >= 0 && sibling < core && CPU_ISSET((int)sibling, &allowed);
+        /* ARM's measure counts the cycles' worth as well as their number. */
+        found.speed = core_number(core, "cpu_capacity",
+                                  core_number(core, "cpufreq/cpuinfo_max_freq", 0));
+        for (; at > 0 && is_better(&found, &cores[at - 1]); at--) cores[at] = cores[at - 1];
+        cores[at] = found;
+    }
+    return count;
+}
+
+/* Everybody gets the same share, so n cores are as fast as n times the slowest of them. */
+static int cores_worth_it(const Core *cores, int count) {
+    int best = 1;
+    for (int n = 2; n <= count && !cores[n - 1].shares; n++)
+        if (n * cores[n - 1].speed > best * cores[best - 1].speed || !cores[n - 1].speed) best = n;
+    return best;
+}
+
+/* ---- Start and stop ---- */
+
+/* In a child of fork() there are no workers, and nobody else that uses the pool. */
+static void forget_pool(void) {
+    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    pool.work = pool.done = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pool.restores = 0;
+    store(&pool.count, 0);
+    store(&pool.sleepers, 0);
+    store(&pool.waiting, 0);
+    store(&pool.busy, 0);
+}
+
+static void register_forget_pool(void) {
+    pthread_atfork(NULL, NULL, forget_pool);
+}
+
+/* With the pool taken. */
+static void end_workers(void) {
+    store(&pool.stopping, 1);
+    __atomic_add_fetch(&pool.round, 1, __ATOMIC_SEQ_CST);
+    wake_workers();
+    for (uint32_t i = 0; i < load(&pool.count); i++) pthread_join(pool.workers[i], NULL);
+    store(&pool.count, 0);
+    if (pool.restores) pthread_setaffinity_np(pool.starter, sizeof pool.before, &pool.before);
+    pool.restores = 0;
+}
+
+/* Restricts a thread, number 0 being the caller's, to the cores that are for it. */
+static int place(pthread_t thread, int number, const Core *cores, int threads, int placement) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int i = 0; i < threads; i++)
+        if (placement == DIRECTCONV_ANYWHERE || i == number) CPU_SET(cores[i].core, &set);
+    return pthread_setaffinity_np(thread, sizeof set, &set);
+}
+
+static int start_worker(int number) {
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int error = pthread_attr_init(&attributes);
+    if (error) return error;
+    pthread_attr_setstacksize(&attributes, STACK);
+    /* Signals are for the application's threads. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&pool.workers[number - 1], &attributes, worker, (void *)(intptr_t)number);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (!error) store(&pool.count, (uint32_t)number);
+    return error;
+}
+
+/* With the pool taken. */
+static int start_workers(int threads, int placement) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    Core cores[DIRECTCONV_MAX_THREADS];
+    int count = find_cores(cores, DIRECTCONV_MAX_THREADS), places, error = 0;
+    if (directconv_threads() > 1)
+        return fail(DIRECTCONV_BAD_ARGUMENT,
+                    "cannot start %d threads: there is a pool of %d; stop it before", threads,
+                    directconv_threads());
+    if (!threads) threads = count ? cores_worth_it(cores, count) : 1;
+    if (placement == DIRECTCONV_PINNED && threads > count)
+        return fail(DIRECTCONV_BAD_ARGUMENT,
+                    "cannot pin %d threads to cores of their own: this process may use %d", threads,
+                    count);
+    pthread_once(&once, register_forget_pool);
+    store(&pool.round, 0);
+    store(&pool.stopping, 0);
+    places = placement == DIRECTCONV_PINNED ||
+             (threads <= count && cores[threads - 1].speed != cores[count - 1].speed);
+    for (int number = 1; number < threads && !error; number++) {
+        error = start_worker(number);
+        if (!error && places)
+            error = place(pool.workers[number - 1], number, cores, threads, placement);
+    }
+    if (!error && placement == DIRECTCONV_PINNED) {
+        pool.starter = pthread_self();
+        error = pthread_getaffinity_np(pool.starter, sizeof pool.before, &pool.before);
+        if (!error) error = place(pool.starter, 0, cores, threads, placement);
+        pool.restores = !error;
+    }
+    if (!error) return DIRECTCONV_OK;
+    count = directconv_threads();
+    end_workers();
+    return fail(DIRECTCONV_SYSTEM_ERROR, "cannot start or place threads: got %d of %d (%s)", count,
+                threads, strerror(error));
+}
+
+int directconv_start(int threads, int placement) {
+    int status;
+    if (threads < 0 || threads > DIRECTCONV_MAX_THREADS)
+        return fail(DIRECTCONV_BAD_ARGUMENT,
+                    "cannot start %d threads: expected 1 to %d, or 0 for all cores", threads,
+                    DIRECTCONV_MAX_THREADS);
+    if (placement != DIRECTCONV_ANYWHERE && placement != DIRECTCONV_PINNED)
+        return fail(DIRECTCONV_BAD_ARGUMENT,
+                    "placement is %d: expected DIRECTCONV_ANYWHERE or DIRECTCONV_PINNED", placement);
+    take_pool();
+    status = start_workers(threads, placement);
+    store(&pool.busy, 0);
+    return status;
+}
+
+void directconv_stop(void) {
+    take_pool();
+    end_workers();
+    store(&pool.busy, 0);
+}
+
+#endif
+
+/* Strong, so it takes the place of the empty one in each object with a parallel loop. */
+ParallelLaunch *__TVMBackendParallelLaunch = parallel_launch;
+
+/* ---- Weights ---- */
+
+int directconv_map(directconv_weights *weights, const char *path) {
+    struct stat status;
+    const WeightsHeader *header;
+    int fd, error;
+    if (!weights || !path)
+        return fail(DIRECTCONV_BAD_ARGUMENT, "directconv_map got NULL: expected where to put the "
+                                             "weights, and the name of their file");
+    *weights = (directconv_weights){NULL, 0};
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &status) != 0) {
+        error = errno;
+        if (fd >= 0) close(fd);
+        return fail(DIRECTCONV_SYSTEM_ERROR, "cannot open weights %.200s: %s", path,
+                    strerror(error));
+    }
+    if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size < sizeof *header) {
+        close(fd);
+        return fail(DIRECTCONV_BAD_WEIGHTS,
+                    "%.200s holds less than the %d bytes that weights begin with: expected the "
+                    "whole .weights file", path, (int)sizeof *header);
+    }
+    /* All of it at once, where that exists: not page by page in the first run. */
+#ifndef MAP_POPULATE
+#define MAP_POPULATE 0
+#endif
+    void *data = (uint64_t)status.st_size > SIZE_MAX
+                     ? MAP_FAILED
+                     : mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd,
+                            0);
+    error = (uint64_t)status.st_size > SIZE_MAX ? EFBIG : errno;
+    close(fd);
+    if (data == MAP_FAILED)
+        return fail(DIRECTCONV_SYSTEM_ERROR, "cannot map weights %.200s: %s", path,
+                    strerror(error));
+    *weights = (directconv_weights){data, (size_t)status.st_size};
+    header = data;
+    if (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) != 0)
+        error = fail(DIRECTCONV_BAD_WEIGHTS,
+                     "%.200s is no file of weights: expected the .weights file that belongs to "
+                     "the network", path);
+    else if (header->bytes != weights->bytes)
+        error = fail(DIRECTCONV_BAD_WEIGHTS,
+                     "%.200s holds %llu bytes, of weights that are %llu: copy it again", path,
+                     (unsigned long long)weights->bytes, (unsigned long long)header->bytes);
+    else
+        return DIRECTCONV_OK;
+    directconv_unmap(weights);
+    return error;
+}
+
+void directconv_unmap(directconv_weights *weights) {
+    if (weights && weights->data) munmap((void *)weights->data, weights->bytes);
+    if (weights) *weights = (directconv_weights){NULL, 0};
+}

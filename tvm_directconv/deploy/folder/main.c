@@ -1,0 +1,79 @@
+/* Computes @name@ for inputs from files, prints the largest outputs, and the time.
+ *
+ * usage: @usage@
+ *
+ * Files hold raw values in the order of the shapes in @name@.h; inputs may be NumPy's .npy, too.
+ */
+#define _POSIX_C_SOURCE 199309L
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "@name@.h"
+#include "directconv.h"
+
+enum { TOP = 5 };
+
+#ifndef RUNS
+#define RUNS 10 /* timed, the first one included */
+#endif
+
+/* All the memory there is. */
+@buffers@
+
+static void stop(const char *what, const char *why) {
+    fprintf(stderr, "@name@: %s: %s\n", what, why);
+    exit(2);
+}
+
+static void read_input(const char *path, void *data, size_t bytes) {
+    unsigned char start[10];
+    FILE *file = fopen(path, "rb");
+    if (!file) stop(path, "cannot be opened");
+    if (fread(start, 1, sizeof start, file) == sizeof start && memcmp(start, "\x93NUMPY", 6) == 0)
+        fseek(file, 10 + start[8] + 256 * start[9], SEEK_SET); /* behind what NumPy says of it */
+    else
+        rewind(file);
+    if (fread(data, 1, bytes, file) != bytes || fgetc(file) != EOF)
+        stop(path, "holds more or fewer values than the input has");
+    fclose(file);
+}
+
+static void write_output(const char *path, const void *data, size_t bytes) {
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(data, 1, bytes, file) != bytes || fclose(file) != 0)
+        stop(path, "cannot be written");
+}
+
+@printers@
+static double milliseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+    double times[RUNS];
+    if (argc < 1 + @inputs@ || argc > 1 + @inputs@ + @outputs@)
+        stop("usage", "@usage@");
+@read@
+    if (directconv_start(@threads@, DIRECTCONV_ANYWHERE) != DIRECTCONV_OK)
+        stop("threads", directconv_error());
+    for (int run = 0; run < RUNS; run++) {
+        double begin = milliseconds();
+        if (@call@ != DIRECTCONV_OK)
+            stop("run", directconv_error());
+        times[run] = milliseconds() - begin;
+    }
+    directconv_stop();
+@results@
+    qsort(times, RUNS, sizeof *times, ascending);
+    printf("milliseconds %.3f (median of %d runs)\n", times[RUNS / 2], RUNS);
+    return 0;
+}

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +114,19 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
             elif block.language == "python":
                 with contextlib.redirect_stdout(printed):
                     exec(block.code, names)
+            elif "$(" in block.code:
+                shell(block.code)
             else:
                 assert block.language == "sh"
                 for words in shell_lines(f"```sh\n{block.code}```"):
                     follow(words)
     return Followed(folder, names, printed.getvalue())
+
+
+def shell(code: str) -> None:
+    """Run what needs a shell, with this environment's commands."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-euc", code], check=True, env={**os.environ, "PATH": path})
 
 
 def follow(words: list[str]) -> None:
@@ -140,6 +149,12 @@ def test_the_readme_can_be_followed(followed: Followed) -> None:
     """Examples in Python check their results themselves, and `run` and `bench` do, too."""
     assert "Predicted: " in followed.printed
     assert isinstance(followed.names["conv"], dc.CompiledConv)
+
+
+def test_the_example_in_cpp_computes_the_same(followed: Followed) -> None:
+    scores = followed.names["scores"]
+    found = np.fromfile(followed.folder / "scores.bin", scores.dtype)
+    np.testing.assert_array_equal(found.reshape(scores.shape), scores)
 
 
 def test_the_runner_is_called_as_printed(followed: Followed) -> None:
@@ -209,8 +224,8 @@ def test_named_files_exist(name: str, followed: Followed) -> None:
     named = {word for word in named if path.fullmatch(word)}
     assert len(named) > 10
     missing = [w for w in named if not (ROOT / w).exists() and not (followed.folder / w).exists()]
-    # Written by the example on the board.
-    assert set(missing) <= {"y.bin"}
+    # Written by the example on the board; TVM's.
+    assert set(missing) <= {"y.bin", "libtvm_ffi.so", "libtvm_runtime.so"}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -288,8 +303,8 @@ def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 # Also where the script would find the system's by its full path.
 PYTHON = "exit 0"
 CROSS = (
-    "gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross "
-    "qemu-user llvm-19"
+    "g++ gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf "
+    "libc6-dev-armhf-cross qemu-user llvm-19"
 )
 
 

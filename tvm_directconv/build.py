@@ -499,12 +499,14 @@ class BoundCall:
     def __call__(self) -> None:
         """Compute the output."""
         if self._wanted > 1 and BoundCall._threads != self._wanted:
-            # TVM has one pool for all functions; a function takes whatever size it has.
+            # TVM has one pool for all functions; a function takes whatever size it has. How large
+            # it can get is settled by the cores that are named when it is made: by default half of
+            # them. -3 lets threads share these, where other modes bind the caller to one of them.
             import tvm_ffi
 
-            cores = os.sched_getaffinity(0)
-            tvm_ffi.get_global_func("runtime.config_threadpool")(1, self._wanted)
-            os.sched_setaffinity(0, cores)  # It binds the calling thread to one of them as well.
+            cores = map(str, sorted(os.sched_getaffinity(0)))
+            configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+            configure(-3, self._wanted, list(cores))
             BoundCall._threads = self._wanted
         self._function(*self._tensors)
 

@@ -50,6 +50,12 @@ Result = tuple[int, str, str]
 Command = Callable[..., Result]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="what takes long, tests/test_bounds.py"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep tests apart from the user's cache, and from all tuning logs but their own."""
@@ -124,6 +130,7 @@ def run_exact(conv: CompiledConv, target: Device, folder: Path, threads: int = 1
         [conv.manifest.output_shape],
         find_toolchain(target.triple, target.qemu_cpu),
         threads=threads,
+        guard="end",
     )
     np.testing.assert_array_equal(report.outputs[0], conv.manifest.output_layout.pack(expected))
     return report

@@ -446,7 +446,7 @@ class CompiledConv:
         LibraryError
             If it cannot be written.
         """
-        from .network.c_source import write_folder
+        from .network.c_folder import write_folder
         from .network.network import Port
         from .network.program import Program, Step, Tensor
 

@@ -259,7 +259,7 @@ def compile_network(
     versions.check()
     from ..device import device as find_device
     from ..toolchain import find_toolchain
-    from .c_source import check_folder, write_folder
+    from .c_folder import check_folder, write_folder
     from .kernels import compile_kernels
     from .library import link_network
     from .pipeline import passes

@@ -1,0 +1,407 @@
+"""Folders with C: built by make, run here and in emulators, compared with Python."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tvm
+import tvm_ffi
+from conftest import Command, exact_case
+from onnx_models import Graph, by_onnxruntime, random_inputs, saved
+
+import tvm_directconv as dc
+from tvm_directconv import conv2d_reference, epilogue_reference
+from tvm_directconv.bench.models import model
+from tvm_directconv.errors import LibraryError
+from tvm_directconv.layout import aligned_zeros
+from tvm_directconv.network.c_folder import arguments_of, identifier
+from tvm_directconv.network.network import Port
+from tvm_directconv.network.program import Program
+from tvm_directconv.toolchain import elf_info, find_toolchain
+
+TESTS = Path(__file__).parent
+# Devices, and the processors that an emulator is to be.
+CASES = (("native", None), ("cortex-a53", "cortex-a53"), ("armv7", "cortex-a7"))
+WARNINGS = "-O2 -Wall -Wextra -Werror"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a folder is made for."""
+
+    device: str
+    qemu_cpu: str | None
+
+    @property
+    def toolchain(self) -> Any:
+        return find_toolchain(dc.device(self.device).triple, self.qemu_cpu)
+
+    def make(self, folder: Path, *words: str) -> None:
+        command = ["make", "-s", "-C", str(folder), f"CFLAGS={WARNINGS}", *words]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+    def run(self, program: Path, *words: object) -> str:
+        command = self.toolchain.command(f"./{program.name}", *map(str, words))
+        done = subprocess.run(command, cwd=program.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case[0])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return Machine(*request.param)
+
+
+@pytest.fixture(scope="module")
+def native() -> Machine:
+    return Machine("native", None)
+
+
+def two_of_each() -> onnx.ModelProto:
+    """Make a network of whole numbers with two inputs and two outputs, with awkward names."""
+    g = Graph(**{"class": (1, 3, 11, 12), "x:0": (1, 24, 11, 12)})
+    y = g.node("Relu", g.conv("class", 24, 3, 3, 3, bias=True, pads=[1] * 4))
+    y = g.node("Relu", g.node("Add", g.conv(y, 24, 24, 1, 1), "x:0"))
+    y = g.conv(y, 16, 24, 3, 3, strides=[2, 2])
+    z = g.node("Flatten", g.node("GlobalMaxPool", y))
+    return g.model(g.node("Gemm", z, g.integers(16, 10), g.integers(10)), y)
+
+
+def arrays_of(folder: Path, names: list[str], ports: list[tuple[int, ...]]) -> list[np.ndarray]:
+    return [
+        np.fromfile(folder / name, np.float32).reshape(shape)
+        for name, shape in zip(names, ports, strict=True)
+    ]
+
+
+# --- What they compute ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_networks_answer_as_in_python(machine: Machine, threads: int, tmp_path: Path) -> None:
+    path = saved(two_of_each(), tmp_path)
+    folder = tmp_path / "two-of each"
+    m = dc.compile_network(path, folder, machine.device, threads, emit="c")
+    machine.make(folder, "CPPFLAGS=-DRUNS=2", "all", "mapped")
+    inputs = random_inputs(m.inputs)
+    for number, array in enumerate(inputs):
+        np.save(folder / f"in{number}.npy", array)
+        array.tofile(folder / f"in{number}.bin")
+    expected = by_onnxruntime(two_of_each(), inputs)
+    shapes = [port.shape for port in m.outputs]
+    for program, suffix in (("two_of_each", "npy"), ("two_of_each_mapped", "bin")):
+        words = [*(f"in{n}.{suffix}" for n in range(2)), "out0", "out1"]
+        text = machine.run(folder / program, *words)
+        for found, right in zip(arrays_of(folder, words[2:], shapes), expected, strict=True):
+            np.testing.assert_array_equal(found, right)  # Whole numbers: bit for bit.
+        best = sorted(range(10), key=lambda n: -expected[0][0, n])[:5]
+        lines = text.splitlines()
+        assert [int(line.split()[0]) for line in lines[1:6]] == best
+        assert lines[-1].startswith("milliseconds ")
+
+
+@pytest.mark.parametrize("descriptor", ["ic24ih13oc40oh13kh3ph1", "ic3ih27oc17oh13kh5sh2ph2"])
+def test_layers_answer_as_in_python(machine: Machine, descriptor: str, tmp_path: Path) -> None:
+    workload = dc.ConvWorkload.parse(descriptor)
+    epilogue = dc.Epilogue(bias=True, residual=True, activation="relu")
+    conv = dc.build(workload, machine.device, threads=2, epilogue=epilogue)
+    folder = conv.export_c(tmp_path / "layer")
+    machine.make(folder, "CPPFLAGS=-DRUNS=1")
+    x, weight, sums = exact_case(workload)
+    rng = np.random.default_rng(1)
+    bias = rng.integers(-64, 64, workload.out_channels).astype(np.float32)
+    residual = rng.integers(-64, 64, sums.shape).astype(np.float32)
+    packed = {
+        "x": conv.pack_input(x),
+        "weight": conv.pack_weight(weight),
+        "bias": conv.pack_bias(bias),
+        "residual": conv.pack_residual(residual),
+    }
+    for name, array in packed.items():
+        array.tofile(folder / name)
+    machine.run(folder / "layer", *packed, "y")
+    (y,) = arrays_of(folder, ["y"], [conv.manifest.output_shape])
+    expected = epilogue_reference(conv2d_reference(x, weight, workload), epilogue, bias, residual)
+    np.testing.assert_array_equal(conv.unpack_output(y), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "qemu_cpu"),
+    [*CASES, ("cortex-a72", "cortex-a72")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_squeezenet_takes_its_own_memory_only(
+    device: str, qemu_cpu: str | None, tmp_path: Path
+) -> None:
+    machine = Machine(device, qemu_cpu)
+    network = model("squeezenet", size=65)
+    network.graph.input[0].name = network.graph.node[0].input[0] = "x"
+    old, network.graph.output[0].name = network.graph.output[0].name, "y"
+    for node in network.graph.node:
+        node.output[:] = ["y" if name == old else name for name in node.output]
+    path = saved(network, tmp_path)
+    manifest = dc.compile_network(path, tmp_path / "net", device, threads=2, emit="c")
+    machine.make(tmp_path / "net")
+    x = np.random.default_rng(0).standard_normal(manifest.inputs[0].shape).astype(np.float32)
+    x.tofile(tmp_path / "x")
+    command = [*machine.toolchain.cc, "-std=c99", *WARNINGS.split(), str(TESTS / "overhead.c")]
+    command += ["-I", str(tmp_path / "net"), "-I", str(tmp_path / "net/runtime")]
+    command += [str(tmp_path / "net/libnet.a"), "-o", str(tmp_path / "overhead"), "-pthread", "-lm"]
+    subprocess.run(command, check=True)
+    report = json.loads(machine.run(tmp_path / "overhead", "x", "y"))
+    assert (report["allocations"], report["different"]) == (0, 0)
+    if not qemu_cpu:  # An emulator's own memory grows with the code that it translates.
+        assert report["extra"] < 2**20
+    (y,) = arrays_of(tmp_path, ["y"], [manifest.outputs[0].shape])
+    assert dc.max_error(y, by_onnxruntime(network, [x])[0]) < 1e-4
+    if not qemu_cpu:
+        dc.compile_network(path, tmp_path / "net.so", device, threads=2)
+        np.testing.assert_array_equal(y, dc.load_network(tmp_path / "net.so").run(x))
+
+
+def test_a_shared_library_serves_c_and_tvm(native: Machine, tmp_path: Path) -> None:
+    path = saved(two_of_each(), tmp_path)
+    folder = tmp_path / "net"
+    m = dc.compile_network(path, folder, threads=2, emit="c")
+    native.make(folder, "shared", "main.o", "runtime/directconv.o", "CPPFLAGS=-DRUNS=2")
+    inputs = random_inputs(m.inputs)
+    expected = by_onnxruntime(two_of_each(), inputs)
+
+    objects = [folder / "main.o", folder / "runtime/directconv.o", folder / "libnet.so"]
+    subprocess.run(["cc", *objects, "-pthread", "-Wl,-rpath,.", "-o", folder / "app"], check=True)
+    for number, array in enumerate(inputs):
+        array.tofile(folder / f"in{number}")
+    native.run(folder / "app", "in0", "in1", "out0", "out1")
+    shapes = [port.shape for port in m.outputs]
+    for found, right in zip(arrays_of(folder, ["out0", "out1"], shapes), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+
+    arrays = [aligned_zeros(a.shape) for a in (*inputs, *expected)]
+    for array, given in zip(arrays, inputs, strict=False):
+        array[...] = given
+    arrays.append(aligned_zeros((m.arena_bytes // 4,)))
+    tvm.runtime.load_module(str(folder / "libnet.so"))["main"](*map(tvm_ffi.from_dlpack, arrays))
+    for found, right in zip(arrays[2:], expected, strict=False):
+        np.testing.assert_array_equal(found, right)
+
+
+def test_cmake_builds_it_for_cpp_beside_another_network(native: Machine, tmp_path: Path) -> None:
+    """Two networks in one C++ program: names must not clash, headers must be C++ as well."""
+    g = Graph(x=(1, 8, 9, 9))
+    first = g.model(g.node("Relu", g.conv("x", 8, 8, 3, 3)))
+    g = Graph(x=(1, 8, 7, 7))
+    second = g.model(g.node("Neg", g.conv("x", 16, 8, 1, 1)))
+    for name, network in (("first", first), ("second", second)):
+        dc.compile_network(saved(network, tmp_path), tmp_path / name, threads=2, emit="c")
+    output = by_onnxruntime(first, [np.ones((1, 8, 9, 9), np.float32)])[0]
+    (tmp_path / "CMakeLists.txt").write_text(
+        """
+        cmake_minimum_required(VERSION 3.13)
+        project(both C CXX)
+        add_subdirectory(first)
+        add_subdirectory(second)
+        add_executable(both both.cc)
+        target_link_libraries(both first second)
+        """
+    )
+    outputs = {
+        name: (tmp_path / name / f"{name}.h").read_text().split("Output ")[1].split(":")[0]
+        for name in ("first", "second")
+    }
+    (tmp_path / "both.cc").write_text(
+        f"""
+        #include <cstdio>
+        #include "first.h"
+        #include "second.h"
+        static DIRECTCONV_ALIGNED float a[FIRST_X_ELEMENTS], b[SECOND_X_ELEMENTS];
+        static DIRECTCONV_ALIGNED float c[FIRST_{outputs["first"].upper()}_ELEMENTS];
+        static DIRECTCONV_ALIGNED float d[SECOND_{outputs["second"].upper()}_ELEMENTS];
+        static DIRECTCONV_ALIGNED unsigned char memory[FIRST_ARENA_BYTES + SECOND_ARENA_BYTES];
+        int main() {{
+            for (float &value : a) value = 1;
+            if (first_run(a, c, first_weights, memory, sizeof memory)) return 1;
+            if (second_run(b, d, second_weights, memory, sizeof memory)) return 2;
+            if (first_run(a, c, second_weights, memory, sizeof memory) != DIRECTCONV_BAD_WEIGHTS)
+                return 3;
+            std::puts(directconv_error());
+            std::printf("%g\\n", c[0]);
+        }}
+        """
+    )
+    build = tmp_path / "build"
+    subprocess.run(["cmake", "-S", tmp_path, "-B", build], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", build], check=True, capture_output=True)
+    error, value = native.run(build / "both").splitlines()
+    assert error == (
+        "first: the weights are not those of this network: expected those that it was compiled "
+        "with, aligned to 64 bytes"
+    )
+    assert float(value) == output[0, 0, 0, 0]
+    # By itself it builds the example, too.
+    alone = tmp_path / "alone"
+    subprocess.run(["cmake", "-S", tmp_path / "first", "-B", alone], check=True)
+    subprocess.run(["cmake", "--build", alone], check=True)
+    np.ones((1, 8, 9, 9), np.float32).tofile(alone / "x")
+    assert "largest of" in native.run(alone / "first_example", "x")
+
+
+def test_without_threads(native: Machine, tmp_path: Path) -> None:
+    dc.compile_network(saved(two_of_each(), tmp_path), tmp_path / "net", threads=2, emit="c")
+    # The example asks for two.
+    native.make(tmp_path / "net", "libnet.a", "CPPFLAGS=-DDIRECTCONV_NO_THREADS")
+    undefined = elf_info(tmp_path / "net/runtime/directconv.o").undefined
+    assert not [name for name in undefined if "pthread" in name or "sched" in name]
+
+
+def test_only_what_is_used_is_linked(native: Machine, tmp_path: Path) -> None:
+    """Where the weights are mapped, they are not in the program as well."""
+    g = Graph(x=(1, 64, 9, 9))
+    path = saved(g.model(g.conv("x", 640, 64, 3, 3)), tmp_path)
+    manifest = dc.compile_network(path, tmp_path / "net", emit="c")
+    native.make(tmp_path / "net", "all", "mapped")
+    sizes = [(tmp_path / "net" / name).stat().st_size for name in ("net", "net_mapped")]
+    assert 0 <= sizes[0] - sizes[1] - manifest.weight_bytes < 10_000
+
+
+# --- What is said against bad input -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example(native: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example") / "net"
+    path = saved(two_of_each(), folder.parent)
+    dc.compile_network(path, folder, emit="c")
+    native.make(folder, "all", "mapped", "CPPFLAGS=-DRUNS=1")
+    np.zeros((1, 3, 11, 12), np.float32).tofile(folder / "a")
+    np.zeros((1, 24, 11, 12), np.float32).tofile(folder / "b")
+    return folder
+
+
+def said(program: Path, *words: str) -> str:
+    done = subprocess.run(
+        [f"./{program.name}", *words], cwd=program.parent, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
+def test_the_example_explains_itself(example: Path) -> None:
+    usage = "net: usage: net class_.in x_0.in [t8.out] [t5.out]\n"
+    header = (example / "net.h").read_text()
+    assert "Input class: float32, 1 x 3 x 11 x 12" in header and "*x_0" in header
+    assert said(example / "net").startswith(usage.split(" [")[0])
+    assert said(example / "net", *"abcde").startswith(usage.split(" [")[0])
+    assert said(example / "net", "a", "nowhere") == "net: nowhere: cannot be opened\n"
+    assert "more or fewer values" in said(example / "net", "a", "a")
+    assert "more or fewer values" in said(example / "net", "b", "b")
+    assert "/nowhere/out: cannot be written" in said(example / "net", "a", "b", "/nowhere/out")
+
+
+def test_weights_that_cannot_be_used(example: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(example, folder)
+    whole = (folder / "net.weights").read_bytes()
+    cases = {
+        whole[:-1]: r"holds \d+ bytes, of weights that are \d+: copy it again",
+        whole[:63]: "holds less than the 64 bytes",
+        b"": "holds less than the 64 bytes",
+        whole + b"\0": "copy it again",
+        b"x" + whole[1:]: "is no file of weights",
+        whole[:24] + b"x" * 32 + whole[56:]: "the weights are not those of this network",
+    }
+    for content, message in cases.items():
+        (folder / "net.weights").write_bytes(content)
+        assert re.search(message, said(folder / "net_mapped", "a", "b"))
+    (folder / "net.weights").unlink()
+    assert "cannot open weights net.weights: No such file" in said(folder / "net_mapped", "a", "b")
+
+
+@pytest.mark.parametrize("name", ["net.so", "net.c", "file", "...", "--"])
+def test_what_is_no_folder(name: str, tmp_path: Path, run: Command) -> None:
+    (tmp_path / "file").touch()
+    words = ("compile", "ic8ih7oc8oh7kh3ph1", "--emit", "c", "-o")
+    status, out, err = run(*words[:-1], f"--output={tmp_path / name}")
+    assert (status, out) == (2, "")
+    assert f"cannot write C to '{tmp_path / name}': expected a folder" in err
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, run: Command) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/kernels").touch()
+    status, out, err = run("compile", "ic8ih7oc8oh7kh3ph1", "--emit", "c", "-o", f"{tmp_path}/net")
+    assert (status, out) == (2, "")
+    assert f"cannot write '{tmp_path}/net/kernels' (File exists): expected a folder" in err
+
+
+def test_what_can_be_emitted(tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match="emit is 'rust': expected 'library' or 'c'"):
+        dc.compile_network("net.onnx", tmp_path / "net", emit="rust")
+
+
+# --- How it is written ------------------------------------------------------------------------
+
+
+def test_the_command_line_makes_folders(native: Machine, tmp_path: Path, run: Command) -> None:
+    layers = ("googlenet:5a_5x5r", "mobilenetv1:dw1")
+    status, out, err = run("compile", *layers, "--emit", "c", "-o", f"{tmp_path}/all")
+    assert (status, err) == (0, "")
+    names = ["googlenet_5a_5x5r", "mobilenetv1_dw1"]
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == names
+    assert [line.split(":")[0].split("/")[-1] for line in out.splitlines()] == names
+    for name in names:
+        native.make(tmp_path / "all" / name)
+        assert (
+            f"int {name}_run(const float *x, const float *weight, float *y);"
+            in (tmp_path / "all" / name / f"{name}.h").read_text()
+        )
+
+
+def test_a_folder_is_written_again(native: Machine, tmp_path: Path) -> None:
+    for descriptor in ("ic8ih7oc8oh7kh3ph1", "ic8ih7oc16oh7kh1"):
+        folder = dc.build(descriptor).export_c(tmp_path / "conv")
+        native.make(folder)
+        header = (folder / "conv.h").read_text()
+    assert len(list((folder / "kernels").iterdir())) == 1
+    m = dc.build(descriptor).manifest
+    shape = " x ".join(map(str, m.output_shape))
+    assert f"/* Output y: float32, {shape}; {m.output_layout}. */" in header
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet50-v1.5", "resnet50_v1_5"),
+        ("3net", "n3net"),
+        ("__main", "main_"),
+        ("main", "main_"),
+        ("class", "class_"),
+        ("größe", "gr__e"),
+        ("名", "unnamed"),
+    ],
+)
+def test_identifiers(name: str, expected: str) -> None:
+    assert identifier(name) == expected
+
+
+def test_arguments_have_names_of_their_own() -> None:
+    ports = [Port(name, (2,), dtype) for name, dtype in [("a.b", "int64"), ("A_B", "float16")]]
+    program = Program(ports, [Port("a_b", (), "bool")], [])
+    arguments = arguments_of(program)
+    assert [a.name for a in arguments] == ["a_b", "A_B_", "a_b__"]
+    assert [a.c_type for a in arguments] == ["int64_t", "uint16_t", "uint8_t"]
+    assert [a.elements for a in arguments] == [2, 2, 1]
+
+
+def test_every_placeholder_is_filled(example: Path, tmp_path: Path) -> None:
+    layer = dc.build("ic8ih7oc8oh7kh3ph1").export_c(tmp_path / "layer")
+    for folder in (example, layer):
+        for path in folder.glob("*"):
+            if path.suffix in (".c", ".h", ".txt") or path.name == "Makefile":
+                assert not re.search(r"@\w+", path.read_text())

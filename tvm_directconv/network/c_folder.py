@@ -1,0 +1,393 @@
+"""A folder in which ``make`` builds a C library of a program, and an example that uses it."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import LibraryError
+from ..toolchain import target_port
+from .c_source import (
+    DEPLOY,
+    WEIGHTS_HEADER,
+    packed_functions,
+    tables,
+    weights_source,
+    write_weights,
+)
+from .network import Port
+from .program import Program
+
+_RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h")
+"""Files of the C runtime."""
+
+_C_TYPES = {"float32": "float", "float64": "double", "float16": "uint16_t", "bool": "uint8_t"}
+"""C's names of types, where they are not ``int8_t`` and so on."""
+# What a parameter or a function cannot be called: words of C and C++, names in the code around it,
+# and in the headers that this includes.
+_RESERVED = """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t
+    char16_t char32_t class compl concept const consteval constexpr constinit const_cast
+    continue co_await co_return co_yield decltype default delete do double dynamic_cast else
+    enum explicit export extern false float for friend goto if inline int long mutable
+    namespace new noexcept not not_eq nullptr operator or or_eq private protected public
+    register reinterpret_cast requires restrict return short signed sizeof static
+    static_assert static_cast struct switch template this thread_local throw true try
+    typedef typeid typename union unsigned using virtual void volatile wchar_t while xor
+    xor_eq main arena arena_bytes weights mapped arguments network runtime kernels
+    directconv argc argv times stop compare run begin read_input write_output milliseconds
+    ascending remove rename index abs div exit free malloc printf puts time clock log exp
+    stdin stdout stderr errno EOF NULL TOP RUNS linux unix
+"""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input or output as the C function has it.
+
+    Attributes
+    ----------
+    name : str
+        Identifier.
+    port : Port
+    note : str
+        About its layout, for people.
+    is_output : bool
+    """
+
+    name: str
+    port: Port
+    note: str
+    is_output: bool
+
+    @property
+    def c_type(self) -> str:
+        """Type of its elements."""
+        return _C_TYPES.get(self.port.dtype, f"{self.port.dtype}_t")
+
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+        return self.port.nbytes // np.dtype(self.port.dtype).itemsize
+
+
+def identifier(name: str) -> str:
+    """Return a name as C can have it: ``resnet50-v1`` is ``resnet50_v1``."""
+    found = re.sub(r"\W", "_", name, flags=re.ASCII).lstrip("_") or "unnamed"
+    if found[0].isdigit():
+        found = f"n{found}"
+    return f"{found}_" if found in _RESERVED.split() else found
+
+
+def arguments_of(program: Program, notes: Mapping[str, str] | None = None) -> list[Argument]:
+    """Return the arguments of a program's C function: inputs, then outputs."""
+    made: list[Argument] = []
+    for is_output, ports in ((False, program.inputs), (True, program.outputs)):
+        for port in ports:
+            name = identifier(port.name)
+            while name.upper() in {argument.name.upper() for argument in made}:  # As in macros.
+                name += "_"
+            note = (notes or {}).get(port.name, "dimensions in the model's order")
+            made.append(Argument(name, port, note, is_output))
+    return made
+
+
+def _prototype(name: str, program: Program, arguments: Sequence[Argument]) -> str:
+    parameters = [f"{'' if a.is_output else 'const '}{a.c_type} *{a.name}" for a in arguments]
+    if program.weights:
+        parameters.append("const void *weights")
+    if program.arena_bytes:
+        parameters += ["void *arena", "size_t arena_bytes"]
+    lines, indent = [f"int {name}_run("], " " * len(f"int {name}_run(")
+    for number, parameter in enumerate(parameters):
+        text = parameter + ("," if number + 1 < len(parameters) else ")")
+        if number and len(lines[-1]) + 1 + len(text) > 100:
+            lines.append(indent + text)
+        else:
+            lines[-1] += (" " if number else "") + text
+    return "\n".join(lines)
+
+
+def _call(name: str, program: Program, arguments: Sequence[Argument], weights: str) -> str:
+    words = [argument.name for argument in arguments]
+    if program.weights:
+        words.append(weights)
+    if program.arena_bytes:
+        words += ["arena", "sizeof arena"]
+    return f"{name}_run({', '.join(words)})"
+
+
+def _buffers(program: Program, arguments: Sequence[Argument], prefix: str) -> list[str]:
+    lines = [
+        f"static DIRECTCONV_ALIGNED {a.c_type} {a.name}[{prefix}_{a.name.upper()}_ELEMENTS];"
+        for a in arguments
+    ]
+    if program.arena_bytes:
+        lines.append(f"static DIRECTCONV_ALIGNED unsigned char arena[{prefix}_ARENA_BYTES];")
+    return lines
+
+
+def header(
+    name: str, program: Program, arguments: Sequence[Argument], device: str, threads: int
+) -> str:
+    """Return the header of a program's C function."""
+    prefix = name.upper()
+    weights_bytes = WEIGHTS_HEADER + program.weight_bytes
+    usage = [
+        *_buffers(program, arguments, prefix),
+        "",
+        *([f"directconv_start({threads}, DIRECTCONV_ANYWHERE);"] if threads > 1 else []),
+        f"if ({_call(name, program, arguments, f'{name}_weights')} != DIRECTCONV_OK)",
+        '    fprintf(stderr, "%s\\n", directconv_error());',
+    ]
+    about = [
+        f"{name}: compiled by tvm-directconv {__version__} for {_comment(device)}, "
+        f"{threads} thread{'s' if threads > 1 else ''}. Generated.",
+        "",
+        *(f"    {line}".rstrip() for line in usage),
+        "",
+        "Nothing is allocated, and nothing is kept from one run to the next: threads may run it at",
+        "the same time, on outputs and arenas of their own. Pointers are to memory that is aligned",
+        "to 64 bytes and does not overlap.",
+    ]
+    lines = ["/* " + about[0], *(f" * {line}".rstrip() for line in about[1:]), " */"]
+    lines += [
+        f"#ifndef DIRECTCONV_{prefix}_H",
+        f"#define DIRECTCONV_{prefix}_H",
+        "",
+        "#include <stddef.h>",
+        "#include <stdint.h>",
+        "",
+        '#include "directconv.h"',
+        "",
+        "#ifdef __cplusplus",
+        'extern "C" {',
+        "#endif",
+        "",
+    ]
+    for a in arguments:
+        shape = " x ".join(map(str, a.port.shape)) or "a single value"
+        lines += [
+            f"/* {'Output' if a.is_output else 'Input'} {_comment(a.port.name)}: {a.port.dtype}, "
+            f"{shape}; {_comment(a.note)}. */",
+            f"#define {prefix}_{a.name.upper()}_ELEMENTS {a.elements}",
+            "",
+        ]
+    if program.arena_bytes:
+        lines += [
+            "/* Memory for intermediates, which the caller provides. */",
+            f"#define {prefix}_ARENA_BYTES {program.arena_bytes}",
+            "",
+        ]
+    if program.weights:
+        lines += [
+            f"/* The weights: {name}_weights is linked in where it is used; or map the file",
+            f" * {name}.weights with directconv_map. */",
+            f"#define {prefix}_WEIGHTS_BYTES {weights_bytes}",
+            f"extern const unsigned char {name}_weights[];",
+            "",
+        ]
+    lines += [
+        "/* Compute the outputs. Returns DIRECTCONV_OK or another number of directconv.h. */",
+        f"{_prototype(name, program, arguments)};",
+        "",
+        "#ifdef __cplusplus",
+        "}",
+        "#endif",
+        "",
+        "#endif",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _source(
+    name: str,
+    program: Program,
+    arguments: Sequence[Argument],
+    symbols: Mapping[str, str],
+    weights_id: str,
+) -> str:
+    operands = ", ".join(f"(void *){a.name}" for a in arguments)
+    return "\n".join(
+        [
+            f"/* {name}: generated by tvm-directconv. */",
+            f'#include "{name}.h"',
+            '#include "network.h"',
+            "",
+            tables(name, program, symbols, weights_id),
+            f"{_prototype(name, program, arguments)} {{",
+            f"    void *const arguments[] = {{{operands}}};",
+            "    return directconv_run(&network, arguments, "
+            f"{'weights' if program.weights else 'NULL'}, "
+            f"{'arena, arena_bytes' if program.arena_bytes else 'NULL, 0'});",
+            "}",
+            "",
+            "#ifdef DIRECTCONV_TVM",
+            packed_functions(name, program),
+            "#endif",
+            "",
+        ]
+    )
+
+
+def _example(
+    name: str, program: Program, arguments: Sequence[Argument], threads: int
+) -> dict[str, str]:
+    """Return what stands for the placeholders of ``deploy/folder/main.c``."""
+    inputs = [a for a in arguments if not a.is_output]
+    outputs = [a for a in arguments if a.is_output]
+    buffers = _buffers(program, arguments, name.upper())
+    read = [
+        f"    read_input(argv[{n}], {a.name}, sizeof {a.name});"
+        for n, a in enumerate(inputs, start=1)
+    ]
+    weights = ""
+    if program.weights:
+        weights = "WEIGHTS"
+        buffers += [
+            "",
+            "#ifdef MAPPED_WEIGHTS",
+            "static directconv_weights mapped;",
+            "#define WEIGHTS mapped.data",
+            "#else",
+            f"#define WEIGHTS {name}_weights",
+            "#endif",
+        ]
+        read += [
+            "#ifdef MAPPED_WEIGHTS",
+            f'    if (directconv_map(&mapped, "{name}.weights") != DIRECTCONV_OK)',
+            '        stop("weights", directconv_error());',
+            "#endif",
+        ]
+    results = []
+    for n, a in enumerate(outputs, start=1 + len(inputs)):
+        results += [
+            f"    if (argc > {n}) write_output(argv[{n}], {a.name}, sizeof {a.name});",
+            f'    print_largest_{a.c_type}("{a.name}", {a.name}, {name.upper()}_'
+            f"{a.name.upper()}_ELEMENTS);",
+        ]
+    printer = (DEPLOY / "folder" / "printer.c").read_text(encoding="utf-8")
+    types = sorted({a.c_type for a in outputs})
+    words = [f"{a.name}.in" for a in inputs] + [f"[{a.name}.out]" for a in outputs]
+    return {
+        "usage": " ".join([name, *words]),
+        "buffers": "\n".join(buffers),
+        "printers": "\n".join(printer.replace("@type@", c_type) for c_type in types),
+        "read": "\n".join(read),
+        "inputs": str(len(inputs)),
+        "outputs": str(len(outputs)),
+        "threads": str(threads),
+        "call": _call(name, program, arguments, weights),
+        "results": "\n".join(results),
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Check that :func:`write_folder` can write there, before something long is done.
+
+    Raises
+    ------
+    LibraryError
+        If it is a file, looks like one, or its name gives no identifier.
+    """
+    if folder.is_file() or folder.suffix in (".so", ".o", ".s", ".a", ".c", ".h"):
+        raise LibraryError(
+            f"cannot write C to {str(folder)!r}: expected a folder, or a name that is free, as "
+            "there are several files"
+        )
+    if not re.search("[a-zA-Z0-9]", folder.resolve().name):
+        raise LibraryError(
+            f"cannot write C to {str(folder)!r}: expected a folder with letters in its name, after "
+            "which the function is called"
+        )
+
+
+def write_folder(
+    folder: Path,
+    program: Program,
+    objects: Mapping[str, tuple[str, Path]],
+    device: str,
+    target: Mapping[str, Any],
+    threads: int,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a folder in which ``make`` builds a C library and an example that uses it.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be. Files of the same names in it are replaced. Its name, as an
+        :func:`identifier`, is that of the C function, and of files.
+    program : Program
+    objects : mapping
+        Symbols and object files of the kernels, by name.
+    device : str
+        Name of the device that they are for.
+    target : mapping
+        TVM target.
+    threads : int
+    notes : mapping, optional
+        What is to be said about the layouts of inputs and outputs, by name.
+
+    Raises
+    ------
+    LibraryError
+        If the folder cannot be written.
+    """
+    check_folder(folder)
+    name = identifier(folder.resolve().name)
+    triple = target_port(target["mtriple"])
+    arguments = arguments_of(program, notes)
+    values = {
+        "name": name,
+        "NAME": name.upper(),
+        "triple": triple,
+        "arch": triple.split("-")[0],
+        **_example(name, program, arguments, threads),
+    }
+    try:
+        for part in ("runtime", "kernels"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for old in (folder / "kernels").glob("*.o"):
+            old.unlink()
+        for file in _RUNTIME:
+            shutil.copy(DEPLOY / file, folder / "runtime" / file)
+        for path in dict.fromkeys(path for _, path in objects.values()):
+            shutil.copy(path, folder / "kernels" / path.name)
+        weights_id = "00" * 32
+        if program.weights:
+            weights_id = write_weights(program.weights, folder / f"{name}.weights")
+            _write(folder / f"{name}_weights.c", weights_source(name, f"{name}.weights"))
+        symbols = {kernel: symbol for kernel, (symbol, _) in objects.items()}
+        _write(folder / f"{name}.h", header(name, program, arguments, device, threads))
+        _write(folder / f"{name}.c", _source(name, program, arguments, symbols, weights_id))
+        for file in ("main.c", "Makefile", "CMakeLists.txt"):
+            template = (DEPLOY / "folder" / file).read_text(encoding="utf-8")
+            _write(folder / file, _filled(template, values, bool(program.weights)))
+    except OSError as error:
+        raise LibraryError(
+            f"cannot write {str(error.filename or folder)!r} ({error.strerror}): expected a folder "
+            "that can be written, or a name that is free"
+        ) from None
+
+
+def _filled(template: str, values: Mapping[str, str], has_weights: bool) -> str:
+    text = re.sub(
+        r"@if weights@\n(.*?)@end@\n", r"\1" if has_weights else "", template, flags=re.DOTALL
+    )
+    return re.sub(r"@(\w+)@", lambda match: values[match[1]], text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _comment(name: str) -> str:
+    """Return a name as it can stand in a comment."""
+    return "".join(c if c.isprintable() else "?" for c in name).replace("*/", "* /")

@@ -52,7 +52,7 @@ Command = Callable[..., Result]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--thorough", action="store_true", help="what takes long, tests/test_bounds.py"
+        "--thorough", action="store_true", help="all layers in test_bounds.py, test_c_folder.py"
     )
 
 

@@ -17,8 +17,9 @@ from conftest import Command, exact_case
 from onnx_models import Graph, by_onnxruntime, random_inputs, saved
 
 import tvm_directconv as dc
-from tvm_directconv import conv2d_reference, epilogue_reference
+from tvm_directconv import epilogue_reference
 from tvm_directconv.bench.models import model
+from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import LibraryError
 from tvm_directconv.layout import aligned_zeros
 from tvm_directconv.network.c_folder import arguments_of, identifier
@@ -28,7 +29,12 @@ from tvm_directconv.toolchain import elf_info, find_toolchain
 
 TESTS = Path(__file__).parent
 # Devices, and the processors that an emulator is to be.
-CASES = (("native", None), ("cortex-a53", "cortex-a53"), ("armv7", "cortex-a7"))
+CASES = (
+    ("native", None),
+    ("cortex-a53", "cortex-a53"),
+    ("cortex-a72", "cortex-a72"),
+    ("armv7", "cortex-a7"),
+)
 WARNINGS = "-O2 -Wall -Wextra -Werror"
 
 
@@ -107,41 +113,61 @@ def test_networks_answer_as_in_python(machine: Machine, threads: int, tmp_path: 
         assert lines[-1].startswith("milliseconds ")
 
 
-@pytest.mark.parametrize("descriptor", ["ic24ih13oc40oh13kh3ph1", "ic3ih27oc17oh13kh5sh2ph2"])
-def test_layers_answer_as_in_python(machine: Machine, descriptor: str, tmp_path: Path) -> None:
-    workload = dc.ConvWorkload.parse(descriptor)
+LAYERS = ("ic24ih13oc40oh13kh3ph1", "ic3ih27oc17oh13kh5sh2ph2")
+THOROUGH = ("vgg16", "googlenet", "mobilenetv1")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "layer" in metafunc.fixturenames:
+        thorough = metafunc.config.getoption("--thorough")
+        layers = list(dict.fromkeys(dc.workloads(THOROUGH if thorough else LAYERS)))
+        metafunc.parametrize("layer", layers, ids=lambda layer: layer.name or str(layer))
+
+
+def computed(machine: Machine, folder: Path, name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    """Run the example of a layer and return what it has written, as it is."""
+    for number, array in enumerate(arrays):
+        array.tofile(folder / f"in{number}")
+    machine.run(folder / name, *(f"in{number}" for number in range(len(arrays))), "out")
+    return np.fromfile(folder / "out", np.float32)
+
+
+def test_layers_answer_as_in_python(
+    machine: Machine, layer: dc.ConvWorkload, tmp_path: Path
+) -> None:
     epilogue = dc.Epilogue(bias=True, residual=True, activation="relu")
-    conv = dc.build(workload, machine.device, threads=2, epilogue=epilogue)
+    conv = dc.build(layer, machine.device, threads=2, epilogue=epilogue)
     folder = conv.export_c(tmp_path / "layer")
     machine.make(folder, "CPPFLAGS=-DRUNS=1")
-    x, weight, sums = exact_case(workload)
+
+    def packed(
+        x: np.ndarray, weight: np.ndarray, bias: np.ndarray, residual: np.ndarray
+    ) -> list[np.ndarray]:
+        pack = conv.pack_input, conv.pack_weight, conv.pack_bias, conv.pack_residual
+        return [f(array) for f, array in zip(pack, (x, weight, bias, residual), strict=True)]
+
+    x, weight, sums = exact_case(layer)
     rng = np.random.default_rng(1)
-    bias = rng.integers(-64, 64, workload.out_channels).astype(np.float32)
+    bias = rng.integers(-64, 64, layer.out_channels).astype(np.float32)
     residual = rng.integers(-64, 64, sums.shape).astype(np.float32)
-    packed = {
-        "x": conv.pack_input(x),
-        "weight": conv.pack_weight(weight),
-        "bias": conv.pack_bias(bias),
-        "residual": conv.pack_residual(residual),
-    }
-    for name, array in packed.items():
-        array.tofile(folder / name)
-    machine.run(folder / "layer", *packed, "y")
-    (y,) = arrays_of(folder, ["y"], [conv.manifest.output_shape])
-    expected = epilogue_reference(conv2d_reference(x, weight, workload), epilogue, bias, residual)
-    np.testing.assert_array_equal(conv.unpack_output(y), expected)
+    found = computed(machine, folder, "layer", packed(x, weight, bias, residual))
+    found = conv.unpack_output(found.reshape(conv.manifest.output_shape))
+    np.testing.assert_array_equal(found, epilogue_reference(sums, epilogue, bias, residual))
+
+    if machine.qemu_cpu is None:  # Where Python runs the same code: any numbers, every bit.
+        x, weight = dc.random_tensors(layer, seed=2)
+        bias, residual = (rng.standard_normal(a.shape, np.float32) for a in (bias, residual))
+        operands = packed(x, weight, bias, residual)
+        expected = conv.run(*operands[:2], bias=operands[2], residual=operands[3])
+        found = computed(machine, folder, "layer", operands)
+        np.testing.assert_array_equal(found, expected.ravel())
 
 
-@pytest.mark.parametrize(
-    ("device", "qemu_cpu"),
-    [*CASES, ("cortex-a72", "cortex-a72")],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
 def test_squeezenet_takes_its_own_memory_only(
-    device: str, qemu_cpu: str | None, tmp_path: Path
+    machine: Machine, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    machine = Machine(device, qemu_cpu)
-    network = model("squeezenet", size=65)
+    device, emulated = machine.device, machine.qemu_cpu is not None
+    network = model("squeezenet", size=224 if request.config.getoption("--thorough") else 65)
     network.graph.input[0].name = network.graph.node[0].input[0] = "x"
     old, network.graph.output[0].name = network.graph.output[0].name, "y"
     for node in network.graph.node:
@@ -157,13 +183,19 @@ def test_squeezenet_takes_its_own_memory_only(
     subprocess.run(command, check=True)
     report = json.loads(machine.run(tmp_path / "overhead", "x", "y"))
     assert (report["allocations"], report["different"]) == (0, 0)
-    if not qemu_cpu:  # An emulator's own memory grows with the code that it translates.
+    if not emulated:  # An emulator's own memory grows with the code that it translates.
         assert report["extra"] < 2**20
     (y,) = arrays_of(tmp_path, ["y"], [manifest.outputs[0].shape])
     assert dc.max_error(y, by_onnxruntime(network, [x])[0]) < 1e-4
-    if not qemu_cpu:
-        dc.compile_network(path, tmp_path / "net.so", device, threads=2)
-        np.testing.assert_array_equal(y, dc.load_network(tmp_path / "net.so").run(x))
+    # The library that Python loads has the same kernels.
+    library = tmp_path / "net.so"
+    dc.compile_network(path, library, device, threads=2)
+    if emulated:
+        shapes = [y.shape, (manifest.arena_bytes // 4,)]
+        in_python = run_library(library, "main", [x], shapes, machine.toolchain).outputs[0]
+    else:
+        in_python = dc.load_network(library).run(x)
+    np.testing.assert_array_equal(y, in_python)
 
 
 def test_a_shared_library_serves_c_and_tvm(native: Machine, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Running exported kernels with the C runner, natively and emulated."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,7 +224,8 @@ def compile_c(code: str, folder: Path, toolchain: Toolchain) -> Path:
     """Build a library by hand, for what TVM's kernels do not do."""
     source = folder / "kernel.c"
     source.write_text(code)
-    run_cc(["-shared", "-fPIC", "-O1", str(source)], folder / "kernel.so", toolchain)
+    include = str(Path(runner_module.__file__).parent)
+    run_cc(["-shared", "-fPIC", "-O1", "-I", include, str(source)], folder / "kernel.so", toolchain)
     return folder / "kernel.so"
 
 
@@ -385,6 +387,53 @@ def test_an_unwritten_output_differs_even_from_nan(machine: Machine, tmp_path: P
     assert run_runner(machine, *runner_arguments(library, "kernel", tensors))["different"] == 6
 
 
+SUMS = (
+    """
+    #include "packed.h"
+    """
+    + KERNEL.replace("const void *args", "const Any *args")
+    + """{
+        const DLTensor *x = args[0].value.pointer, *y = args[1].value.pointer;
+        const float *from = x->data;
+        float *to = y->data;
+        to[0] = to[1] = 0;
+        for (int64_t i = 0; i < x->shape[0]; i++) to[0] += from[i], to[1] += from[i] * from[i];
+        return 0;
+    }"""
+)
+
+
+def test_the_runner_fills_tensors_by_itself(machine: Machine, tmp_path: Path) -> None:
+    """Neither zeros, which some processors multiply faster, nor the same number everywhere."""
+    library = compile_c(SUMS, tmp_path, machine.toolchain)
+    found = []
+    for _ in range(2):
+        tensors = ["random:10000", tensor_argument("out", tmp_path / "y", (2,)), "scratch:9"]
+        run_runner(machine, *runner_arguments(library, "kernel", tensors))
+        found.append(np.fromfile(tmp_path / "y", np.float32))
+    np.testing.assert_array_equal(*found)
+    mean, square = found[0] / 10000
+    assert -0.7 < mean < -0.3 and 19 < square < 24  # Of -8 to 7: -0.5 and 21.5.
+
+
+def test_threads_on_cores_of_their_own(
+    machines: Callable[[str], Machine], array: np.ndarray, tmp_path: Path
+) -> None:
+    machine = machines("x86_64")
+    array.tofile(tmp_path / "a")
+    tensors = [
+        tensor_argument("in", tmp_path / "a", SHAPE),
+        tensor_argument("out", tmp_path / "b", SHAPE),
+    ]
+    cores = len(os.sched_getaffinity(0))
+    arguments = runner_arguments(machine.library, "parallel", tensors, threads=cores)
+    run_runner(machine, *arguments[:2], "--pin", *arguments[2:])
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "b", np.float32), 3 * array.ravel() + 1)
+    arguments = runner_arguments(machine.library, "parallel", tensors, threads=cores + 1)
+    with pytest.raises(RunFailure, match=f"cannot pin {cores + 1} threads to cores of their own"):
+        run_runner(machine, *arguments[:2], "--pin", *arguments[2:])
+
+
 def test_the_runner_gives_up_after_its_limit(machine: Machine, tmp_path: Path) -> None:
     library = compile_c(KERNEL + "{ for (;;) {} }", tmp_path, machine.toolchain)
     with pytest.raises(RunFailure, match="reached its time limit") as caught:
@@ -519,6 +568,12 @@ def test_bad_command_lines(machine: Machine, array: np.ndarray, tmp_path: Path) 
         (library, "serial", f"in:{tmp_path}:60,31"): "holds less than",
         (library, "serial", "expect:nowhere:60,32"): "cannot open input nowhere: No such file",
         (library, "serial", f"expect:{tmp_path}/a:60,33"): "holds less than the 7920 bytes",
+        (library, "serial", "random:a:60,32"): "random:SHAPE or scratch:SHAPE",
+        (library, "serial", "scratch:"): "expected a shape",
+        (library, "serial", "--guard"): "--guard (nothing): expected begin or end",
+        (library, "serial", "--guard", "both"): "--guard both: expected begin or end",
+        (library, "serial", "--align", "2"): "--align 2: expected a whole number from 4",
+        (library, "serial", "--threads", "65"): "cannot start 65 threads: expected 1 to 64",
         (library, "serial", *["out:o:1"] * 33): "more than 32 tensors",
         (library, "serial", good, "out:/nonexistent/o:60,32"): "cannot write output /nonexistent/o",
     }

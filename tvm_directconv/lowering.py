@@ -106,6 +106,16 @@ def _sequence(statements: list[Any]) -> Any:
     return statements[0] if len(statements) == 1 else SeqStmt(statements)
 
 
+def _replaced(code: Any, variable: Var, value: Any) -> Any:
+    """Return an expression or statement with a value in place of a variable."""
+    return tvm_ffi.structural_map(code, (Var, lambda v: value if v.same_as(variable) else v))
+
+
+def _importing(code: str, body: Any) -> AttrStmt:
+    """Return a statement with the LLVM functions that it calls."""
+    return AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
+
+
 def _uses(expression: Any, variable: Var) -> bool:
     found = []
     tvm_ffi.structural_walk(
@@ -134,8 +144,7 @@ def finish_in_place(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     if sums is None:
         return func
     others = [buffer for buffer in root.alloc_buffers if not buffer.same_as(sums)]
-    output = func.params[-1]
-    body = tvm_ffi.structural_map(root.body, (Var, lambda v: output if v.same_as(sums) else v))
+    body = _replaced(root.body, sums, func.params[-1])
     block = s_tir.SBlock(
         root.iter_vars, root.reads, root.writes, root.name_hint, body, root.init, others
     )
@@ -151,14 +160,9 @@ def present_shapes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         tirx.decl_buffer([int(extent) for extent in shape], "float32", name=param.name)
         for param, shape in zip(func.params, func.attrs[SHAPES], strict=True)
     ]
-
-    def renamed(variable: Var) -> Var:
-        for old, new in zip(func.params, seen, strict=True):
-            if variable.same_as(old):
-                return new
-        return variable
-
-    body = tvm_ffi.structural_map(func.body, (Var, renamed))
+    body = func.body
+    for old, new in zip(func.params, seen, strict=True):
+        body = _replaced(body, old, new)
     return PrimFunc(seen, body, func.ret_type, func.attrs).without_attr(SHAPES)
 
 
@@ -231,7 +235,6 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     the first time: where images are small, that is a good part of the time.
     """
     analyzer = sym.Analyzer()
-    fetches_any = False
 
     def fetched(loop: For, outer: list[For], load: TensorLoad) -> list[Any]:
         vectors, distance, length, tasks = (int(value) for value in loop.annotations[NEXT])
@@ -282,7 +285,6 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         return [IfThenElse(turn * share < lines, _sequence(fetches), None)]
 
     def visited(statement: Any, outer: list[For]) -> Any:
-        nonlocal fetches_any
         if isinstance(statement, SeqStmt):
             return SeqStmt([visited(part, outer) for part in statement.seq])
         if isinstance(statement, IfThenElse):
@@ -301,14 +303,10 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if not loads:  # Sums are set to zero in tiles, too.
             return _with_body(statement, statement.body, done=NEXT)
         fetches = fetched(statement, outer, loads[0])
-        fetches_any |= bool(fetches)
-        return _with_body(statement, _sequence([*fetches, statement.body]), done=NEXT)
+        tiles = _with_body(statement, _sequence([*fetches, statement.body]), done=NEXT)
+        return _importing(_PREFETCH, tiles) if fetches else tiles
 
-    body = visited(func.body, [])
-    if not fetches_any:
-        return func.with_body(body)
-    code = StringImm(_PREFETCH)
-    return func.with_body(AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, body))
+    return func.with_body(visited(func.body, []))
 
 
 @_pass
@@ -346,9 +344,7 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
         def border(index: int) -> AttrStmt:
             number = tirx.const(index, loop.loop_var.ty.dtype)
-            body = tvm_ffi.structural_map(
-                loop.body, (Var, lambda v: number if v.same_as(loop.loop_var) else v)
-            )
+            body = _replaced(loop.body, loop.loop_var, number)
             body = tvm_ffi.structural_map(body, (For, unrolled_tap))
 
             def shared(columns: For) -> For:
@@ -358,9 +354,7 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 if index == tiles - 2:
                     inside = IfThenElse(column < columns.extent - moved, inside, None)
                 elif index == tiles - 1:
-                    inside = tvm_ffi.structural_map(
-                        inside, (Var, lambda v: v - moved if v.same_as(column) else v)
-                    )
+                    inside = _replaced(inside, column, column - moved)
                 return _with_body(columns, inside)
 
             return marked(tvm_ffi.structural_map(body, (For, shared)) if moved else body)
@@ -475,8 +469,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
     x86 = str(func.attrs["target"].attrs["mtriple"]).startswith("x86_64")
     for lanes in widths:
-        code = _PIN.format(n=lanes, register="v" if x86 else "w")
-        body = AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
+        body = _importing(_PIN.format(n=lanes, register="v" if x86 else "w"), body)
     return func.with_body(body)
 
 

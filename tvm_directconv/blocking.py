@@ -217,19 +217,19 @@ def tile_columns(workload: ConvWorkload, ow_tile: int) -> list[range]:
 def border_tiles(workload: ConvWorkload, ow_tile: int) -> tuple[int, int]:
     """Return how many tiles of a row need code of their own, at its left and at its right end.
 
-    These are the tiles that read padding, and the last one if it is narrower. A tile between
+    These are the tiles that read padding, and the last ones if they are narrower. A tile between
     them reads no padding.
     """
-    left_padding = workload.padding[1]
-    stride, taps = workload.stride[1], (workload.kernel[1] - 1) * workload.dilation[1]
-    columns = workload.out_width
-    tiles = ceil(columns / ow_tile)
-    left = min(tiles, ceil(ceil(left_padding / stride) / ow_tile))
-    # The first column whose last tap reads beyond the input.
-    beyond = max(0, (workload.in_width - 1 - taps + left_padding) // stride + 1)
-    right = max(0, tiles - beyond // ow_tile) if beyond < columns else 0
-    if columns % ow_tile:
-        right = max(right, 2 if moved_columns(workload, ow_tile) else 1)
+    stride, padding = workload.stride[1], workload.padding[1]
+    taps = (workload.kernel[1] - 1) * workload.dilation[1]
+    tiles = tile_columns(workload, ow_tile)
+    left = sum(tile[0] * stride < padding for tile in tiles)
+    special = [
+        len(tile) < ow_tile or tile[-1] * stride - padding + taps >= workload.in_width
+        for tile in tiles
+    ]
+    # Where the last but one is narrower, the last may be whole and read no padding.
+    right = len(tiles) - special.index(True) if any(special) else 0
     if left + right > 2 * _MOST_BORDER_TILES:
         left, right = min(left, _MOST_BORDER_TILES), min(right, _MOST_BORDER_TILES)
     return left, right

@@ -542,8 +542,8 @@ def unscheduled(
 
     from . import compute, lowering
 
-    weight_layout = blocking.weight_layout()
-    func = compute.conv2d(workload, input_layout, weight_layout, epilogue, blocking.flat_rows)
+    weight_layout, counted = blocking.weight_layout(), blocking.view(workload).output_shape
+    func = compute.conv2d(workload, input_layout, weight_layout, epilogue, counted)
     symbol = symbol_of(workload, epilogue)
     # See lowering: loads must not be merged across steps.
     func = func.with_attr(

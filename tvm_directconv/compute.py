@@ -167,7 +167,7 @@ def conv2d(
     input_layout: ActivationLayout,
     weight_layout: WeightLayout,
     epilogue: Epilogue | None = None,
-    flat_rows: int = 0,
+    output_shape: tuple[int, int, int, int] | None = None,
 ) -> Any:
     """Return the convolution as an unscheduled TensorIR function.
 
@@ -188,9 +188,9 @@ def conv2d(
         What becomes of the sums. It is a block of its own, :data:`FINISH_NAME`, with the loops
         batch, oc, oh, ow and lane. On paper it reads an intermediate tensor; lowering lets that be
         the output itself.
-    flat_rows : int
-        In how many rows the output's pixels are counted, 0 for those of the image: oh and ow, and
-        the shapes of outputs and residual, are then of these.
+    output_shape : tuple of int, optional
+        Plain shape in which the output's pixels are counted, if not in rows of the image: oh and
+        ow, and the shapes of outputs and residual, are then of this.
 
     Returns
     -------
@@ -206,10 +206,7 @@ def conv2d(
     ic_block, oc_block = weight_layout.ic_block, weight_layout.oc_block
     kernel_rows, kernel_columns = workload.kernel
     output_layout = ActivationLayout.blocked(oc_block)
-    columns = workload.out_height * workload.out_width // flat_rows if flat_rows else 0
-    counted = workload.output_shape
-    if flat_rows:
-        counted = (workload.batch, workload.out_channels, flat_rows, columns)
+    counted = output_shape or workload.output_shape
 
     x = te.placeholder(input_layout.shape(workload.input_shape), name="x")
     weight = te.placeholder(weight_layout.shape(workload.weight_shape), name=WEIGHT_NAME)
@@ -236,9 +233,9 @@ def conv2d(
 
     def pixel(oh: Any, ow: Any) -> tuple[Any, Any]:
         """Return row and column in the image of an output."""
-        if not flat_rows:
+        if counted == workload.output_shape:
             return oh, ow
-        number = oh * columns + ow
+        number = oh * counted[3] + ow
         return number // workload.out_width, number % workload.out_width
 
     def reach(outputs: int, axis: int, taps: int) -> int:

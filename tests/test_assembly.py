@@ -121,7 +121,7 @@ def spills_of(triple: str, *body: str, before: tuple[str, ...] = ()) -> int:
         (X86_64, "vmovaps %ymm1, %ymm2", 0),
         (AARCH64, "str q3, [sp, #16]", 1),
         (AARCH64, "stp q3, q4, [sp, #32]", 1),
-        (AARCH64, "ldp d9, d8, [sp, #32]", 0),
+        (AARCH64, "ldp d9, d8, [sp, #32]", 1),
         (AARCH64, "ldur s14, [sp, #-4]", 1),
         (AARCH64, "ld1r { v15.4s }, [sp]", 1),
         (AARCH64, "ldr q3, [x5, #16]", 0),
@@ -169,6 +169,23 @@ def test_addresses_in_the_stack_are_followed(triple: str, lines: list[str], spil
     assert spills_of(triple, *lines) == spills
     # The same where the address is computed before the loop.
     assert spills_of(triple, lines[-1], before=tuple(lines[:-1])) == min(spills, 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "spills"),
+    [
+        (["ldr d3, [sp, #8]", "add v4.2s, v5.2s, v3.2s"], 0),
+        (["ldp d4, d3, [sp]", "add v6.2s, v5.2s, v3.2s", "mls v4.2s, v6.2s, v5.2s"], 0),
+        (["ldr d3, [sp, #8]", "fadd v4.2s, v5.2s, v3.2s", "add v4.2s, v5.2s, v3.2s"], 1),
+        (["ldr d3, [sp, #8]", "str d3, [x1]"], 1),
+        (["ldp d4, d3, [sp]", "add v6.2s, v5.2s, v3.2s"], 1),
+        (["ldp d4, d3, [sp]", "add v6.2s, v5.2s, v3.2s", "fmla v7.4s, v5.4s, v4.s[0]"], 1),
+        (["ldr q3, [sp]", "add v4.4s, v5.4s, v3.4s"], 1),
+        (["str d3, [sp, #8]", "add v4.2s, v5.2s, v3.2s"], 1),
+    ],
+)
+def test_pairs_of_addresses_are_no_spills(lines: list[str], spills: int) -> None:
+    assert spills_of(AARCH64, *lines) == spills
 
 
 def test_an_address_must_be_in_the_stack_whatever_ran_before() -> None:

@@ -203,6 +203,10 @@ class _Machine:
     """Instructions that make an address out of another one."""
     vector_access: re.Pattern[str]
     """Loads and stores of vector registers and parts of them, also within other instructions."""
+    pair_load: re.Pattern[str]
+    """Loads of registers that may hold a pair of whole numbers; its groups are their numbers."""
+    pair_use: re.Pattern[str]
+    """Instructions that compute with vectors of whole numbers."""
     fma: re.Pattern[str]
     multiply: re.Pattern[str]
     add: re.Pattern[str]
@@ -217,6 +221,22 @@ class _Machine:
     def is_sum(self, text: str) -> bool:
         """Return whether an instruction adds vectors."""
         return bool(self.fma.match(text) or self.add.match(text))
+
+    def loads_addresses(self, text: str, following: Sequence[str]) -> bool:
+        """Return whether whole numbers are loaded: that is what they are first used as.
+
+        Addresses are all whole numbers that kernels compute with. LLVM may divide those of several
+        pixels at once, in vectors, and loads what does not change once for a tile.
+        """
+        loaded = self.pair_load.match(text)
+        if not loaded:
+            return False
+        for number in filter(None, loaded.groups()):
+            named = re.compile(rf"\b[bhsdqv]{number}\b")
+            use = next((line for line in following if named.search(line)), "")
+            if not self.pair_use.match(use):
+                return False
+        return True
 
     def after(self, text: str, stack: frozenset[str]) -> frozenset[str]:
         """Return the registers that point into the stack after an instruction."""
@@ -245,6 +265,8 @@ _X86_64 = _Machine(
     no_result=re.compile(r"cmp|test|push|(add|sub|and|inc|dec)[lq]?\s"),
     copy=re.compile(r"lea|mov[lq]?\s[^(]*$"),
     vector_access=re.compile(r"(?=.*%[xyz]mm)(?=.*\(%)"),
+    pair_load=re.compile(r"(?!)"),
+    pair_use=re.compile(r"(?!)"),
     fma=re.compile(r"vfn?m(add|sub)\d+ps\s"),
     multiply=re.compile(r"v?mulps\s"),
     add=re.compile(r"v?addps\s"),
@@ -259,9 +281,9 @@ _AARCH64 = _Machine(
     results=re.compile(r"ldp\w*\s([^\[]*)"),
     no_result=re.compile(r"st|cmp|cmn|tst|ccm|fcmp|b\.|b\s|cb|tb"),
     copy=re.compile(r"(mov|add|sub|and)\s"),
-    # Operands are vectors or one lane. Half a vector is a pair of addresses, of pixels in several
-    # rows, say: LLVM computes those in vectors, too, and loads them once for a tile.
-    vector_access=re.compile(r"(ld|st)\w*\s+(\{ *v|[sq]\d)"),
+    vector_access=re.compile(r"(ld|st)\w*\s+(\{ *v|[bhsdq]\d)"),
+    pair_load=re.compile(r"ld(?:p|u?r)\s+d(\d+)(?:, d(\d+))?, \["),
+    pair_use=re.compile(r"(add|sub|mul|ml[as])\s+v"),
     fma=re.compile(r"fml[as]\s+v"),
     multiply=re.compile(r"fmul\s+v"),
     add=re.compile(r"fadd\s+v"),
@@ -277,6 +299,8 @@ _ARM = _Machine(
     no_result=re.compile(r"st|cmp|cmn|tst|teq|vld|vst|push|vpush|vpop"),
     copy=re.compile(r"(mov|add|sub|bic|and)\s"),
     vector_access=re.compile(r"v(ld|st)"),
+    pair_load=re.compile(r"(?!)"),
+    pair_use=re.compile(r"(?!)"),
     fma=re.compile(r"v(fm|ml)[as]\.f32\s+q"),
     multiply=re.compile(r"vmul\.f32\s+q"),
     add=re.compile(r"vadd\.f32\s+q"),
@@ -350,9 +374,10 @@ def _blocks(text: str, machine: _Machine) -> list[_Block]:
 
 def _lines(code: list[str], stack: frozenset[str], machine: _Machine) -> list[_Line]:
     lines = []
-    for text in code:
-        moves = machine.vector_access.match(text)
-        lines.append(_Line(text, bool(moves and machine.registers(text) & stack)))
+    for i, text in enumerate(code):
+        spills = bool(machine.vector_access.match(text) and machine.registers(text) & stack)
+        spills = spills and not machine.loads_addresses(text, code[i + 1 :])
+        lines.append(_Line(text, spills))
         stack = machine.after(text, stack)
     return lines
 

@@ -54,7 +54,7 @@ def random_workload(draw: st.DrawFn) -> ConvWorkload:
     for _ in "hw":
         kernel = 1 if pixelwise else draw(st.sampled_from([1, 2, 3, 3, 4, 5, 6, 7]))
         dilation = draw(st.sampled_from([1, 1, 2, 3]))
-        stride = 1 if pixelwise else draw(st.sampled_from([1, 1, 2, 3]))
+        stride = draw(st.sampled_from([1, 1, 2, 3]))
         extent = (kernel - 1) * dilation + 1
         before, after = draw(
             st.one_of(

@@ -124,6 +124,15 @@ def test_callers_see_the_image_as_it_is(rows: int) -> None:
     assert re.search(r"cmp\w* \$26\b|cmp\w*\t\$26\b", text) and re.search(r"cmp\w*\t\$13\b", text)
 
 
+def test_tiles_within_a_row_have_one_address() -> None:
+    # 7 rows of 28 columns as 2 of 98: 14 columns are half a row of the image, 10 cross its end.
+    workload = conv("skylake-avx512", in_height=14, in_width=56, stride=2)
+    for columns, alone in ((14, True), (10, False)):
+        blocking = tile("skylake-avx512", ic_block=16, ow_tile=columns, oh_block=2, flat_rows=2)
+        text = str(lowered("skylake-avx512", workload, blocking, "NCHW16c"))
+        assert (len(set(re.findall(r"x_1\[([^/]*) // 28", text))) == 1) == alone
+
+
 def events(function: Any) -> Iterator[tuple[str, int]]:
     """Run the loops of a lowered function: which lines of weights are read and fetched, in turn."""
 

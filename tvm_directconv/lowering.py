@@ -21,6 +21,7 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
 =====================  ======================================================================
 """
 
+from math import gcd
 from typing import Any
 
 import tvm
@@ -35,6 +36,7 @@ from tvm.tirx import (
     For,
     ForKind,
     IfThenElse,
+    IntImm,
     PrimFunc,
     SeqStmt,
     compilation_pipeline,
@@ -370,6 +372,35 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @_pass
+def stay_in_rows(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Turn ``(14 * n + 3) // 28`` into ``(14 * n) // 28``, and remainders likewise.
+
+    Where tiles lie within a row of the image, their pixels then are at constant distances. Else
+    each has an address of its own, of which LLVM makes vectors, and sums leave their registers.
+    TVM itself sees it if `n` is one loop, but not if it is rows and tiles.
+    """
+    analyzer = sym.Analyzer()
+
+    def divided(division: Any) -> Any:
+        number, row = division.a, division.b
+        if not (isinstance(number, tirx.Add) and isinstance(row, IntImm)):
+            return division
+        first, more = number.a, number.b
+        if not isinstance(more, IntImm):
+            return division
+        known = analyzer.modular_set(first)
+        step = gcd(int(known.coeff), int(row))
+        if not 0 <= int(more) < step - int(known.base) % step:
+            return division
+        if isinstance(division, tirx.FloorDiv):
+            return tirx.floordiv(first, row)
+        return tirx.floormod(first, row) + more
+
+    entries = [(kind, divided) for kind in (tirx.FloorDiv, tirx.FloorMod)]
+    return func.with_body(tvm_ffi.structural_map(func.body, entries))
+
+
+@_pass
 def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Keep the outputs of a tile in one register each, from their first product to their last.
 
@@ -496,6 +527,7 @@ def _lowered() -> list[Any]:
         tirx.transform.VectorizeLoop(True),
         tirx.transform.UnrollLoop(),
         tirx.transform.StmtSimplify(),
+        stay_in_rows,
         promote_accumulators,
         tirx.transform.RemoveNoOp(),
     ]

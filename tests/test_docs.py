@@ -29,6 +29,7 @@ README = DOCUMENTS["README.md"]
 SCRIPTS = (
     "scripts/demo",
     "scripts/demo_board",
+    "scripts/deploy_pi",
     "scripts/tune_x86",
     "scripts/tune_board",
     "scripts/check_search",
@@ -39,6 +40,8 @@ SCRIPTS = (
 # Too slow, or not for a test to do.
 NOT_FOLLOWED = (
     ["scripts/demo"],
+    ["scripts/deploy_pi", "--emulate"],
+    ["scripts/deploy_pi", "pi@raspberrypi.local"],
     ["scripts/tune_x86"],
     ["scripts/test"],
     ["pip", "install", "."],
@@ -304,16 +307,18 @@ def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 # Also where the script would find the system's by its full path.
 PYTHON = "exit 0"
-CROSS = (
-    "g++ gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf "
-    "libc6-dev-armhf-cross qemu-user llvm-19 make cmake"
+BOARD = (
+    "gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross "
+    "qemu-user make"
 )
+CROSS = f"{BOARD} g++ llvm-19 cmake"
 
 
 @pytest.mark.parametrize(
     ("script", "packages"),
     [
         ("scripts/demo", "gcc libc6-dev"),
+        ("scripts/deploy_pi", f"gcc libc6-dev {BOARD}"),
         ("scripts/demo_board", f"gcc libc6-dev {CROSS}"),
         ("scripts/test", f"gcc libc6-dev {CROSS}"),
         (".ci/run", f"gcc libc6-dev {CROSS}"),

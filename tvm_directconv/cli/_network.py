@@ -100,7 +100,7 @@ def run_network(library: Path, args: argparse.Namespace) -> int:
     network = None if args.emulate else load_network(library)
     manifest = network.manifest if network else NetworkManifest.read(library)
     inputs = _inputs(manifest, args)
-    expected = _read(args.expect, manifest.outputs) if args.expect else None
+    expected = read_arrays(args.expect, manifest.outputs) if args.expect else None
     if args.output:
         _check_output(args.output, manifest)
     called = _called(network, inputs) if network else _emulated(library, manifest, inputs)
@@ -154,7 +154,7 @@ def _inputs(manifest: NetworkManifest, args: argparse.Namespace) -> list[np.ndar
                 f"({', '.join(_IMAGES)})"
             )
     if args.input:
-        return _read(args.input, manifest.inputs)
+        return read_arrays(args.input, manifest.inputs)
     rng = np.random.default_rng(args.seed)
     return [rng.standard_normal(port.shape).astype(port.dtype) for port in manifest.inputs]
 
@@ -186,7 +186,7 @@ def _image(manifest: NetworkManifest, args: argparse.Namespace) -> np.ndarray:
     return np.ascontiguousarray(normal[:, ::-1] if args.bgr else normal)
 
 
-def _read(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:
+def read_arrays(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:
     """Return arrays from a file, in the order of the inputs or outputs that they are for."""
     try:
         found: Any = np.load(path, allow_pickle=False)

@@ -333,6 +333,9 @@ def test_the_example_explains_itself(example: Path) -> None:
     assert said(example / "net", "a", "nowhere") == "net: nowhere: cannot be opened\n"
     assert "more or fewer values" in said(example / "net", "a", "a")
     assert "more or fewer values" in said(example / "net", "b", "b")
+    for array in (np.zeros((1, 3, 11, 12), np.int32), np.zeros((12, 11, 3, 1), np.float32).T):
+        np.save(example / "other.npy", array)
+        assert "of another type, or columns before rows" in said(example / "net", "other.npy", "b")
     assert "/nowhere/out: cannot be written" in said(example / "net", "a", "b", "/nowhere/out")
 
 
@@ -414,6 +417,7 @@ def test_a_folder_is_written_again(native: Machine, tmp_path: Path) -> None:
         ("__main", "main_"),
         ("main", "main_"),
         ("class", "class_"),
+        ("clean", "clean_"),
         ("größe", "gr__e"),
         ("名", "unnamed"),
     ],

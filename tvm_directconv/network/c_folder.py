@@ -28,8 +28,8 @@ _RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h"
 
 _C_TYPES = {"float32": "float", "float64": "double", "float16": "uint16_t", "bool": "uint8_t"}
 """C's names of types, where they are not ``int8_t`` and so on."""
-# What a parameter or a function cannot be called: words of C and C++, names in the code around it,
-# and in the headers that this includes.
+# What a parameter or a function cannot be called: words of C and C++, names in the code around it
+# and in the headers that this includes, and what make is told to do.
 _RESERVED = """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t
     char16_t char32_t class compl concept const consteval constexpr constinit const_cast
@@ -42,7 +42,7 @@ _RESERVED = """
     xor_eq main arena arena_bytes weights mapped arguments network runtime kernels
     directconv argc argv times stop compare run begin read_input write_output milliseconds
     ascending remove rename index abs div exit free malloc printf puts time clock log exp
-    stdin stdout stderr errno EOF NULL TOP RUNS linux unix
+    stdin stdout stderr errno EOF NULL TOP RUNS linux unix all clean shared expected header
 """
 
 
@@ -244,7 +244,7 @@ def _example(
     outputs = [a for a in arguments if a.is_output]
     buffers = _buffers(program, arguments, name.upper())
     read = [
-        f"    read_input(argv[{n}], {a.name}, sizeof {a.name});"
+        f'    read_input(argv[{n}], {a.name}, sizeof {a.name}, "{np.dtype(a.port.dtype).str}");'
         for n, a in enumerate(inputs, start=1)
     ]
     weights = ""

@@ -34,6 +34,7 @@ SCRIPTS = (
     "scripts/tune_board",
     "scripts/check_search",
     "scripts/compare_networks",
+    "scripts/compare_pools",
     "scripts/test",
     ".ci/run",
 )

@@ -517,6 +517,25 @@ def test_parallel_failures_and_nested_loops(machine: Machine, tmp_path: Path) ->
         run_library(library, "failing", [], [], machine.toolchain, threads=3)
 
 
+def test_threads_of_another_pool(machine: Machine, tmp_path: Path) -> None:
+    code = """
+        struct env { void *sync; int tasks; };
+        typedef int (*body)(int, struct env *, void *);
+        int (*__TVMBackendParallelLaunch)(body, void *, int) __attribute__((weak));
+        static int task(int number, struct env *env, void *data) { return env->tasks - 1; }
+        int TVMBackendParallelLaunch(body run, void *data, int requested) {
+            struct env env = {0, 42};
+            return run(0, &env, data);
+        }
+    """
+    code += KERNEL + "{ return __TVMBackendParallelLaunch(task, 0, 0) == 41 ? 0 : -1; }"
+    library = str(compile_c(code, tmp_path, machine.toolchain))
+    program = str(build_runner(machine.toolchain))
+    for options, status in (([], 1), (["--pool", library], 0)):
+        command = machine.toolchain.command(program, library, "kernel", *options)
+        assert subprocess.run(command, capture_output=True).returncode == status
+
+
 def test_a_library_that_needs_tvms_runtime(machine: Machine, tmp_path: Path) -> None:
     code = "void *__TVMFFIFunctionCall __attribute__((weak));" + KERNEL + "{ return 0; }"
     library = compile_c(code, tmp_path, machine.toolchain)
@@ -549,6 +568,9 @@ def test_bad_command_lines(machine: Machine, array: np.ndarray, tmp_path: Path) 
         (library, "serial", "--repeat"): "--repeat (nothing): expected a whole number",
         (library, "serial", "--number", "2x"): "--number 2x: expected a whole number",
         (library, "serial", "--limit", "0"): "--limit 0: expected a whole number from 1",
+        (library, "serial", "--pool"): "--pool (nothing): expected TVM's runtime library",
+        (library, "serial", "--pool", library): "expected TVM's runtime library",
+        (library, "serial", "--pool", "./nowhere.so"): "expected TVM's runtime library",
         (library, "serial", "--warmup", "-1"): "--warmup -1: expected a whole number from 0",
         (library, "serial", "--threads", "9" * 30): "expected a whole number from 1 to",
         (library, "serial", "a:60,32"): "expected in:FILE:SHAPE, out:FILE:SHAPE, expect",

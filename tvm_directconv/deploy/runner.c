@@ -2,7 +2,7 @@
  * without Python and without TVM's runtime.
  *
  * runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] [--pin]
- *        [--limit SECONDS] [--guard begin|end] [--align BYTES] TENSOR...
+ *        [--pool LIBRARY] [--limit SECONDS] [--guard begin|end] [--align BYTES] TENSOR...
  * runner --cpu
  *
  * Each TENSOR is one argument of the kernel, in order. in:FILE:4,56,56,16 is read from a file of
@@ -10,9 +10,10 @@
  * expect:FILE:SHAPE is compared with one. random:SHAPE is filled with small whole numbers, the same
  * ones each time; scratch:SHAPE is not filled, and not looked at: an arena, or an output that nobody
  * asks for. After --warmup untimed calls, --repeat batches of --number calls are timed, by --threads
- * threads, with --pin each on a core of its own. After --limit seconds it gives up. With --guard,
- * each tensor begins where memory begins that may be touched, or ends (aligned to --align bytes)
- * where it ends: what reads beyond is ended by a signal. Standard output is one JSON object:
+ * threads, with --pin each on a core of its own; with --pool instead by those of TVM's runtime, which
+ * reads their number from TVM_NUM_THREADS. After --limit seconds it gives up. With --guard, each
+ * tensor begins where memory begins that may be touched, or ends (aligned to --align bytes) where it
+ * ends: what reads beyond is ended by a signal. Standard output is one JSON object:
  *
  *   seconds           the time of one call, for each batch
  *   different         elements of the expect: tensors that are not equal to those expected
@@ -218,6 +219,15 @@ static void stop(const char *format, ...) {
     exit(2);
 }
 
+static void use_pool(const char *path) {
+    void *runtime = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    void *launch = runtime ? dlsym(runtime, "TVMBackendParallelLaunch") : NULL;
+    if (!launch)
+        stop("--pool %s: expected TVM's runtime library (%s)", path ? path : "(nothing)",
+             path ? dlerror() : "it is missing");
+    *(void **)&__TVMBackendParallelLaunch = launch;
+}
+
 /* The pointer variables through which a library reaches its runtime exist only where used. */
 static void fill_slots(void *library, const char *path) {
     const struct {
@@ -406,8 +416,9 @@ int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--cpu") == 0) return print_cpu();
     if (argc < 3)
         stop("usage: runner LIBRARY SYMBOL [--repeat N] [--warmup N] [--number N] [--threads N] "
-             "[--pin] [--guard begin|end] [--align BYTES] [--limit SECONDS] in:FILE:SHAPE|"
-             "out:FILE:SHAPE|expect:FILE:SHAPE|random:SHAPE|scratch:SHAPE..., or runner --cpu");
+             "[--pin] [--pool LIBRARY] [--guard begin|end] [--align BYTES] [--limit SECONDS] "
+             "in:FILE:SHAPE|out:FILE:SHAPE|expect:FILE:SHAPE|random:SHAPE|scratch:SHAPE..., "
+             "or runner --cpu");
     for (int i = 3; i < argc; i++) {
         char *option = argv[i];
         if (strcmp(option, "--repeat") == 0) repeat = parse_count(option, argv[++i], 1);
@@ -415,6 +426,7 @@ int main(int argc, char **argv) {
         else if (strcmp(option, "--number") == 0) number = parse_count(option, argv[++i], 1);
         else if (strcmp(option, "--threads") == 0) threads = parse_count(option, argv[++i], 1);
         else if (strcmp(option, "--pin") == 0) placement = DIRECTCONV_PINNED;
+        else if (strcmp(option, "--pool") == 0) use_pool(argv[++i]);
         else if (strcmp(option, "--guard") == 0) guard = parse_guard(argv[++i]);
         else if (strcmp(option, "--align") == 0) align = parse_count(option, argv[++i], 4);
         else if (strcmp(option, "--limit") == 0) limit = parse_count(option, argv[++i], 1);

@@ -85,35 +85,45 @@ void directconv_stop(void) {}
 #endif
 
 /* How long a thread that waits keeps its core busy before it sleeps: longer than it takes between
- * most loops of a network, so that these need no system call, and short enough not to matter to
- * whatever else runs. */
+ * loops of a network, as to be woken takes as long as a small layer, and short enough not to matter
+ * to whatever else runs. For the first part of that, it keeps the core to itself. It does not give way
+ * from the beginning: where two threads of the pool happen to be on one core, Linux moves one that
+ * insists to an idle core, but not one that always gives way. */
 #ifndef DIRECTCONV_SPIN_MICROSECONDS
-#define DIRECTCONV_SPIN_MICROSECONDS 200
+#define DIRECTCONV_SPIN_MICROSECONDS 1000
 #endif
+enum { INSIST_MICROSECONDS = DIRECTCONV_SPIN_MICROSECONDS / 5 };
 
 /* Room for the frames of kernels, with much to spare: but what is locked into memory by mlockall is
  * not the 8 MiB that are usual. */
 enum { STACK = 1 << 20 };
 
-/* Each line by itself is written by some and read in a loop by others. */
+/* A worker's share of a loop. An offered one is for the worker, or for the caller of the loop if that
+ * is through with its own and the worker has not come yet: nobody waits for a thread that sleeps, or
+ * that has no core at the moment. TAKEN is what the worker has; what the caller took is NOTHING. */
+enum { NOTHING, OFFERED, TAKEN, END };
+
+/* All that passes between a worker and the caller is in one line of the cache, and nothing else is. */
+typedef struct {
+    DIRECTCONV_ALIGNED uint32_t share;
+    ParallelBody *body;
+    void *data;
+    pthread_t thread;
+} Worker;
+
 static struct {
-    pthread_t workers[DIRECTCONV_MAX_THREADS];
+    Worker workers[DIRECTCONV_MAX_THREADS];
     int restores; /* whether the starter was pinned, and is to be as before */
     pthread_t starter;
     cpu_set_t before;
     pthread_mutex_t lock; /* for sleeping and waking alone */
     pthread_cond_t work, done;
-    ParallelBody *body;
-    void *data;
     char error[MESSAGE]; /* of the task that failed */
     int failed;
-    uint32_t count;    /* of workers */
-    uint32_t sleepers; /* workers that want to be woken */
-    uint32_t waiting;  /* whether the caller of the loop wants to be */
-    DIRECTCONV_ALIGNED uint32_t busy;    /* whether somebody has the pool */
-    DIRECTCONV_ALIGNED uint32_t round;   /* number of loops so far: its change is the sign to start */
-    DIRECTCONV_ALIGNED uint32_t pending; /* workers that are not through with the loop */
-    uint32_t stopping;
+    uint32_t count;   /* of workers */
+    uint32_t asleep;  /* whether some of them want to be woken */
+    uint32_t waiting; /* whether the caller of the loop wants to be */
+    DIRECTCONV_ALIGNED uint32_t busy; /* whether somebody has the pool */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .work = PTHREAD_COND_INITIALIZER,
           .done = PTHREAD_COND_INITIALIZER};
@@ -142,13 +152,15 @@ static void relax(void) {
 
 /* Waits for a value to become another, or this one; returns 0 if it takes too long. */
 static int spin(const uint32_t *value, uint32_t reference, int equal) {
-    uint64_t begin = microseconds();
+    uint64_t begin = microseconds(), waited;
     for (;;) {
         for (int i = 0; i < 64; i++) {
             if ((load(value) == reference) == equal) return 1;
             relax();
         }
-        if (microseconds() - begin >= DIRECTCONV_SPIN_MICROSECONDS) return 0;
+        waited = microseconds() - begin;
+        if (waited > DIRECTCONV_SPIN_MICROSECONDS) return 0;
+        if (waited > INSIST_MICROSECONDS) sched_yield();
     }
 }
 
@@ -160,29 +172,30 @@ static void take_pool(void) {
     while (!try_pool()) sched_yield();
 }
 
-/* A worker that is about to sleep says so and then looks once more; whoever wakes has changed the
- * value before asking for sleepers. In whatever order, one of the two sees the other. */
+/* A worker that is about to sleep says so and then looks once more; whoever wakes has offered shares
+ * before asking who sleeps. In whatever order, one of the two sees the other. */
 static void wake_workers(void) {
-    if (!load(&pool.sleepers)) return;
+    if (!load(&pool.asleep)) return;
     pthread_mutex_lock(&pool.lock);
+    store(&pool.asleep, 0);
     pthread_cond_broadcast(&pool.work);
     pthread_mutex_unlock(&pool.lock);
 }
 
-static void await_round(uint32_t seen) {
-    if (spin(&pool.round, seen, 0)) return;
+/* May return without a share: woken too late for a loop, a worker stays awake for the next one. */
+static void await_share(const uint32_t *share) {
+    if (spin(share, NOTHING, 0)) return;
     pthread_mutex_lock(&pool.lock);
-    __atomic_add_fetch(&pool.sleepers, 1, __ATOMIC_SEQ_CST);
-    while (load(&pool.round) == seen) pthread_cond_wait(&pool.work, &pool.lock);
-    __atomic_sub_fetch(&pool.sleepers, 1, __ATOMIC_SEQ_CST);
+    store(&pool.asleep, 1);
+    if (load(share) == NOTHING) pthread_cond_wait(&pool.work, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
 }
 
-static void await_workers(void) {
-    if (spin(&pool.pending, 0, 1)) return;
+static void await_worker(const uint32_t *share) {
+    if (spin(share, NOTHING, 1)) return;
     pthread_mutex_lock(&pool.lock);
     store(&pool.waiting, 1);
-    while (load(&pool.pending)) pthread_cond_wait(&pool.done, &pool.lock);
+    while (load(share) != NOTHING) pthread_cond_wait(&pool.done, &pool.lock);
     store(&pool.waiting, 0);
     pthread_mutex_unlock(&pool.lock);
 }
@@ -191,24 +204,34 @@ int directconv_threads(void) {
     return (int)load(&pool.count) + 1;
 }
 
-static void run_task(int task) {
+static void run_task(int task, ParallelBody *body, void *data) {
     ParallelEnv env = {NULL, directconv_threads()};
-    if (pool.body(task, &env, pool.data) == 0) return;
+    if (body(task, &env, data) == 0) return;
     pthread_mutex_lock(&pool.lock);
     if (!pool.failed) memcpy(pool.error, message, MESSAGE);
     pool.failed = 1;
     pthread_mutex_unlock(&pool.lock);
 }
 
-static void *worker(void *number) {
-    for (uint32_t seen = 0;; seen++) {
-        await_round(seen);
-        if (load(&pool.stopping)) return NULL;
-        run_task((int)(intptr_t)number);
-        if (__atomic_sub_fetch(&pool.pending, 1, __ATOMIC_SEQ_CST) == 0 && load(&pool.waiting)) {
+static int take_share(uint32_t *share, uint32_t to) {
+    uint32_t offered = OFFERED;
+    return __atomic_compare_exchange_n(share, &offered, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static void *work(void *number) {
+    int task = (int)(intptr_t)number;
+    Worker *self = &pool.workers[task - 1];
+    for (;;) {
+        await_share(&self->share);
+        if (take_share(&self->share, TAKEN)) {
+            run_task(task, self->body, self->data);
+            store(&self->share, NOTHING);
+            if (!load(&pool.waiting)) continue;
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
             pthread_mutex_unlock(&pool.lock);
+        } else if (load(&self->share) == END) {
+            return NULL;
         }
     }
 }
@@ -218,18 +241,26 @@ static void *worker(void *number) {
  * loop or with the one that this loop is in. */
 static int parallel_launch(ParallelBody *body, void *data, int requested) {
     (void)requested;
-    int failed;
+    int failed, count;
     if (!load(&pool.count) || !try_pool()) return body(0, &(ParallelEnv){NULL, 1}, data);
-    pool.body = body;
-    pool.data = data;
-    pool.failed = 0;
-    store(&pool.pending, load(&pool.count));
-    __atomic_add_fetch(&pool.round, 1, __ATOMIC_SEQ_CST);
+    count = (int)load(&pool.count);
+    for (int i = 0; i < count; i++) {
+        pool.workers[i].body = body;
+        pool.workers[i].data = data;
+        store(&pool.workers[i].share, OFFERED);
+    }
     wake_workers();
-    run_task(0);
-    await_workers();
+    run_task(0, body, data);
+    for (int i = 0; i < count; i++) {
+        uint32_t *share = &pool.workers[i].share;
+        if (take_share(share, NOTHING)) run_task(i + 1, body, data);
+        else await_worker(share);
+    }
     failed = pool.failed;
-    if (failed) memcpy(message, pool.error, MESSAGE);
+    if (failed) {
+        memcpy(message, pool.error, MESSAGE);
+        pool.failed = 0;
+    }
     store(&pool.busy, 0);
     return failed ? -1 : 0;
 }
@@ -301,9 +332,10 @@ static void forget_pool(void) {
     pool.work = pool.done = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     pool.restores = 0;
     store(&pool.count, 0);
-    store(&pool.sleepers, 0);
+    store(&pool.asleep, 0);
     store(&pool.waiting, 0);
     store(&pool.busy, 0);
+    pool.failed = 0;
 }
 
 static void register_forget_pool(void) {
@@ -312,10 +344,9 @@ static void register_forget_pool(void) {
 
 /* With the pool taken. */
 static void end_workers(void) {
-    store(&pool.stopping, 1);
-    __atomic_add_fetch(&pool.round, 1, __ATOMIC_SEQ_CST);
+    for (uint32_t i = 0; i < load(&pool.count); i++) store(&pool.workers[i].share, END);
     wake_workers();
-    for (uint32_t i = 0; i < load(&pool.count); i++) pthread_join(pool.workers[i], NULL);
+    for (uint32_t i = 0; i < load(&pool.count); i++) pthread_join(pool.workers[i].thread, NULL);
     store(&pool.count, 0);
     if (pool.restores) pthread_setaffinity_np(pool.starter, sizeof pool.before, &pool.before);
     pool.restores = 0;
@@ -330,16 +361,29 @@ static int place(pthread_t thread, int number, const Core *cores, int threads, i
     return pthread_setaffinity_np(thread, sizeof set, &set);
 }
 
+/* Has a thread begin on a core, though it may go elsewhere later. Else it would begin where its starter
+ * is, and the two would share that core for some milliseconds. Where it is not permitted, they do. */
+static void begin_on(pthread_t thread, int core) {
+    cpu_set_t before, set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    if (pthread_getaffinity_np(thread, sizeof before, &before) == 0 &&
+        pthread_setaffinity_np(thread, sizeof set, &set) == 0)
+        pthread_setaffinity_np(thread, sizeof before, &before);
+}
+
 static int start_worker(int number) {
     pthread_attr_t attributes;
     sigset_t all, before;
+    Worker *worker = &pool.workers[number - 1];
     int error = pthread_attr_init(&attributes);
     if (error) return error;
     pthread_attr_setstacksize(&attributes, STACK);
     /* Signals are for the application's threads. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&pool.workers[number - 1], &attributes, worker, (void *)(intptr_t)number);
+    store(&worker->share, NOTHING);
+    error = pthread_create(&worker->thread, &attributes, work, (void *)(intptr_t)number);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
     if (!error) store(&pool.count, (uint32_t)number);
@@ -361,14 +405,14 @@ static int start_workers(int threads, int placement) {
                     "cannot pin %d threads to cores of their own: this process may use %d", threads,
                     count);
     pthread_once(&once, register_forget_pool);
-    store(&pool.round, 0);
-    store(&pool.stopping, 0);
     places = placement == DIRECTCONV_PINNED ||
              (threads <= count && cores[threads - 1].speed != cores[count - 1].speed);
     for (int number = 1; number < threads && !error; number++) {
+        pthread_t *thread = &pool.workers[number - 1].thread;
         error = start_worker(number);
-        if (!error && places)
-            error = place(pool.workers[number - 1], number, cores, threads, placement);
+        if (!error && number < count) /* the starter's own core is left to the starter */
+            begin_on(*thread, cores[cores[number].core == sched_getcpu() ? 0 : number].core);
+        if (!error && places) error = place(*thread, number, cores, threads, placement);
     }
     if (!error && placement == DIRECTCONV_PINNED) {
         pool.starter = pthread_self();

@@ -473,7 +473,7 @@ static void packed_calls(void) {
         if (i == 7) tensor->strides = apart;
         if (i == 8) tensor->byte_offset = 4;
         if (i == 9) tensor->data = (char *)tensor->data + 4;
-        if (i == 10) tensor->ndim = 3;
+        if (i == 10) tensor->data = NULL;
         if (i == 11) call.args[0] = (Any){1, 0, {.integer = 3}};
         if (i == 12) tensor->strides = transposed;
         REFUSED(run_packed(&call), -1, x);
@@ -734,8 +734,9 @@ int test_wait(pthread_cond_t *condition, pthread_mutex_t *lock) {
 
 static int pretends;          /* whether the next two are in use */
 static cpu_set_t pretended;   /* the cores that there are */
-static cpu_set_t placed[MOST]; /* where threads were to go, in that order; -1: placing fails */
-static int placements;
+static cpu_set_t placed[MOST]; /* where threads are to stay, in the order of their placing */
+static pthread_t placed_threads[MOST];
+static int placements; /* -1: placing fails */
 static void (*when_looking)(void); /* called in the midst of directconv_start */
 
 int test_allowed(pid_t thread, size_t size, cpu_set_t *set);
@@ -748,9 +749,20 @@ int test_allowed(pid_t thread, size_t size, cpu_set_t *set) {
 
 int test_place(pthread_t thread, size_t size, const cpu_set_t *set);
 int test_place(pthread_t thread, size_t size, const cpu_set_t *set) {
+    cpu_set_t everywhere;
+    int i = 0;
     if (!pretends) return pthread_setaffinity_np(thread, size, set);
-    if (placements < 0 || placements == MOST) return EINVAL;
-    placed[placements++] = *set;
+    if (placements < 0) return EINVAL;
+    while (i < placements && !pthread_equal(thread, placed_threads[i])) i++;
+    sched_getaffinity(0, sizeof everywhere, &everywhere);
+    if (CPU_EQUAL(set, &everywhere)) { /* it may go where it could before */
+        if (i < placements) placements = i;
+        return 0;
+    }
+    if (i == MOST) return EINVAL;
+    if (i == placements) placements++;
+    placed_threads[i] = thread;
+    placed[i] = *set;
     return 0;
 }
 
@@ -767,6 +779,29 @@ static int wait_for(pid_t child) {
     int status = -1;
     if (child < 0 || waitpid(child, &status, 0) != child) fail_at(__LINE__, "no child");
     return status;
+}
+
+static pid_t forked_child;
+
+static void fork_once(void) {
+    when_looking = NULL;
+    forked_child = fork();
+    if (forked_child) return;
+    /* An alarm is not inherited. */
+    alarm(HANGS);
+    ACCEPTED(directconv_start(2, DIRECTCONV_ANYWHERE));
+    LOOP_IS_RIGHT(2);
+    directconv_stop();
+    _exit(0);
+}
+
+/* As if another thread forked while this one starts the first pool. It must be the first case. */
+static void fork_while_starting(void) {
+    when_looking = fork_once;
+    ACCEPTED(directconv_start(2, DIRECTCONV_ANYWHERE));
+    EXPECT(wait_for(forked_child), 0);
+    LOOP_IS_RIGHT(2);
+    directconv_stop();
 }
 
 static void wrong_starts(void) {
@@ -958,9 +993,46 @@ static void pinned_threads(void) {
         pinned = own_cores();
         EXPECT(CPU_COUNT(&pinned), 1);
         LOOP_IS_RIGHT(threads);
+        /* Also if it is a pool of one. */
+        char expected[100];
+        snprintf(expected, sizeof expected,
+                 "cannot start 1 threads: there is a pool of %d; stop it before", threads);
+        REFUSED(directconv_start(1, DIRECTCONV_PINNED), DIRECTCONV_BAD_ARGUMENT, expected);
+        /* A child is not the pool's, so it is not where the pool put its parent. */
+        pid_t child = fork();
+        if (!child) {
+            alarm(HANGS);
+            int again = CHILDREN_START ? threads : 1;
+            expect_cores_at(__LINE__, before);
+            ACCEPTED(directconv_start(again, DIRECTCONV_PINNED));
+            LOOP_IS_RIGHT(again);
+            directconv_stop();
+            expect_cores_at(__LINE__, before);
+            _exit(0);
+        }
+        EXPECT(wait_for(child), 0);
         directconv_stop();
         expect_cores_at(__LINE__, before);
     }
+}
+
+static void *start_pinned(void *data) {
+    ACCEPTED(directconv_start(1, DIRECTCONV_PINNED));
+    return data;
+}
+
+/* So large a stack is given back when the thread ends, and with it what the C library knows of it. */
+static void the_starter_ends(void) {
+    cpu_set_t before = own_cores();
+    pthread_attr_t attributes;
+    pthread_t thread;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 128 << 20);
+    EXPECT(pthread_create(&thread, &attributes, start_pinned, NULL), 0);
+    pthread_join(thread, NULL);
+    pthread_attr_destroy(&attributes);
+    directconv_stop();
+    expect_cores_at(__LINE__, before);
 }
 
 /* ---- Loops in a pool ---- */
@@ -1064,6 +1136,48 @@ static void wait_for_a_loop(void) {
     for (int before = TOGETHER; TOGETHER == before;) usleep(10);
 }
 
+static void stop_while_loops_run(void) {
+    pthread_t threads[4];
+    start_threads(threads, 4, run_loops);
+    for (int i = 0; i < 100; i++) {
+        ACCEPTED(directconv_start(2 + i % 3, DIRECTCONV_ANYWHERE));
+        if (i % 2) wait_for_a_loop();
+        directconv_stop();
+        EXPECT(ALIVE, 0);
+    }
+    end_threads(threads, 4);
+}
+
+static void *run_networks(void *number) {
+    int thread = (int)(intptr_t)number;
+    Memory *memory;
+    char expected[40];
+    EXPECT(posix_memalign((void **)&memory, 64, sizeof *memory), 0);
+    EXPECT_TEXT(directconv_error(), "");
+    snprintf(expected, sizeof expected, "ValueError: row %d is negative", thread);
+    for (int i = 0; i < 20 || !ENDING; i++) {
+        fill(memory, 1000 * thread + i);
+        ACCEPTED(run(memory));
+        check_outputs(__LINE__, memory);
+        memory->x.at[thread][1] = -1;
+        if (i % 3 == 0) REFUSED(run(memory), DIRECTCONV_KERNEL_ERROR, expected);
+        EXPECT_TEXT(directconv_error(), expected);
+    }
+    free(memory);
+    return number;
+}
+
+static void networks_at_once(void) {
+    pthread_t threads[MOST];
+    start_threads(threads, MOST, run_networks);
+    for (int i = 0; i < 50; i++) {
+        ACCEPTED(directconv_start(1 + i % 4, DIRECTCONV_ANYWHERE));
+        usleep(500);
+        directconv_stop();
+    }
+    end_threads(threads, MOST);
+}
+
 /* ---- Children ---- */
 
 static void child_computes(void) {
@@ -1126,6 +1240,9 @@ int main(int argc, char **argv) {
         void (*run)(void);
     } cases[] = {
 #define CASE(name) {#name, name}
+#ifndef DIRECTCONV_NO_THREADS
+        CASE(fork_while_starting),
+#endif
         CASE(no_error_at_first),
         CASE(messages_are_cut),
         CASE(networks_compute),
@@ -1149,9 +1266,12 @@ int main(int argc, char **argv) {
         CASE(fastest_cores),
         CASE(threads_cannot_be_placed),
         CASE(pinned_threads),
+        CASE(the_starter_ends),
         CASE(loops_in_a_row),
         CASE(loops_with_sleep),
         CASE(loops_in_loops),
+        CASE(stop_while_loops_run),
+        CASE(networks_at_once),
         CASE(children),
         CASE(children_while_loops_run),
 #endif

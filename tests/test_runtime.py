@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tvm_directconv.network.c_source import DEPLOY, RUNTIME
+from tvm_directconv.network.c_folder import RUNTIME
+from tvm_directconv.network.c_source import DEPLOY
 from tvm_directconv.toolchain import elf_info, find_toolchain, run_cc
 
 TEST = Path(__file__).with_name("runtime_test.c")
@@ -48,8 +49,8 @@ class Build:
 BUILDS = {
     "plain": Build(),
     # Without a time in which threads wait awake, each loop puts all of them to sleep.
-    "sleepy": Build(("-DDIRECTCONV_SPIN_MICROSECONDS=1",), loops=2000),
-    "pausing": Build(("-DDIRECTCONV_SPIN_MICROSECONDS=1",), pauses=True),
+    "sleepy": Build(("-DDIRECTCONV_SPIN_MICROSECONDS=0",), loops=2000),
+    "pausing": Build(("-DDIRECTCONV_SPIN_MICROSECONDS=0",), pauses=True),
     "address": Build(("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")),
     "thread": Build(("-g", "-fsanitize=thread", "-DCHILDREN_START_NOTHING")),
     "no-threads": Build(("-DDIRECTCONV_NO_THREADS",), threads=False),

@@ -78,6 +78,7 @@ void directconv_stop(void) {}
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
 
 /* Where Linux describes its cores. */
 #ifndef DIRECTCONV_CORES
@@ -115,6 +116,7 @@ static struct {
     Worker workers[DIRECTCONV_MAX_THREADS];
     int restores; /* whether the starter was pinned, and is to be as before */
     pthread_t starter;
+    pid_t starter_id; /* Linux knows of threads that have ended, the C library does not */
     cpu_set_t before;
     pthread_mutex_t lock; /* for sleeping and waking alone */
     pthread_cond_t work, done;
@@ -123,6 +125,7 @@ static struct {
     uint32_t count;   /* of workers */
     uint32_t asleep;  /* whether some of them want to be woken */
     uint32_t waiting; /* whether the caller of the loop wants to be */
+    uint32_t takers;  /* threads that want the pool, not for a loop */
     DIRECTCONV_ALIGNED uint32_t busy; /* whether somebody has the pool */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .work = PTHREAD_COND_INITIALIZER,
@@ -168,8 +171,33 @@ static int try_pool(void) {
     return __atomic_exchange_n(&pool.busy, 1, __ATOMIC_SEQ_CST) == 0;
 }
 
+/* In a child of fork() there are no workers, and nobody else that uses the pool. */
+static void forget_pool(void) {
+    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    pool.work = pool.done = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    if (pool.restores && pthread_equal(pthread_self(), pool.starter))
+        sched_setaffinity(0, sizeof pool.before, &pool.before);
+    pool.restores = 0;
+    store(&pool.count, 0);
+    store(&pool.asleep, 0);
+    store(&pool.waiting, 0);
+    store(&pool.takers, 0);
+    store(&pool.busy, 0);
+    pool.failed = 0;
+}
+
+static void register_forget_pool(void) {
+    pthread_atfork(NULL, NULL, forget_pool);
+}
+
+/* For start and stop. Loops do not take the pool any more as soon as somebody waits here: else, with
+ * many of them, it would be free too rarely. */
 static void take_pool(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_forget_pool); /* first, as another thread may fork at any time */
+    __atomic_add_fetch(&pool.takers, 1, __ATOMIC_SEQ_CST);
     while (!try_pool()) sched_yield();
+    __atomic_sub_fetch(&pool.takers, 1, __ATOMIC_SEQ_CST);
 }
 
 /* A worker that is about to sleep says so and then looks once more; whoever wakes has offered shares
@@ -242,7 +270,8 @@ static void *work(void *number) {
 static int parallel_launch(ParallelBody *body, void *data, int requested) {
     (void)requested;
     int failed, count;
-    if (!load(&pool.count) || !try_pool()) return body(0, &(ParallelEnv){NULL, 1}, data);
+    if (!load(&pool.count) || load(&pool.takers) || !try_pool())
+        return body(0, &(ParallelEnv){NULL, 1}, data);
     count = (int)load(&pool.count);
     for (int i = 0; i < count; i++) {
         pool.workers[i].body = body;
@@ -326,29 +355,13 @@ static int cores_worth_it(const Core *cores, int count) {
 
 /* ---- Start and stop ---- */
 
-/* In a child of fork() there are no workers, and nobody else that uses the pool. */
-static void forget_pool(void) {
-    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    pool.work = pool.done = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-    pool.restores = 0;
-    store(&pool.count, 0);
-    store(&pool.asleep, 0);
-    store(&pool.waiting, 0);
-    store(&pool.busy, 0);
-    pool.failed = 0;
-}
-
-static void register_forget_pool(void) {
-    pthread_atfork(NULL, NULL, forget_pool);
-}
-
 /* With the pool taken. */
 static void end_workers(void) {
     for (uint32_t i = 0; i < load(&pool.count); i++) store(&pool.workers[i].share, END);
     wake_workers();
     for (uint32_t i = 0; i < load(&pool.count); i++) pthread_join(pool.workers[i].thread, NULL);
     store(&pool.count, 0);
-    if (pool.restores) pthread_setaffinity_np(pool.starter, sizeof pool.before, &pool.before);
+    if (pool.restores) sched_setaffinity(pool.starter_id, sizeof pool.before, &pool.before);
     pool.restores = 0;
 }
 
@@ -392,10 +405,9 @@ static int start_worker(int number) {
 
 /* With the pool taken. */
 static int start_workers(int threads, int placement) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     Core cores[DIRECTCONV_MAX_THREADS];
     int count = find_cores(cores, DIRECTCONV_MAX_THREADS), places, error = 0;
-    if (directconv_threads() > 1)
+    if (directconv_threads() > 1 || pool.restores)
         return fail(DIRECTCONV_BAD_ARGUMENT,
                     "cannot start %d threads: there is a pool of %d; stop it before", threads,
                     directconv_threads());
@@ -404,7 +416,6 @@ static int start_workers(int threads, int placement) {
         return fail(DIRECTCONV_BAD_ARGUMENT,
                     "cannot pin %d threads to cores of their own: this process may use %d", threads,
                     count);
-    pthread_once(&once, register_forget_pool);
     places = placement == DIRECTCONV_PINNED ||
              (threads <= count && cores[threads - 1].speed != cores[count - 1].speed);
     for (int number = 1; number < threads && !error; number++) {
@@ -416,6 +427,7 @@ static int start_workers(int threads, int placement) {
     }
     if (!error && placement == DIRECTCONV_PINNED) {
         pool.starter = pthread_self();
+        pool.starter_id = (pid_t)syscall(SYS_gettid);
         error = pthread_getaffinity_np(pool.starter, sizeof pool.before, &pool.before);
         if (!error) error = place(pool.starter, 0, cores, threads, placement);
         pool.restores = !error;

@@ -154,9 +154,10 @@ static char *data_of(const DLTensor *tensor) {
 /* Whether a tensor in the caller's memory can be used as it is. */
 static int is_usable(const DLTensor *tensor, const Type *type, const int64_t *dims) {
     int64_t stride = 1;
-    if (!tensor || tensor->device_type != DEVICE_CPU || tensor->type_code != type->type_code ||
-        tensor->type_bits != type->type_bits || tensor->type_lanes != 1 ||
-        tensor->ndim != type->ndim || (uintptr_t)data_of(tensor) % DIRECTCONV_ALIGNMENT)
+    if (!tensor || !tensor->data || tensor->device_type != DEVICE_CPU ||
+        tensor->type_code != type->type_code || tensor->type_bits != type->type_bits ||
+        tensor->type_lanes != 1 || tensor->ndim != type->ndim ||
+        (uintptr_t)data_of(tensor) % DIRECTCONV_ALIGNMENT)
         return 0;
     for (int i = type->ndim - 1; i >= 0; i--) {
         if (tensor->shape[i] != dims[type->dims + (uint32_t)i]) return 0;

@@ -23,7 +23,7 @@ from .c_source import (
 from .network import Port
 from .program import Program
 
-_RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h")
+RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h")
 """Files of the C runtime."""
 
 _C_TYPES = {"float32": "float", "float64": "double", "float16": "uint16_t", "bool": "uint8_t"}
@@ -356,7 +356,7 @@ def write_folder(
             (folder / part).mkdir(parents=True, exist_ok=True)
         for old in (folder / "kernels").glob("*.o"):
             old.unlink()
-        for file in _RUNTIME:
+        for file in RUNTIME:
             shutil.copy(DEPLOY / file, folder / "runtime" / file)
         for path in dict.fromkeys(path for _, path in objects.values()):
             shutil.copy(path, folder / "kernels" / path.name)

@@ -361,26 +361,24 @@ static void wrong_arenas(void) {
 }
 
 static void wrong_weights(void) {
-    static const char *const refused = "those that it was compiled with, aligned to 64 bytes";
-    char expected[120];
     Memory memory;
     void *arguments[] = {&memory.x, &memory.y, &memory.z};
     Bias other = bias;
     fill(&memory, 5);
-    snprintf(expected, sizeof expected, "tiny: the weights is NULL: expected %s", refused);
     REFUSED(directconv_run(&tiny, arguments, NULL, memory.arena, sizeof(Arena)),
-            DIRECTCONV_BAD_WEIGHTS, expected);
-    snprintf(expected, sizeof expected, "tiny: the weights is not aligned: expected %s", refused);
+            DIRECTCONV_BAD_WEIGHTS,
+            "tiny: the pointer to the weights is NULL: expected weights aligned to 64 bytes");
     REFUSED(directconv_run(&tiny, arguments, bias.bias + 1, memory.arena, sizeof(Arena)),
-            DIRECTCONV_BAD_WEIGHTS, expected);
-    snprintf(expected, sizeof expected,
-             "tiny: the weights are not those of this network: expected %s", refused);
+            DIRECTCONV_BAD_WEIGHTS,
+            "tiny: the pointer to the weights is not aligned: expected weights aligned to 64 bytes");
     for (int i = 0; i < 2; i++) {
         other = bias;
         if (i) other.header.id[31] ^= 1;
         else other.header.magic[15] = 2;
         REFUSED(directconv_run(&tiny, arguments, &other, memory.arena, sizeof(Arena)),
-                DIRECTCONV_BAD_WEIGHTS, expected);
+                DIRECTCONV_BAD_WEIGHTS,
+                "tiny: the weights are not those of this network: expected those that it was "
+                "compiled with");
     }
 }
 
@@ -755,8 +753,8 @@ int test_place(pthread_t thread, size_t size, const cpu_set_t *set) {
     if (placements < 0) return EINVAL;
     while (i < placements && !pthread_equal(thread, placed_threads[i])) i++;
     sched_getaffinity(0, sizeof everywhere, &everywhere);
-    if (CPU_EQUAL(set, &everywhere)) { /* it may go where it could before */
-        if (i < placements) placements = i;
+    if (i < placements && CPU_EQUAL(set, &everywhere)) { /* it may go where it could before */
+        placements = i;
         return 0;
     }
     if (i == MOST) return EINVAL;

@@ -42,7 +42,7 @@ const char *directconv_error(void);
 
 /* How directconv_start may place threads on cores. */
 enum {
-    DIRECTCONV_ANYWHERE = 0, /* where the system likes; if cores differ, on the fastest ones */
+    DIRECTCONV_ANYWHERE = 0, /* where the system likes; if cores differ, those started on fast ones */
     DIRECTCONV_PINNED = 1    /* each on a core of its own, the caller included, fastest first */
 };
 
@@ -51,8 +51,9 @@ enum {
  * evenly, so a core counts only if having it is better than waiting for it.
  *
  * Any number of application threads may run networks at the same time. One of them has the pool,
- * the others compute their loops by themselves meanwhile: nobody waits. After fork(), a child has no
- * pool until it starts one.
+ * the others compute their loops by themselves meanwhile: nobody waits. Nor does anybody wait for a
+ * thread of the pool that sleeps, as they do after a millisecond without work: the caller computes
+ * its share. After fork(), a child has no pool until it starts one.
  *
  * Returns DIRECTCONV_BAD_ARGUMENT if the number is not 0 to DIRECTCONV_MAX_THREADS, there is no
  * such placement, or the pool is there already; DIRECTCONV_SYSTEM_ERROR if a thread cannot be

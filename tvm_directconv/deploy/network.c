@@ -127,12 +127,13 @@ int directconv_run(const Network *network, void *const *arguments, const void *w
     }
     if (network->has_weights) {
         why = unusable(weights);
-        if (!why && (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) != 0 ||
-                     memcmp(header->id, network->weights_id, sizeof header->id) != 0))
-            why = " are not those of this network";
         if (why)
-            return refuse(network, DIRECTCONV_BAD_WEIGHTS, "the weights", why,
-                          "those that it was compiled with, aligned to 64 bytes");
+            return refuse(network, DIRECTCONV_BAD_WEIGHTS, "the pointer to the weights", why,
+                          "weights aligned to 64 bytes");
+        if (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) != 0 ||
+            memcmp(header->id, network->weights_id, sizeof header->id) != 0)
+            return refuse(network, DIRECTCONV_BAD_WEIGHTS, "the weights",
+                          " are not those of this network", "those that it was compiled with");
     }
     memory[ARENA] = arena;
     memory[WEIGHTS] = (char *)weights;

@@ -37,9 +37,7 @@ LAYERS = [
 ]
 SHARES = (0, 10)  # microseconds that an artificial loop keeps each thread busy
 GAPS = (0, 20, 500, 3000)  # microseconds between loops: from none to longer than our workers wait
-# Both about: they decide how many calls are made for one measurement.
-SECONDS = 0.02
-FLOPS_PER_SECOND = 5e10
+FLOPS_PER_SECOND = 5e10  # about, to decide how many calls make a measurement
 
 ALONE = "alone"
 POOLS = ("ours", "pinned", "tvm")  # The first is what the others are compared with.
@@ -100,7 +98,7 @@ def layer(workload: ConvWorkload, threads: int, folder: Path) -> Case:
     return Case(workload.name or str(workload), calls[0], seconds, alone=calls[1])
 
 
-def measure(case: Case, contestant: str, threads: int) -> float:
+def measure(case: Case, contestant: str, threads: int, seconds: float) -> float:
     """Return the seconds of one call on a pool, or of the code for one thread."""
     import tvm.libinfo
     import tvm_ffi.libinfo
@@ -116,7 +114,7 @@ def measure(case: Case, contestant: str, threads: int) -> float:
     environment = {"LD_LIBRARY_PATH": str(ffi), "TVM_NUM_THREADS": str(threads)}
     call = case.alone if contestant == ALONE else case.call
     assert call
-    number = max(1, round(SECONDS / case.seconds))
+    number = max(1, round(seconds / case.seconds))
     counts = ["--warmup", str(-(-number // 4)), "--number", str(number)]
     done = subprocess.run(
         [
@@ -133,14 +131,14 @@ def measure(case: Case, contestant: str, threads: int) -> float:
     return report["seconds"][0] - case.busy
 
 
-def compared(case: Case, threads: int, repeats: int) -> dict[str, Any]:
+def compared(case: Case, threads: int, repeats: int, seconds: float) -> dict[str, Any]:
     """Return a row, of medians."""
     names = [*([ALONE] if case.alone else []), *POOLS]
     found: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(measure(case, name, threads))
+            found[name].append(measure(case, name, threads, seconds))
     row: dict[str, Any] = {"work": case.name, "threads": threads}
     for name in (ALONE, *POOLS):
         row[f"{name}_seconds"] = float(np.median(found[name])) if name in found else None
@@ -197,6 +195,14 @@ def main() -> int:
     parser.add_argument(
         "--repeat", type=positive, default=15, metavar="R", help="measurements; default: 15"
     )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="of one measurement; in much less than 0.3, the default, it is how soon Linux gives "
+        "the threads of a new process a core each",
+    )
     add_format(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +212,7 @@ def main() -> int:
         rows = []
         for case in cases:
             print(case.name, file=sys.stderr, flush=True)
-            rows.append(compared(case, args.threads, args.repeat))
+            rows.append(compared(case, args.threads, args.repeat, args.seconds))
     print(render(rows, args.format, [for_eyes(row) for row in rows]))
     if for_people(args.format):
         over = [row["tvm_over_ours_p50"] for row in rows if row["alone_seconds"]]

@@ -10,7 +10,7 @@ LAYER = "ic16ih9oc16oh9kh3ph1"
 
 
 def compare(*options: str) -> str:
-    words = [sys.executable, str(SCRIPT), LAYER, "--repeat", "1", *options]
+    words = [sys.executable, str(SCRIPT), LAYER, "--repeat", "1", "--seconds", "0.01", *options]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 

@@ -284,11 +284,17 @@ def test_cmake_builds_it_for_cpp_beside_another_network(native: Machine, tmp_pat
 
 
 def test_without_threads(native: Machine, tmp_path: Path) -> None:
-    dc.compile_network(saved(two_of_each(), tmp_path), tmp_path / "net", threads=2, emit="c")
-    # The example asks for two.
-    native.make(tmp_path / "net", "libnet.a", "CPPFLAGS=-DDIRECTCONV_NO_THREADS")
+    path = saved(two_of_each(), tmp_path)
+    m = dc.compile_network(path, tmp_path / "net", threads=2, emit="c")
+    native.make(tmp_path / "net", "CPPFLAGS=-DDIRECTCONV_NO_THREADS")
     undefined = elf_info(tmp_path / "net/runtime/directconv.o").undefined
     assert not [name for name in undefined if "pthread" in name or "sched" in name]
+    inputs = random_inputs(m.inputs)
+    for number, array in enumerate(inputs):
+        array.tofile(tmp_path / "net" / f"in{number}")
+    native.run(tmp_path / "net/net", "in0", "in1", "out0")
+    (found,) = arrays_of(tmp_path / "net", ["out0"], [m.outputs[0].shape])
+    np.testing.assert_array_equal(found, by_onnxruntime(two_of_each(), inputs)[0])
 
 
 def test_only_what_is_used_is_linked(native: Machine, tmp_path: Path) -> None:

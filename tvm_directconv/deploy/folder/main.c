@@ -19,6 +19,12 @@ enum { TOP = 5 };
 #define RUNS 10 /* timed, the first one included */
 #endif
 
+#ifdef DIRECTCONV_NO_THREADS
+enum { THREADS = 1 };
+#else
+enum { THREADS = @threads@ };
+#endif
+
 /* All the memory there is. */
 @buffers@
 
@@ -68,7 +74,7 @@ int main(int argc, char **argv) {
     if (argc < 1 + @inputs@ || argc > 1 + @inputs@ + @outputs@)
         stop("usage", "@usage@");
 @read@
-    if (directconv_start(@threads@, DIRECTCONV_ANYWHERE) != DIRECTCONV_OK)
+    if (directconv_start(THREADS, DIRECTCONV_ANYWHERE) != DIRECTCONV_OK)
         stop("threads", directconv_error());
     for (int run = 0; run < RUNS; run++) {
         double begin = milliseconds();

@@ -98,10 +98,10 @@ def exact_case(workload: ConvWorkload) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return x, weight, conv2d_reference(x, weight, workload).astype(np.float32)
 
 
-def assert_exact(conv: CompiledConv) -> None:
-    """Run a convolution here and compare every bit of its output, filled-up channels included.
+def packed_case(conv: CompiledConv) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return packed operands by name, as the code takes them, and the output to the last bit.
 
-    Its epilogue is one that computes whole numbers of whole numbers.
+    Filled-up channels included. The epilogue is one that computes whole numbers of whole numbers.
     """
     x, weight, expected = exact_case(conv.workload)
     rng = np.random.default_rng(7)
@@ -109,30 +109,44 @@ def assert_exact(conv: CompiledConv) -> None:
     bias = rng.integers(-64, 64, conv.workload.out_channels).astype(np.float32)
     residual = rng.integers(-64, 64, expected.shape).astype(np.float32)
     expected = epilogue_reference(expected, epilogue, bias, residual).astype(np.float32)
-    operands = {}
+    operands = {"x": conv.pack_input(x), "weight": conv.pack_weight(weight)}
     if epilogue.bias:
         operands["bias"] = conv.pack_bias(bias)
     if epilogue.residual:
         operands["residual"] = conv.pack_residual(residual)
+    return operands, conv.manifest.output_layout.pack(expected)
+
+
+def assert_exact(conv: CompiledConv) -> None:
+    """Run a convolution here and compare every bit of its output."""
+    operands, expected = packed_case(conv)
     out = aligned_zeros(conv.manifest.output_shape)
     out.fill(np.nan)
-    conv.run(conv.pack_input(x), conv.pack_weight(weight), out, **operands)
-    np.testing.assert_array_equal(out, conv.manifest.output_layout.pack(expected))
+    conv.run(out=out, **operands)
+    np.testing.assert_array_equal(out, expected)
 
 
-def run_exact(conv: CompiledConv, target: Device, folder: Path, threads: int = 1) -> RunReport:
+def run_exact(
+    conv: CompiledConv,
+    target: Device,
+    folder: Path,
+    threads: int = 1,
+    guard: str = "end",
+    align: int = 64,
+) -> RunReport:
     """Do the same with the C runner, emulated where the device is a foreign one."""
-    x, weight, expected = exact_case(conv.workload)
+    operands, expected = packed_case(conv)
     report = run_library(
         conv.export(folder / "conv.so"),
         conv.manifest.symbol,
-        [conv.pack_input(x), conv.pack_weight(weight)],
+        list(operands.values()),
         [conv.manifest.output_shape],
         find_toolchain(target.triple, target.qemu_cpu),
         threads=threads,
-        guard="end",
+        guard=guard,
+        align=align,
     )
-    np.testing.assert_array_equal(report.outputs[0], conv.manifest.output_layout.pack(expected))
+    np.testing.assert_array_equal(report.outputs[0], expected)
     return report
 
 

@@ -26,6 +26,7 @@ class Loops:
     ic: Any
     kh: Any
     kw: Any
+    ic_blocks: Any
     ic_steps: Any
     step: Any
     column: Any
@@ -67,7 +68,7 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     moved = moved_columns(workload, blocking.ow_tile)
     sch.annotate(tile, TILE, [*border_tiles(workload, blocking.ow_tile), moved])
     sch.annotate(column, COLUMN, 1)
-    return Loops(task, oh, tile, ic, kh, kw, ic_steps, step, column, vector, lane)
+    return Loops(task, oh, tile, ic, kh, kw, ic_blocks, ic_steps, step, column, vector, lane)
 
 
 def _input_block(sch: Any) -> int | None:
@@ -107,7 +108,9 @@ def fetch_weights(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Bloc
     rows = workload.out_height // blocking.oh_block
     again = rows if channels == workload.group_in and not blocking.rows_outside else 1
     distance = vector * workload.group_in
-    sch.annotate(loops.tile, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
+    for loop in (loops.tile, loops.ic, loops.kh, loops.ic_blocks):
+        if loop is not loops.ic or blocking.loop_order != IC_OUTSIDE:
+            sch.annotate(loop, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
 
 
 def start_sums(sch: Any, loops: Loops) -> None:

@@ -11,10 +11,10 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
 ``directconv.column``  on the loop over the columns of a tile
 ``directconv.tap``     on the loop over kernel columns: unrolled in those border tiles, so that
                        which products are with padding is known when compiling
-``directconv.next``    on the loop over register tiles: the weights that the next round of all tiles
-                       needs are fetched meanwhile. ``[vectors, distance, length, tasks]``: they
-                       are so many stretches of `length` elements, `distance` apart, and tasks in
-                       succession share them
+``directconv.next``    on the loop over register tiles and on loops within a tile: the weights that
+                       the next round of all tiles needs are fetched meanwhile, in one of these
+                       loops. ``[vectors, distance, length, tasks]``: they are so many stretches of
+                       `length` elements, `distance` apart, and tasks in succession share them
 ``directconv.step``    on a loop of which each round is one step: one input channel, one kernel
                        position, all products of the tile. Its value says how many sums, spread
                        over the tile, LLVM must finish before the next step; 0 for all
@@ -234,7 +234,8 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Fetch, with each tile, a part of the weights that the tiles after all of these need.
 
     Tiles read the same weights again and again, then all at once others, which come from far away
-    the first time: where images are small, that is a good part of the time.
+    the first time: where images are small, that is a good part of the time. A tile's part is
+    fetched when it begins if that is not too much at once, else piece by piece within the tile.
     """
     analyzer = sym.Analyzer()
 
@@ -242,9 +243,11 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         vectors, distance, length, tasks = (int(value) for value in loop.annotations[NEXT])
         (index,) = load.indices
         nest = [*outer, loop]
-        again = [other for other in nest if not _uses(index, other.loop_var)]
+        inside = [TILE in other.annotations for other in nest].index(True) + 1
+        outside, within = nest[:inside], nest[inside:]
+        again = [other for other in outside if not _uses(index, other.loop_var)] + within
         # Tasks, or blocks of input channels within them; neither if all weights are these.
-        position = [other for other in nest if _uses(index, other.loop_var)]
+        position = [other for other in outside if _uses(index, other.loop_var)]
         if not position:
             return []
         task, block = position[0], position[-1]
@@ -302,11 +305,17 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             statement,
             (TensorLoad, lambda e: loads.append(e) if e.source.name == WEIGHT_NAME else None),
         )
-        if not loads:  # Sums are set to zero in tiles, too.
-            return _with_body(statement, statement.body, done=NEXT)
-        fetches = fetched(statement, outer, loads[0])
-        tiles = _with_body(statement, _sequence([*fetches, statement.body]), done=NEXT)
-        return _importing(_PREFETCH, tiles) if fetches else tiles
+        # Sums are set to zero in tiles, too.
+        fetches = fetched(statement, outer, loads[0]) if loads else []
+        if not fetches:  # Or too many at once here, but not in a loop within.
+            inner = visited(statement.body, [*outer, statement]) if loads else statement.body
+            return _with_body(statement, inner, done=NEXT)
+        body = tvm_ffi.structural_map(
+            statement.body, (For, lambda loop: _with_body(loop, loop.body, done=NEXT))
+        )
+        return _importing(
+            _PREFETCH, _with_body(statement, _sequence([*fetches, body]), done=NEXT)
+        )
 
     return func.with_body(visited(func.body, []))
 

@@ -108,9 +108,11 @@ def fetch_weights(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Bloc
     rows = workload.out_height // blocking.oh_block
     again = rows if channels == workload.group_in and not blocking.rows_outside else 1
     distance = vector * workload.group_in
-    for loop in (loops.tile, loops.ic, loops.kh, loops.ic_blocks):
-        if loop is not loops.ic or blocking.loop_order != IC_OUTSIDE:
-            sch.annotate(loop, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
+    within = [loops.ic] if blocking.loop_order != IC_OUTSIDE else []
+    # Not within rows of the kernel, which are straight-line code in border tiles.
+    within += [loops.kh if workload.kernel[0] > 1 else loops.ic_blocks]
+    for loop in (loops.tile, *within):
+        sch.annotate(loop, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
 
 
 def start_sums(sch: Any, loops: Loops) -> None:

@@ -23,4 +23,4 @@ def schedule(
 ) -> None:
     """Schedule a convolution for an ARM processor; parameters as in :mod:`.x86`."""
     # LLVM's models of in-order cores put off whatever is not finished by force.
-    direct(sch, workload, blocking, threads, finished=0)
+    direct(sch, workload, device, blocking, threads, finished=0)

@@ -12,7 +12,8 @@ from tvm_directconv.blocking import (
     weights_take_time,
 )
 from tvm_directconv.compute import BLOCK_NAME
-from tvm_directconv.lowering import COLUMN, NEXT, STEP, TAP, TILE
+from tvm_directconv.device import Device
+from tvm_directconv.lowering import COLUMN, NEXT, PIXELS, STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -96,10 +97,13 @@ def unroll_tile(
         sch.annotate(loops.kw, TAP, 1)
 
 
-def fetch_weights(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blocking) -> None:
+def fetch_weights(
+    sch: Any, workload: ConvWorkload, device: Device, loops: Loops, blocking: Blocking
+) -> None:
     """Have the weights of the next task, or block of input channels, fetched before they are due.
 
-    Not where they take no time beside all that is done with them.
+    Not where they take no time beside all that is done with them; and within tiles only where they
+    do not stay in the second-level cache, as there it costs more than it brings otherwise.
     """
     if workload.depthwise or not weights_take_time(workload):
         return
@@ -108,11 +112,41 @@ def fetch_weights(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Bloc
     rows = workload.out_height // blocking.oh_block
     again = rows if channels == workload.group_in and not blocking.rows_outside else 1
     distance = vector * workload.group_in
-    within = [loops.ic] if blocking.loop_order != IC_OUTSIDE else []
-    # Not within rows of the kernel, which are straight-line code in border tiles.
-    within += [loops.kh if workload.kernel[0] > 1 else loops.ic_blocks]
-    for loop in (loops.tile, *within):
+    fetching = [loops.tile]
+    if workload.weight_bytes > device.l2_bytes // 2:
+        if blocking.loop_order != IC_OUTSIDE:
+            fetching.append(loops.ic)
+        # Not within rows of the kernel, which are straight-line code in border tiles.
+        fetching.append(loops.kh if workload.kernel[0] > 1 else loops.ic_blocks)
+    for loop in fetching:
         sch.annotate(loop, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
+
+
+def fetch_pixels(
+    sch: Any, workload: ConvWorkload, device: Device, loops: Loops, blocking: Blocking
+) -> None:
+    """Have pixels fetched before they are due, where not all of them stay in the cache.
+
+    Half of the second-level cache is for weights and outputs. In the paper's order a block of
+    weights stays in the first level while the image passes by; with kernels of several rows, that
+    is for images that are small.
+    """
+    block = _input_block(sch)
+    if not block or workload.depthwise or workload.input_bytes <= device.l2_bytes // 2:
+        return
+    if blocking.loop_order != IC_OUTSIDE:
+        loop = loops.ic
+    elif workload.kernel == (1, 1):
+        loop = loops.ic_blocks
+    else:
+        return
+    # The next tile is the first to read the last row of the kernel, from its last column on.
+    rows, columns = workload.kernel
+    down, right = (rows - 1) * workload.dilation[0], (columns - 1) * workload.dilation[1]
+    last = (down * workload.in_width + right) * block
+    beyond = [last - pixel * block for pixel in range(min(workload.stride[1], columns))]
+    apart = max(1, device.cache_line_bytes // (4 * block * workload.stride[1]))
+    sch.annotate(loop, PIXELS, [apart, *beyond])
 
 
 def start_sums(sch: Any, loops: Loops) -> None:
@@ -153,12 +187,18 @@ def parallel_tasks(sch: Any, loops: Loops, threads: int) -> None:
 
 
 def direct(
-    sch: Any, workload: ConvWorkload, blocking: Blocking, threads: int, finished: int
+    sch: Any,
+    workload: ConvWorkload,
+    device: Device,
+    blocking: Blocking,
+    threads: int,
+    finished: int,
 ) -> None:
     """Apply a whole blocking: what the schedules of all instruction sets have in common."""
     loops = split_and_order(sch, workload, blocking)
     unroll_tile(sch, workload, loops, blocking, finished)
-    fetch_weights(sch, workload, loops, blocking)
+    fetch_weights(sch, workload, device, loops, blocking)
+    fetch_pixels(sch, workload, device, loops, blocking)
     finish_outputs(sch, loops, blocking)
     parallel_tasks(sch, loops, threads)
     start_sums(sch, loops)

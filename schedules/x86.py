@@ -40,4 +40,4 @@ def schedule(
     """
     # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
     # the others until operands spill. At the quarters of the tile it does neither.
-    direct(sch, workload, blocking, threads, finished=3)
+    direct(sch, workload, device, blocking, threads, finished=3)

@@ -15,12 +15,16 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
                        the next round of all tiles needs are fetched meanwhile, in one of these
                        loops. ``[vectors, distance, length, tasks]``: they are so many stretches of
                        `length` elements, `distance` apart, and tasks in succession share them
+``directconv.pixels``  on a loop within a tile: pixels of the next tile are fetched in it.
+                       ``[apart, *beyond]``: for one of so many columns, those elements that are
+                       so far beyond what its first product reads
 ``directconv.step``    on a loop of which each round is one step: one input channel, one kernel
                        position, all products of the tile. Its value says how many sums, spread
                        over the tile, LLVM must finish before the next step; 0 for all
 =====================  ======================================================================
 """
 
+from collections.abc import Callable
 from math import gcd
 from typing import Any
 
@@ -43,12 +47,13 @@ from tvm.tirx import (
 )
 
 from . import exponential
-from .compute import BLOCK_NAME, WEIGHT_NAME
+from .compute import BLOCK_NAME, INPUT_NAME, WEIGHT_NAME
 
 TILE = "directconv.tile"
 COLUMN = "directconv.column"
 TAP = "directconv.tap"
 NEXT = "directconv.next"
+PIXELS = "directconv.pixels"
 STEP = "directconv.step"
 SHAPES = "directconv.shapes"
 """Function attribute: shapes of the parameters as callers see them, where they differ."""
@@ -229,6 +234,72 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(body)
 
 
+def _fetched(load: TensorLoad, element: Any) -> Evaluate:
+    """Return what fetches the line of an element of the array that is loaded from."""
+    base = tirx.address_of(tirx.BufferLoad(load.source, [tirx.const(0, "int32")]))
+    element = tirx.Cast("int64", sym.Analyzer().simplify(element))
+    return Evaluate(tirx.call_extern("void", "directconv_prefetch", base, element))
+
+
+def _with_fetches(
+    func: PrimFunc,
+    mark: str,
+    name: str,
+    fetches: Callable[[list[For], For, TensorLoad], list[Any]],
+) -> PrimFunc:
+    """Return a function that fetches what loads from an array will need.
+
+    Parameters
+    ----------
+    func : tvm.tirx.PrimFunc
+        The function.
+    mark : str
+        Annotation of the loops in which to fetch: the outermost of them for which there is
+        something to fetch.
+    name : str
+        Of the array.
+    fetches : callable
+        Returns statements for the begin of a round of a loop. It gets the loops outside, that loop,
+        and the first load within.
+    """
+
+    def unmarked(body: Any) -> Any:
+        return tvm_ffi.structural_map(body, (For, lambda f: _with_body(f, f.body, done=mark)))
+
+    def visited(statement: Any, outer: list[For]) -> Any:
+        if isinstance(statement, SeqStmt):
+            return SeqStmt([visited(part, outer) for part in statement.seq])
+        if isinstance(statement, AttrStmt):
+            return AttrStmt(
+                statement.node,
+                statement.attr_key,
+                statement.value,
+                visited(statement.body, outer),
+            )
+        if isinstance(statement, IfThenElse):
+            return IfThenElse(
+                statement.condition, visited(statement.then_case, outer), statement.else_case
+            )
+        if not isinstance(statement, For):
+            return statement
+        found = []
+        if mark in statement.annotations:
+            loads: list[TensorLoad] = []
+            tvm_ffi.structural_walk(
+                statement,
+                (TensorLoad, lambda e: loads.append(e) if e.source.name == name else None),
+            )
+            if not loads:  # Sums are set to zero in tiles, too.
+                return unmarked(statement)
+            found = fetches(outer, statement, loads[0])
+        if not found:
+            return _with_body(statement, visited(statement.body, [*outer, statement]), done=mark)
+        body = _sequence([*found, unmarked(statement.body)])
+        return _importing(_PREFETCH, _with_body(statement, body, done=mark))
+
+    return func.with_body(visited(func.body, []))
+
+
 @_pass
 def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Fetch, with each tile, a part of the weights that the tiles after all of these need.
@@ -237,9 +308,8 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     the first time: where images are small, that is a good part of the time. A tile's part is
     fetched when it begins if that is not too much at once, else piece by piece within the tile.
     """
-    analyzer = sym.Analyzer()
 
-    def fetched(loop: For, outer: list[For], load: TensorLoad) -> list[Any]:
+    def fetches(outer: list[For], loop: For, load: TensorLoad) -> list[Any]:
         vectors, distance, length, tasks = (int(value) for value in loop.annotations[NEXT])
         (index,) = load.indices
         nest = [*outer, loop]
@@ -277,47 +347,55 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         share = -(-lines // turns)
         if vectors * share > _AT_ONCE:
             return []
-        base = tirx.address_of(tirx.BufferLoad(load.source, [tirx.const(0, "int32")]))
-        fetches = []
-        for vector in range(vectors):
-            for line in range(share):
-                element = start + vector * distance + (turn * share + line) * _LINE
-                element = tirx.Cast("int64", analyzer.simplify(element))
-                call = tirx.call_extern("void", "directconv_prefetch", base, element)
-                fetches.append(Evaluate(call))
+        found = [
+            _fetched(load, start + vector * distance + (turn * share + line) * _LINE)
+            for vector in range(vectors)
+            for line in range(share)
+        ]
         if 2 * share * turns <= 3 * lines:  # Weights after the next ones do no harm.
-            return fetches
-        return [IfThenElse(turn * share < lines, _sequence(fetches), None)]
+            return found
+        return [IfThenElse(turn * share < lines, _sequence(found), None)]
 
-    def visited(statement: Any, outer: list[For]) -> Any:
-        if isinstance(statement, SeqStmt):
-            return SeqStmt([visited(part, outer) for part in statement.seq])
-        if isinstance(statement, IfThenElse):
-            return IfThenElse(
-                statement.condition, visited(statement.then_case, outer), statement.else_case
-            )
-        if not isinstance(statement, For):
-            return statement
-        if NEXT not in statement.annotations:
-            return _with_body(statement, visited(statement.body, [*outer, statement]))
-        loads: list[TensorLoad] = []
+    return _with_fetches(func, NEXT, WEIGHT_NAME, fetches)
+
+
+@_pass
+def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Fetch, with each tile, the pixels that the next one is the first to read.
+
+    Of large images they come from far away. The processor itself notices a row that is read pixel
+    by pixel, but a tile goes through a few pixels of many rows and channels.
+    """
+
+    def fetches(outer: list[For], loop: For, load: TensorLoad) -> list[Any]:
+        apart, *beyond = (int(value) for value in loop.annotations[PIXELS])
+        (tile,) = (other for other in [*outer, loop] if TILE in other.annotations)
+        known = [other.loop_var for other in [*outer, loop]]
+        columns: list[For] = []
         tvm_ffi.structural_walk(
-            statement,
-            (TensorLoad, lambda e: loads.append(e) if e.source.name == WEIGHT_NAME else None),
-        )
-        # Sums are set to zero in tiles, too.
-        fetches = fetched(statement, outer, loads[0]) if loads else []
-        if not fetches:  # Or too many at once here, but not in a loop within.
-            inner = visited(statement.body, [*outer, statement]) if loads else statement.body
-            return _with_body(statement, inner, done=NEXT)
-        body = tvm_ffi.structural_map(
-            statement.body, (For, lambda loop: _with_body(loop, loop.body, done=NEXT))
-        )
-        return _importing(
-            _PREFETCH, _with_body(statement, _sequence([*fetches, body]), done=NEXT)
+            loop.body, (For, lambda f: columns.append(f) if COLUMN in f.annotations else None)
         )
 
-    return func.with_body(visited(func.body, []))
+        def start(column: int) -> Any:
+            def moved_on(variable: Var) -> Any:
+                if variable.same_as(tile.loop_var):
+                    return variable + 1
+                if any(variable.same_as(other) for other in known):
+                    return variable
+                return tirx.const(
+                    column if variable.same_as(columns[0].loop_var) else 0, variable.ty.dtype
+                )
+
+            (index,) = load.indices
+            return tvm_ffi.structural_map(index, (Var, moved_on))
+
+        return [
+            _fetched(load, start(column) + elements)
+            for column in range(0, int(columns[0].extent), apart)
+            for elements in beyond
+        ]
+
+    return _with_fetches(func, PIXELS, INPUT_NAME, fetches)
 
 
 @_pass
@@ -529,6 +607,7 @@ def _lowered() -> list[Any]:
         expand_exponentials,
         skip_padding,
         prefetch_weights,
+        prefetch_pixels,
         mark_steps,
         peel_borders,
         tirx.transform.ConvertSSA(),

@@ -140,13 +140,15 @@ def fetch_pixels(
         loop = loops.ic_blocks
     else:
         return
-    # The next tile is the first to read the last row of the kernel, from its last column on.
+    # The next tile is the first to read the last rows of the kernel, from its last columns on.
     rows, columns = workload.kernel
-    down, right = (rows - 1) * workload.dilation[0], (columns - 1) * workload.dilation[1]
-    last = (down * workload.in_width + right) * block
-    beyond = [last - pixel * block for pixel in range(min(workload.stride[1], columns))]
-    apart = max(1, device.cache_line_bytes // (4 * block * workload.stride[1]))
-    sch.annotate(loop, PIXELS, [apart, *beyond])
+    pixels = [
+        (rows - 1 - row) * workload.dilation[0] * workload.in_width
+        + (columns - 1 - column) * workload.dilation[1]
+        for row in range(min(workload.stride[0], rows))
+        for column in range(min(workload.stride[1], columns))
+    ]
+    sch.annotate(loop, PIXELS, [pixel * block for pixel in pixels])
 
 
 def start_sums(sch: Any, loops: Loops) -> None:

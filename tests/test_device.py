@@ -446,6 +446,9 @@ def machine(monkeypatch, tmp_path):
         # A virtual machine that hides AVX-512.
         ("x86_64-pc-linux-gnu", "znver4", "znver3", "x86-64-v3"),
         ("x86_64-pc-linux-gnu", "sapphirerapids", "skylake-avx512", "skylake-avx512"),
+        # One that hides the model.
+        ("x86_64-pc-linux-gnu", "rocketlake", "sapphirerapids", "sapphirerapids"),
+        ("x86_64-pc-linux-gnu", "rocketlake", "icelake-server", "x86-64-v4"),
         # Names without a file.
         ("x86_64-pc-linux-gnu", "x86-64", "znver5", "x86-64-v4"),
         ("x86_64-pc-linux-gnu", "znver1", "haswell", "x86-64-v3"),
@@ -462,6 +465,12 @@ def test_native_finds_the_nearest_device_that_runs(machine, triple, cpu, like, n
     assert found.name == name
     assert found.triple == DEVICES[name].triple
     assert found.l2_bytes == DEVICES[name].l2_bytes
+
+
+def test_telling_features_are_those_of_one_device():
+    for name, file in module._shipped().items():
+        if feature := file.keys.get("told_by"):
+            assert [d.name for d in DEVICES.values() if feature in module._features(d)] == [name]
 
 
 def test_native_elsewhere_keeps_the_systems_triple(machine):

@@ -13,9 +13,9 @@ from tvm.ir.expr import TensorLoad, Var
 from tvm.script import tirx as T
 from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, SeqStmt
 
-from tvm_directconv import Blocking, ConvWorkload, build, device, lowering
+from tvm_directconv import Blocking, ConvWorkload, Device, build, device, lowering
 from tvm_directconv.assembly import innermost_loops
-from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
 from tvm_directconv.build import scheduled, symbol_of
 from tvm_directconv.layout import ActivationLayout
 
@@ -33,8 +33,10 @@ def conv(name: str, **fields: object) -> ConvWorkload:
     return ConvWorkload(**{**sizes, "kernel": 1, **fields})
 
 
-def lowered(name: str, workload: ConvWorkload, blocking: Blocking, layout: str) -> tirx.PrimFunc:
-    sch = scheduled(workload, device(name), blocking, 1, ActivationLayout(layout))
+def lowered(
+    on: str | Device, workload: ConvWorkload, blocking: Blocking, layout: str
+) -> tirx.PrimFunc:
+    sch = scheduled(workload, device(on), blocking, 1, ActivationLayout(layout))
     return lowering.lower(sch.mod[symbol_of(workload)])
 
 
@@ -133,8 +135,8 @@ def test_tiles_within_a_row_have_one_address() -> None:
         assert (len(set(re.findall(r"x_1\[([^/]*) // 28", text))) == 1) == alone
 
 
-def events(function: Any) -> Iterator[tuple[str, int]]:
-    """Run the loops of a lowered function: which lines of weights are read and fetched, in turn."""
+def events(function: Any, name: str) -> Iterator[tuple[str, int]]:
+    """Run the loops of a lowered function: an array's lines as they are read and fetched."""
 
     def value(expression: Any, known: dict[Any, int]) -> int:
         placed = tvm_ffi.structural_map(
@@ -156,18 +158,35 @@ def events(function: Any) -> Iterator[tuple[str, int]]:
         elif isinstance(statement, AttrStmt):
             yield from run(statement.body, known)
         elif isinstance(statement, Evaluate) and "directconv_prefetch" in str(statement):
-            yield "fetch", value(statement.value.args[2], known) // 16
+            _, address, element = statement.value.args
+            if address.args[0].source.name == name:
+                yield "fetch", value(element, known) // 16
         elif isinstance(statement, BufferStore):
             read: list[Any] = []
             tvm_ffi.structural_walk(
                 statement.value,
-                (TensorLoad, lambda e: read.append(e) if e.source.name == "weight" else None),
+                (TensorLoad, lambda e: read.append(e) if e.source.name == name else None),
             )
             for load in read:
                 (index,) = load.indices
                 yield "read", value(getattr(index, "base", index), known) // 16
 
     return run(function.body, {})
+
+
+def first_readings(function: Any, name: str) -> tuple[list[int], list[int]]:
+    """Return an array's lines as they are first read, and those that were not fetched before."""
+    fetched: set[int] = set()
+    seen: list[int] = []
+    late = []
+    for kind, line in events(function, name):
+        if kind == "fetch":
+            fetched.add(line)
+        elif line not in seen:
+            seen.append(line)
+            if line not in fetched:
+                late.append(line)
+    return seen, late
 
 
 @pytest.mark.parametrize(
@@ -184,16 +203,7 @@ def events(function: Any) -> Iterator[tuple[str, int]]:
 def test_weights_are_fetched_before_they_are_read(knobs: dict[str, Any]) -> None:
     workload = conv("haswell", in_channels=16, in_height=4, in_width=6, out_channels=48, kernel=1)
     blocking = tile("haswell", oc_vectors=2, ow_tile=3, ic_unroll=8, **knobs)
-    fetched: set[int] = set()
-    seen: list[int] = []
-    late = []
-    for kind, line in events(lowered("haswell", workload, blocking, "NCHW8c")):
-        if kind == "fetch":
-            fetched.add(line)
-        elif line not in seen:
-            seen.append(line)
-            if line not in fetched:
-                late.append(line)
+    seen, late = first_readings(lowered("haswell", workload, blocking, "NCHW8c"), "weight")
     assert len(seen) == 48 * 16 // 16
     # Only those that the first tiles read.
     channels = 8 if "loop_order" in knobs else 16
@@ -203,5 +213,51 @@ def test_weights_are_fetched_before_they_are_read(knobs: dict[str, Any]) -> None
 def test_weights_are_fetched_where_that_takes_time() -> None:
     small = conv("haswell", in_channels=64, in_height=14, in_width=14, out_channels=64, kernel=1)
     for workload, fetches in ((small, True), (replace(small, in_height=280), False)):
-        assembly = build(workload, "haswell").assembly()
-        assert ("prefetcht1" in assembly) == fetches
+        text = str(lowered("haswell", workload, choose(workload, device("haswell")), "NCHW8c"))
+        assert ("T.address_of(weight" in text) == fetches
+
+
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+def test_weights_beyond_the_cache_are_fetched_within_tiles(order: str) -> None:
+    # Rows of one tile, and far more than 16 lines of weights to a tile.
+    workload = conv("haswell", in_height=3, in_width=3, in_channels=32, kernel=3, padding=1)
+    workload = replace(workload, out_channels=24)
+    blocking = tile("haswell", ow_tile=3, ic_block=16, ic_unroll=8, oh_block=3, loop_order=order)
+    at_first = 9 * (16 if order == IC_OUTSIDE else 32) // 2
+    for l2_bytes, late_lines in ((1024, at_first), (1 << 20, 3 * 9 * 32 // 2)):
+        spec = replace(device("haswell"), l2_bytes=l2_bytes)
+        _, late = first_readings(lowered(spec, workload, blocking, "NCHW8c"), "weight")
+        assert len(late) == late_lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "knobs"),
+    [
+        ({"kernel": 3, "padding": 1}, {}),
+        ({"kernel": 3, "padding": 1, "stride": 2}, {}),
+        ({"kernel": 5}, {}),
+        ({}, {"flat_rows": 4}),
+        ({}, {"loop_order": IC_OUTSIDE}),
+        ({"stride": 2}, {"flat_rows": 3}),
+    ],
+    ids=str,
+)
+def test_pixels_are_fetched_before_they_are_read(fields: Any, knobs: Any) -> None:
+    workload = conv("haswell", in_channels=16, in_height=6, in_width=12, **fields)
+    columns = 3 if workload.out_width % 3 == 0 else 2
+    knobs = {"ic_block": 8, "ic_unroll": 8, "oh_block": workload.out_height, **knobs}
+    small = replace(device("haswell"), l2_bytes=1024)
+    function = lowered(small, workload, tile("haswell", ow_tile=columns, **knobs), "NCHW8c")
+    seen, late = first_readings(function, "x")
+    assert late and len(late) < len(seen)
+    for line in late:
+        row, pixel = line // 6 % 6, line % 6 * 2  # Six lines of two pixels in a row.
+        # What the first output row reads, and where a kernel begins that ends in the next row.
+        assert row < workload.kernel[0] - workload.padding[0] or pixel < workload.kernel[1] - 1
+
+
+def test_pixels_are_fetched_where_they_do_not_stay_in_the_cache() -> None:
+    large = conv("haswell", in_channels=64, in_height=40, in_width=40, out_channels=8, kernel=3)
+    for workload, fetches in ((large, True), (replace(large, in_height=6), False)):
+        text = str(lowered("haswell", workload, tile("haswell", ic_block=8), "NCHW8c"))
+        assert ("T.address_of(x" in text) == fetches

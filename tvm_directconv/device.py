@@ -365,6 +365,7 @@ _KEYS = {
     "description": _TEXT,
     "aliases": _TEXTS,
     "boards": _TEXTS,
+    "told_by": _TEXT,
     "schedule": _TEXT,
     "triple": _TEXT,
     "mcpu": _TEXT,
@@ -388,7 +389,7 @@ _KEYS = {
     "qemu_cpu": _TEXT,
     "mca_cpu": _TEXT,
 }
-_NOT_INHERITED = {"abstract", "aliases", "boards"}
+_NOT_INHERITED = {"abstract", "aliases", "boards", "told_by"}
 _OPTIONAL = {"mcpu", "mfloat_abi", "qemu_cpu", "mca_cpu", *_NOT_INHERITED}
 
 
@@ -720,9 +721,10 @@ def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
 def native() -> Device:
     """Return the device of this machine.
 
-    The processor is matched by LLVM's name for it, else by its features. If
-    the system hides some of them, as virtual machines do, the first device of
-    the fallback chain that runs here is taken. Cache sizes and cores are then
+    The processor is matched by LLVM's name for it, which is a guess where a
+    virtual machine hides the model; a feature that only one device has knows
+    better. If the system hides features, too, the first device of the
+    fallback chain that runs here is taken. Cache sizes and cores are then
     this machine's; the name stays that of the core, so that tuning logs of
     equal cores can be shared.
 
@@ -741,6 +743,9 @@ def native() -> Device:
     if nearest is None:
         raise DeviceError(f"this machine's triple is {triple!r}: expected x86-64 or ARM")
     match = _named(cpu) if nearest != "armv7" else None
+    for name, file in _shipped().items():
+        if file.keys.get("told_by") in _host_features():
+            match = _build(name, _shipped())
     for name in match.chain if match else _build(nearest, _shipped()).chain:
         if _shipped()[name].keys.get("abstract"):
             continue

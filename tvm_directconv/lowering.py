@@ -16,8 +16,8 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
                        loops. ``[vectors, distance, length, tasks]``: they are so many stretches of
                        `length` elements, `distance` apart, and tasks in succession share them
 ``directconv.pixels``  on a loop within a tile: pixels of the next tile are fetched in it.
-                       ``[apart, *beyond]``: for one of so many columns, those elements that are
-                       so far beyond what its first product reads
+                       Its value is a list: elements so far beyond what the first product of each
+                       column reads
 ``directconv.step``    on a loop of which each round is one step: one input channel, one kernel
                        position, all products of the tile. Its value says how many sums, spread
                        over the tile, LLVM must finish before the next step; 0 for all
@@ -366,34 +366,41 @@ def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     Of large images they come from far away. The processor itself notices a row that is read pixel
     by pixel, but a tile goes through a few pixels of many rows and channels.
     """
+    analyzer = sym.Analyzer()
 
     def fetches(outer: list[For], loop: For, load: TensorLoad) -> list[Any]:
-        apart, *beyond = (int(value) for value in loop.annotations[PIXELS])
-        (tile,) = (other for other in [*outer, loop] if TILE in other.annotations)
-        known = [other.loop_var for other in [*outer, loop]]
+        beyond = [int(elements) for elements in loop.annotations[PIXELS]]
+        (index,) = load.indices
+        nest = [*outer, loop]
+        place = [TILE in other.annotations for other in nest].index(True)
+        tile, around = nest[place], nest[max(0, place - 1)]
+        following: Any = tile.loop_var + 1
+        rounds = tile.extent if place else following + 1
         columns: list[For] = []
         tvm_ffi.structural_walk(
             loop.body, (For, lambda f: columns.append(f) if COLUMN in f.annotations else None)
         )
 
-        def start(column: int) -> Any:
+        def first_read(column: int) -> Any:
             def moved_on(variable: Var) -> Any:
                 if variable.same_as(tile.loop_var):
-                    return variable + 1
-                if any(variable.same_as(other) for other in known):
+                    return following % rounds
+                if variable.same_as(around.loop_var):
+                    return variable + following // rounds
+                if any(variable.same_as(other.loop_var) for other in nest):
                     return variable
-                return tirx.const(
-                    column if variable.same_as(columns[0].loop_var) else 0, variable.ty.dtype
-                )
+                inside = column if variable.same_as(columns[0].loop_var) else 0
+                return tirx.const(inside, variable.ty.dtype)
 
-            (index,) = load.indices
             return tvm_ffi.structural_map(index, (Var, moved_on))
 
-        return [
-            _fetched(load, start(column) + elements)
-            for column in range(0, int(columns[0].extent), apart)
-            for elements in beyond
-        ]
+        lines = [first_read(0)]
+        for column in range(1, int(columns[0].extent)):
+            element = first_read(column)
+            distance = analyzer.simplify(element - lines[-1])
+            if not (isinstance(distance, IntImm) and int(distance) < _LINE):
+                lines.append(element)
+        return [_fetched(load, line + elements) for line in lines for elements in beyond]
 
     return _with_fetches(func, PIXELS, INPUT_NAME, fetches)
 

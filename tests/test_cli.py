@@ -39,6 +39,7 @@ ROW_KEYS = {
     "gflops",
     "peak_gflops",
     "of_peak",
+    "of_limit",
     "over_rival",
     "extra_bytes",
     "max_error",
@@ -514,6 +515,8 @@ def test_bench_rows_say_everything(run: Command) -> None:
         assert row["extra_bytes"] == 0
         assert 0 < row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
         assert row["gflops"] == pytest.approx(workload.flops / row["seconds_p50"] / 1e9)
+        padded = workload.useful_flops / workload.flops
+        assert row["of_limit"] == pytest.approx(row["of_peak"] * padded)
         assert row["of_peak"] > 0 and row["peak_gflops"] > 0 and row["compile_seconds"] > 0
         assert row["max_error"] < 1e-5
         assert (row["device"], row["threads"]) == (dc.device("native").name, 1)
@@ -536,7 +539,7 @@ def test_bench_compares(run: Command) -> None:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Measure nothing: rows are made of these."""
-    facts = {"of_peak": 0.5, "max_error": 1e-7}
+    facts = {"of_peak": 0.5, "of_limit": 0.25, "max_error": 1e-7}
 
     def measure(conv: dc.CompiledConv, *_: object) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(sorted(ROW_KEYS), 1)
@@ -559,7 +562,8 @@ def test_bench_output_can_be_read_back(run: Command, measured: dict, form: str) 
     else:
         assert [row["layer"] for row in rows] == ["toy:first layer", SMALL]
         assert [row["of peak"] for row in rows] == ["50.0%"] * 2
-        assert out.count("geometric mean 50.0% of peak, minimum 50.0%") == 2
+        assert [row["of limit"] for row in rows] == ["25.0%"] * 2
+        assert out.count("mean 50.0% of peak, 25.0% of limit, minimum 25.0% of limit") == 2
     assert run(*words, "-o", "rows.out") == (0, "", "")
     assert Path("rows.out").read_text() == out
 
@@ -571,12 +575,13 @@ def test_bench_sums_up_each_network() -> None:
         {"network": "a", "layer": "z", "workload": "", "of_peak": 0.9, "compile_seconds": 2.0},
     ]
     for row, over in zip(rows, (1.0, None, 4.0), strict=True):
-        row |= {"over_rival": over, "rival": over and "lanes=8"}
+        limit = 0.6 if row["layer"] == "x" else 0.4
+        row |= {"of_limit": limit, "over_rival": over, "rival": over and "lanes=8"}
     assert bench._summaries(rows) == [
-        "a: geometric mean 60.0% of peak, minimum 40.0% (x), 2.000 times as fast as its rival, at "
-        "least 1.000, 1.50 s to compile (median), 2 different layers",
-        "b: geometric mean 70.0% of peak, minimum 70.0% (y), 5.00 s to compile (median), "
-        "1 different layer",
+        "a: geometric mean 60.0% of peak, 49.0% of limit, minimum 40.0% of limit (z), 2.000 times as "
+        "fast as its rival, at least 1.000, 1.50 s to compile (median), 2 different layers",
+        "b: geometric mean 70.0% of peak, 40.0% of limit, minimum 40.0% of limit (y), 5.00 s to "
+        "compile (median), 1 different layer",
     ]
 
 

@@ -329,6 +329,7 @@ def test_a_users_file_may_inherit_from_an_abstract_device(tmp_path):
         loads_per_cycle = 1
         scalar_loads_per_cycle = 2
         l2_bytes_per_cycle = 8
+        l3_bytes_per_cycle = 3
         l2_bytes = 1048576
         l3_bytes = 0
         """,

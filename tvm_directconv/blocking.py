@@ -36,8 +36,7 @@ _LOADS_REACHED = 0.65
 _PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
 _STORED_SUMS = 1.02  # Sums that leave the registers have been slower than counted.
-_L3_SLOWER = 3.0
-_MEMORY_SLOWER = 6.0
+_MEMORY_SLOWER = 2.0  # than the third-level cache
 _STREAMS = 16
 _CACHE_WAY = 4096  # bytes: of most first-level caches, which are indexed within a page
 _ROUND_DISTANCE = 256  # bytes: a few cache lines
@@ -252,8 +251,8 @@ def weights_take_time(workload: ConvWorkload) -> bool:
     """Return whether to fetch weights from memory takes a good part of a convolution's time.
 
     A vector of them is multiplied with every pixel of the output, and comes from memory in the time
-    of some twelve multiply-adds: :data:`_MEMORY_SLOWER` cycles, where the second-level cache gives
-    a vector in one, of two multiply-adds each.
+    of some twelve multiply-adds: six cycles, where the second-level cache gives a vector in one, of
+    two multiply-adds each.
     """
     return workload.out_height * workload.out_width <= _FEW_PIXELS
 
@@ -528,8 +527,8 @@ def _per_byte(between: float, device: Device) -> float:
     if between <= 0.75 * device.l2_bytes:
         return 1 / device.l2_bytes_per_cycle
     if between <= 0.75 * device.l3_bytes:
-        return _L3_SLOWER / device.l2_bytes_per_cycle
-    return _MEMORY_SLOWER / device.l2_bytes_per_cycle
+        return 1 / device.l3_bytes_per_cycle
+    return _MEMORY_SLOWER / device.l3_bytes_per_cycle
 
 
 def _together(one: float, other: float) -> float:

@@ -84,6 +84,8 @@ class Device:
         Loads of one float, be it into one lane or into all.
     l2_bytes_per_cycle : float
         Bytes that stream from the second-level cache into one core per cycle.
+    l3_bytes_per_cycle : float
+        The same from the third level.
     memory_operand_broadcast : bool
         An FMA can read one float from memory and use it in every lane.
     lane_operand : bool
@@ -121,6 +123,7 @@ class Device:
     loads_per_cycle: float
     scalar_loads_per_cycle: float
     l2_bytes_per_cycle: float
+    l3_bytes_per_cycle: float
     memory_operand_broadcast: bool
     lane_operand: bool
     l1d_bytes: int
@@ -379,6 +382,7 @@ _KEYS = {
     "loads_per_cycle": _RATE,
     "scalar_loads_per_cycle": _RATE,
     "l2_bytes_per_cycle": _RATE,
+    "l3_bytes_per_cycle": _RATE,
     "memory_operand_broadcast": _FLAG,
     "lane_operand": _FLAG,
     "l1d_bytes": _COUNT,

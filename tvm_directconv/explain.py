@@ -37,7 +37,10 @@ _FREE: dict[str, dict[str, Any]] = {
         field.name: inf for field in fields(Device) if field.name.endswith("loads_per_cycle")
     },
     "waiting for earlier multiply-adds": {"fma_latency": 0.0},
-    "bytes from beyond the first-level cache": {"l2_bytes_per_cycle": inf},
+    "bytes from beyond the first-level cache": {
+        "l2_bytes_per_cycle": inf,
+        "l3_bytes_per_cycle": inf,
+    },
 }
 
 

@@ -84,6 +84,7 @@ def measure(
         "gflops": workload.flops / p50 / 1e9,
         "peak_gflops": float(np.median(speeds / found.of_peak)),
         "of_peak": float(np.median(found.of_peak)),
+        "of_limit": float(np.median(found.of_peak)) * workload.useful_flops / workload.flops,
         "over_rival": found.ratio if rival else None,
         "extra_bytes": extra_bytes(conv, device, (conv.pack_input(x), conv.pack_weight(weight))),
         # Comparisons with NaN are false, so max() would lose it.

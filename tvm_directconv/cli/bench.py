@@ -102,6 +102,7 @@ def _measured(
                 "layer": name,
                 "GFLOP/s": f"{row['gflops']:.1f}",
                 "of peak": f"{row['of_peak']:.1%}",
+                "of limit": f"{row['of_limit']:.1%}",
                 **({f"over {args.against}": f"{row['over_rival']:.3f}"} if rival else {}),
                 "extra bytes": row["extra_bytes"],
                 "max error": f"{row['max_error']:.1e}",
@@ -118,15 +119,18 @@ def _summaries(rows: list[dict[str, Any]]) -> list[str]:
         networks.setdefault(row["network"] or "no network", []).append(row)
     lines = []
     for network, members in networks.items():
-        worst = min(members, key=lambda row: row["of_peak"])
-        mean = geometric_mean(row["of_peak"] for row in members)
+        worst = min(members, key=lambda row: row["of_limit"])
+        of_peak, of_limit = (
+            geometric_mean(row[key] for row in members) for key in ("of_peak", "of_limit")
+        )
         compared = ""
         if members[0]["rival"]:
             over = geometric_mean(row["over_rival"] for row in members)
             least = min(row["over_rival"] for row in members)
             compared = f"{over:.3f} times as fast as its rival, at least {least:.3f}, "
         lines.append(
-            f"{network}: geometric mean {mean:.1%} of peak, minimum {worst['of_peak']:.1%} "
+            f"{network}: geometric mean {of_peak:.1%} of peak, {of_limit:.1%} of limit, minimum "
+            f"{worst['of_limit']:.1%} of limit "
             f"({worst['layer'] or worst['workload']}), {compared}"
             f"{median(row['compile_seconds'] for row in members):.2f} s to compile (median), "
             f"{len(members)} different layer{'s' if len(members) > 1 else ''}"

@@ -578,8 +578,8 @@ def test_bench_sums_up_each_network() -> None:
         limit = 0.6 if row["layer"] == "x" else 0.4
         row |= {"of_limit": limit, "over_rival": over, "rival": over and "lanes=8"}
     assert bench._summaries(rows) == [
-        "a: geometric mean 60.0% of peak, 49.0% of limit, minimum 40.0% of limit (z), 2.000 times as "
-        "fast as its rival, at least 1.000, 1.50 s to compile (median), 2 different layers",
+        "a: geometric mean 60.0% of peak, 49.0% of limit, minimum 40.0% of limit (z), 2.000 times "
+        "as fast as its rival, at least 1.000, 1.50 s to compile (median), 2 different layers",
         "b: geometric mean 70.0% of peak, 40.0% of limit, minimum 40.0% of limit (y), 5.00 s to "
         "compile (median), 1 different layer",
     ]

@@ -31,12 +31,13 @@ _ORDERS = (IC_INSIDE, IC_OUTSIDE)
 # Straight-line code longer than this no longer pays: 256 FMAs are some 2 KiB of instructions,
 # and beyond about 400 LLVM begins to move FMAs between steps and to spill.
 _STRAIGHT_FMAS = 256
-# Constants of the cost model, fitted to a few thousand blockings measured with AVX2 code.
+# Constants of the cost model, fitted to some thousand blockings measured with AVX2 and AVX-512.
 _LOADS_REACHED = 0.65
 _PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
-_STORED_SUMS = 1.02  # Sums that leave the registers have been slower than counted.
+_STORED_SUMS = 1.04  # Sums that leave the registers have been slower than counted.
 _MEMORY_SLOWER = 2.0  # than the third-level cache
+_CONTENTION = 1.5
 _STREAMS = 16
 _CACHE_WAY = 4096  # bytes: of most first-level caches, which are indexed within a page
 _ROUND_DISTANCE = 256  # bytes: a few cache lines
@@ -481,7 +482,11 @@ def _task_cycles(
     if inner := tiles[left : len(tiles) - right]:
         row += len(inner) * tile_cycles(inner[0])
     visits = depth // channels * b.oh_block
-    return _together(row * visits, task_weights * next_weights + task_input * next_input)
+    far = task_weights * next_weights
+    # Weights on their way from afar, and those that every tile has from the second-level cache
+    # again, wait for each other.
+    contended = _CONTENTION * min(far, visits * len(tiles) * weights_again)
+    return _together(row * visits, far + task_input * next_input) + contended
 
 
 @cache
@@ -587,11 +592,11 @@ def candidates(
     ]
     inner = neighbours(together, input_layout.block)
     # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
-    # ships them; they are for numbers of vectors that have no small divisor.
+    # ships them; up to 7 are for numbers of vectors that have no small divisor.
     # Where groups are whole vectors, a tile stays within one.
     within = _divisors(vectors if workload.group_out % lanes else workload.group_out // lanes)
     few = [n for n in within if n <= 4]
-    for oc_vectors in few if len(few) > 1 else within:
+    for oc_vectors in few if len(few) > 1 else [n for n in within if n <= 7]:
         for ow_tile in range(1, usable_registers(device)):
             if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
                 break

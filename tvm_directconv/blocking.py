@@ -407,19 +407,20 @@ def estimate(
     oc_tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
     tasks = view.batch * oc_tiles * (view.out_height // b.oh_block)
     balance = tasks / (ceil(tasks / threads) * threads)
-    cycles = _task_cycles(b, view, device, oc_tiles, code) * stored * tasks / threads / balance
+    cycles = _task_cycles(b, workload, device, oc_tiles, code) * stored * tasks / threads / balance
     ideal = workload.flops / device.peak_flops_per_cycle / threads
     return Estimate(cycles, ideal, balance)
 
 
 def _task_cycles(
     b: Blocking,
-    view: ConvWorkload,
+    workload: ConvWorkload,
     device: Device,
     oc_tiles: int,
     code: Callable[[tuple[int, ...]], float | None] | None,
 ) -> float:
     """Return the cycles of one task, of which there is one for every so many rows and channels."""
+    view = b.view(workload)
     rows, columns = view.kernel
     depth, channels = view.group_in, b.channels_at_once(view)
     groups = groups_in_tile(b, view)
@@ -428,11 +429,13 @@ def _task_cycles(
     # Bytes that are read again and again, by the next tile of the row, the next row and the next
     # task. How many others lie between two readings decides about the cache they come from.
     tile_weights = channels * rows * columns * vectors_bytes
-    tile_input = channels * groups * rows * (b.ow_tile * view.stride[1] + columns - 1) * 4
-    row_input = channels * groups * rows * view.in_width * 4
+    # Pixels between those that are read come along: processors fetch lines in pairs.
+    pixel = 4 * groups * (workload.stride[1] if b.flat_rows else 1)
+    tile_input = channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * pixel
+    row_input = channels * rows * view.in_width * pixel
     task_weights = depth * rows * columns * vectors_bytes
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
-    task_input = task_rows * view.in_width * depth * groups * 4
+    task_input = task_rows * view.in_width * depth * pixel
     # A tile of whole groups shares its input with no other: it is read again by the next rows only.
     own_input = view.groups > 1 and b.oc_vectors * b.lanes >= view.group_out
     if b.rows_outside:
@@ -440,7 +443,7 @@ def _task_cycles(
         next_input = _per_byte((task_input + task_weights) * (oc_tiles if own_input else 1), device)
     else:
         next_weights = _per_byte(task_weights + task_input, device)
-        image = view.in_height * view.in_width * depth * groups * 4
+        image = view.in_height * view.in_width * depth * pixel
         next_input = _per_byte(task_input + task_weights if own_input else image, device)
     if channels > _STREAMS * channel_block(view.in_channels, device):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.

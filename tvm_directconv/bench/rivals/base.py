@@ -19,6 +19,9 @@ IM2COL = "im2col"
 WINOGRAD = "Winograd"
 OWN_CHOICE = "its own choice"
 
+NETWORK_SHAPE = (1, 3, 224, 224)
+"""Of a network's input: one image."""
+
 _SAID = 300  # characters
 
 

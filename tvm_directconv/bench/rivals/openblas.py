@@ -13,7 +13,6 @@ import numpy as np
 from ...build import size_pool
 from ...device import device
 from ...layout import aligned_zeros
-from ...lowering import PIPELINE
 from ...workload import ConvWorkload
 from .base import IM2COL, Contestant, Prepared
 
@@ -200,6 +199,8 @@ def _im2col(workload: ConvWorkload, threads: int) -> Any:
     """Compile im2col: loops without conditions, of which LLVM makes vectors and calls of memset."""
     from tvm import IRModule, tirx
     from tvm.script import tirx as T
+
+    from ...lowering import PIPELINE
 
     w = workload
     images, planes, height, width = w.batch, w.batch * w.in_channels, w.in_height, w.in_width

@@ -4,7 +4,7 @@ import importlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,8 +12,6 @@ from ...build import CompiledConv, build, size_pool
 from ...device import device
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
-from ..measure import extra_bytes
-from ..peak import Burst
 from .base import DIRECT, Contestant, Prepared
 
 
@@ -71,6 +69,8 @@ class Ours(Contestant):
 
 @lru_cache(maxsize=1)  # For other places in memory.
 def _built(workload: ConvWorkload, threads: int, blocking: str) -> tuple[CompiledConv, int]:
+    from ..measure import extra_bytes
+
     conv = build(workload, "native", threads, blocking)
     packed = (
         np.zeros(conv.manifest.input_shape, np.float32),
@@ -100,6 +100,8 @@ class Peak(Contestant):
 
 
 @lru_cache(maxsize=1)
-def _burst(threads: int) -> Burst:
+def _burst(threads: int) -> Any:
+    from ..peak import Burst
+
     size_pool(threads)
     return Burst(device("native"), threads)

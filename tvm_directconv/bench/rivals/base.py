@@ -139,6 +139,7 @@ class Contestant:
         """Prepare a convolution of an input and weights, both plain.
 
         Weights, and where the library has a layout of its own the input, are brought into it here.
+        What is returned keeps the arrays if it reads them.
         """
         raise Unsupported(f"{self.name} computes no single layers")
 

@@ -61,7 +61,7 @@ def _prepared(path: Path, threads: int, x: np.ndarray, output: str) -> Prepared:
     image = expr.const(x, list(x.shape), expr.NCHW)
     results = [image]
 
-    def call(_kept: object = runtime) -> None:
+    def call(_kept: object = (runtime, x)) -> None:
         results[0] = network.forward(image)
         results[0].read()  # Nothing is computed before.
 

@@ -99,7 +99,7 @@ class Ncnn(Contestant):
         import ncnn
 
         network = self._load(path, threads)
-        image = ncnn.Mat(x[0])
+        image = ncnn.Mat(x[0]).clone()
         results: list[Any] = [None]
 
         def call() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DirectConvError
 from ...reference import conv2d_reference, max_error, random_tensors
 from ...workload import ConvWorkload
 from .base import DIRECT, IM2COL, NETWORK_SHAPE, Contestant, Failed, NotHere, Unsupported
@@ -318,9 +317,7 @@ class _Match:
     def release(self) -> None:
         """Have all forget the subject."""
         for seat in self._seats:
-            if seat.library:
-                with contextlib.suppress(DirectConvError):  # The next subject tells.
-                    seat.ask("release", self._run_seconds)
+            seat.release(self._run_seconds)
 
     def _burst(self) -> float:
         return self._flops / float(self._peak.ask("run", self._run_seconds)["seconds"]) / 1e9
@@ -337,7 +334,7 @@ class _Match:
             result.fail(_STATUS[type(error)], str(error))
             return None
         finally:
-            result.library = seat.library or result.library
+            result.library = seat.library
         return answer
 
 

@@ -101,7 +101,7 @@ class Server:
             begin = time.perf_counter()
             prepared.call()
             seconds.append(time.perf_counter() - begin)
-        running = memory.peak()
+        running, resident = memory.peak(), memory.now()
         self.number = max(1, round(_SHORTEST / max(min(seconds), 1e-7)))
         # Earlier ones are kept, or this one would get their pages.
         self.kept.append(prepared)
@@ -110,9 +110,9 @@ class Server:
         told = [field.name for field in fields(Prepared) if field.name not in ("call", "output")]
         return {
             **{key: getattr(prepared, key) for key in told},
-            "peak_bytes": max(loading, running),
-            "running_bytes": running,
-            "resident_bytes": memory.now(),
+            "peak_bytes": max(loading, running, resident),
+            "running_bytes": max(running, resident),
+            "resident_bytes": resident,
         }
 
     def run(self) -> dict[str, Any]:

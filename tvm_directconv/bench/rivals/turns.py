@@ -164,18 +164,19 @@ class Seat:
         Threads that it may compute with.
     layers : bool
         Whether it is for layers.
+
+    Attributes
+    ----------
+    library : str or None
+        What was loaded, if anything was.
     """
 
     def __init__(self, contestant: Contestant, threads: int, layers: bool = True) -> None:
         self.contestant = contestant
+        self.library: str | None = None
         self._threads = threads
         self._layers = layers
         self._process: Process | None = None
-
-    @property
-    def library(self) -> str | None:
-        """What is loaded in its process, if there is one."""
-        return self._process.library if self._process else None
 
     def ask(self, command: str, seconds: float, **arguments: Any) -> dict[str, Any]:
         """Ask its process, as :meth:`Process.ask` does.
@@ -189,10 +190,17 @@ class Seat:
             if not self._process:
                 self.contestant.check(network=not self._layers)
                 self._process = Process(self.contestant, self._threads, self._layers)
+                self.library = self._process.library
             return self._process.ask(command, seconds, **arguments)
         except Ended as error:
             self.close()
             raise Failed(str(error)) from error
+
+    def release(self, seconds: float) -> None:
+        """Have its process, if there is one, forget all that was prepared."""
+        if self._process:
+            with contextlib.suppress(DirectConvError):  # The next subject tells.
+                self.ask("release", seconds)
 
     def close(self) -> None:
         """End the process, if there is one."""

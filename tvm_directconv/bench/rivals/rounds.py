@@ -139,7 +139,8 @@ def compare_layers(
         each. It is exact where the library or the code tells it: ours, im2col's buffer, oneDNN's
         scratchpad. Of others it is how much more than these arrays the process takes at its peak
         while it computes, compared with before the layer was prepared: copies of the arrays that a
-        library keeps count, and memory that it kept of earlier layers does not.
+        library keeps count, memory that it kept of earlier layers does not, and half a megabyte is
+        nothing.
 
     Raises
     ------
@@ -174,7 +175,7 @@ def compare_layers(
                     say(f"{title}: place {turn + 1} of {places}")
                     if turn:
                         for result in match.results:
-                            match.prepare(result, "layer", again=True, **arguments)
+                            match.prepare_again(result, **arguments)
                     for _ in range(turn, repeats, _PLACES):
                         match.round()
                 match.release()
@@ -299,6 +300,10 @@ class _Match:
         found = self._ask(result, command, self._prepare_seconds, **arguments)
         if found is not None:
             result.found = found
+
+    def prepare_again(self, result: Result, **arguments: Any) -> None:
+        """Have a contestant prepare its layer in other places in memory."""
+        self._ask(result, "layer", self._prepare_seconds, again=True, **arguments)
 
     def round(self) -> None:
         """Have each contestant run once; the next round begins with the next one."""

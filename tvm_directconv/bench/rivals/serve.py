@@ -65,7 +65,7 @@ class Server:
             np.zeros(_WARM_UP.weight_shape, np.float32),
             aligned_zeros(_WARM_UP.input_shape),
         )
-        return self._take(prepared, memory, None)
+        return self._take(prepared, memory)
 
     def convert(self, onnx: str) -> dict[str, Any]:
         """Make the file that the library loads."""
@@ -74,7 +74,11 @@ class Server:
         return {"path": str(path), "seconds": time.perf_counter() - begin}
 
     def layer(self, folder: str, workload: dict[str, Any], again: bool) -> dict[str, Any]:
-        """Prepare a layer; `again` is for new places in memory only."""
+        """Prepare a layer.
+
+        What was prepared before is kept: this one is in other places in memory. That is all that
+        `again` is for.
+        """
         convolution = ConvWorkload(**workload)
         if reason := self.contestant.unsupported(convolution):
             raise Unsupported(reason)
@@ -83,16 +87,25 @@ class Server:
         prepared = self.contestant.prepare_layer(
             convolution, self.threads, np.load(place / "weight.npy"), _input(place)
         )
-        return self._take(prepared, memory, None if again else place)
+        if again:
+            prepared.call()
+            self.kept.append(prepared)
+            return {}
+        found = self._take(prepared, memory)
+        np.save(place / "output.npy", prepared.output())
+        return found
 
     def network(self, folder: str, path: str) -> dict[str, Any]:
         """Load a network."""
         place = Path(folder)
         memory = _Memory()
         prepared = self.contestant.prepare_network(Path(path), self.threads, _input(place))
-        return self._take(prepared, memory, place)
+        found = self._take(prepared, memory)
+        np.save(place / "output.npy", prepared.output())
+        return found
 
-    def _take(self, prepared: Prepared, memory: "_Memory", place: Path | None) -> dict[str, Any]:
+    def _take(self, prepared: Prepared, memory: "_Memory") -> dict[str, Any]:
+        """Keep what is prepared, and tell of it."""
         prepared.call()  # What is done in the first call only belongs to preparing.
         loading = memory.peak()
         memory.clear()
@@ -103,10 +116,7 @@ class Server:
             seconds.append(time.perf_counter() - begin)
         running, resident = memory.peak(), memory.now()
         self.number = max(1, round(_SHORTEST / max(min(seconds), 1e-7)))
-        # Earlier ones are kept, or this one would get their pages.
         self.kept.append(prepared)
-        if place:
-            np.save(place / "output.npy", prepared.output())
         told = [field.name for field in fields(Prepared) if field.name not in ("call", "output")]
         return {
             **{key: getattr(prepared, key) for key in told},

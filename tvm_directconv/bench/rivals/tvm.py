@@ -56,14 +56,18 @@ class Untuned(Contestant):
 class Tuned(Untuned):
     """The same after MetaSchedule has searched its own space for a schedule.
 
+    It takes minutes for a layer: give it more time for preparing.
+
     Attributes
     ----------
     trials : int
-        Candidates that are measured for each layer; takes minutes.
+        Candidates that are measured for each layer.
     """
 
     name: str = "TVM, tuned"
-    includes: str = "From plain to plain, as MetaSchedule's search has scheduled it."
+    includes: str = (
+        "From plain to plain, weights included, as MetaSchedule's search has scheduled it."
+    )
     trials: int = 64
 
     packages: ClassVar = {

@@ -86,7 +86,7 @@ class Fake(Contestant):
             if does == "hang later" and calls > 4:
                 time.sleep(1000)
             if does == "take memory":
-                taken = np.ones(2**21)
+                taken = np.ones(6 * 2**20)  # So much that it is returned when it is freed.
                 taken = np.ones(0)
             if self.log:
                 with Path(self.log).open("a") as log:

@@ -325,6 +325,7 @@ def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tuple(row) == KEYS
         assert row["subject"] == "network" and row["network"] == "small"
         assert row["layer"] is row["workload"] is None
+        assert row["includes"].startswith("The whole network")
         assert row["status"] == "ok" and len(row["seconds"]) == len(row["peak_gflops"]) == 2
         assert row["max_error"] < 1e-5 and row["extra_bytes"] >= 0
         assert (row["compile_seconds"] is not None) == compiles

@@ -486,8 +486,6 @@ class CompiledConv:
 class BoundCall:
     """A convolution together with its arrays: calling it computes `out` from the others."""
 
-    _threads = 0
-
     def __init__(self, function: Any, arrays: tuple[np.ndarray, ...], threads: int) -> None:
         import tvm_ffi
 
@@ -498,17 +496,28 @@ class BoundCall:
 
     def __call__(self) -> None:
         """Compute the output."""
-        if self._wanted > 1 and BoundCall._threads != self._wanted:
-            # TVM has one pool for all functions; a function takes whatever size it has. How large
-            # it can get is settled by the cores that are named when it is made: by default half of
-            # them. -3 lets threads share these, where other modes bind the caller to one of them.
-            import tvm_ffi
-
-            cores = map(str, sorted(os.sched_getaffinity(0)))
-            configure = tvm_ffi.get_global_func("runtime.config_threadpool")
-            configure(-3, self._wanted, list(cores))
-            BoundCall._threads = self._wanted
+        if self._wanted > 1:
+            size_pool(self._wanted)
         self._function(*self._tensors)
+
+
+_pool_threads = 0
+
+
+def size_pool(threads: int) -> None:
+    """Have TVM compute with so many threads.
+
+    TVM has one pool for all functions; a function takes whatever size it has. How large it can get
+    is settled by the cores that are named when it is made: by default half of them.
+    """
+    global _pool_threads
+    if threads != _pool_threads:
+        import tvm_ffi
+
+        # -3 lets threads share the cores, where other modes bind the caller to one of them.
+        cores = map(str, sorted(os.sched_getaffinity(0)))
+        tvm_ffi.get_global_func("runtime.config_threadpool")(-3, threads, list(cores))
+        _pool_threads = threads
 
 
 def manifest_path(library: Path) -> Path:

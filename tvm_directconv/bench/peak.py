@@ -104,6 +104,13 @@ class Burst:
         One whose code runs on this machine.
     threads : int
         Threads that run it at once.
+
+    Attributes
+    ----------
+    assembly : str
+        The code.
+    flops : int
+        Operations of one call.
     """
 
     def __init__(self, device: Device, threads: int) -> None:
@@ -113,11 +120,11 @@ class Burst:
         self.assembly: str = code.module.inspect_source("asm")
         self._function: Any = code.module[code.symbol]
         self._arrays = tuple(tvm_ffi.from_dlpack(array) for array in code.arrays())
-        self._flops = code.flops
+        self.flops = code.flops
         self()
 
     def __call__(self) -> float:
         """Run it once and return its speed in GFLOP/s."""
         begin = time.perf_counter()
         self._function(*self._arrays)
-        return self._flops / (time.perf_counter() - begin) / 1e9
+        return self.flops / (time.perf_counter() - begin) / 1e9

@@ -1,0 +1,113 @@
+"""ONNX Runtime, and the ONNX files of single layers, which others read, too."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...layout import aligned_zeros
+from ...workload import ConvWorkload
+from .base import DIRECT, IM2COL, Contestant, Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntime(Contestant):
+    """ONNX Runtime's own kernels (MLAS) on one node."""
+
+    name: str = "onnxruntime"
+    algorithm: str = DIRECT
+    includes: str = (
+        "From plain to plain: where it convolves in a blocked layout, input and output are "
+        "reordered in each call."
+    )
+
+    title: ClassVar = "onnxruntime"
+    packages: ClassVar = {"onnxruntime": "", "onnx": ", which writes ONNX files,"}
+
+    def prepare_layer(
+        self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
+    ) -> Prepared:
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            session = _session(
+                layer_model(workload, weight).SerializeToString(), threads, optimized
+            )
+            blocked, operators = _operators(optimized)
+        out = aligned_zeros(workload.output_shape)
+        return Prepared(
+            call=_bound(session, x, out),
+            output=lambda: out,
+            # Without a layout of its own, MLAS makes matrix products of convolutions.
+            algorithm=DIRECT if blocked else IM2COL,
+            implementation=operators,
+        )
+
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+        session = _session(str(path), threads)
+        out = aligned_zeros(tuple(session.get_outputs()[0].shape))
+        return Prepared(call=_bound(session, x, out), output=lambda: out)
+
+
+def _session(model: str | bytes, threads: int, optimized: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _bound(session: Any, x: np.ndarray, out: np.ndarray) -> Any:
+    """Return a call that reads and writes these arrays, without copies."""
+    binding = session.io_binding()
+    for bind, (value,), array in (
+        (binding.bind_input, session.get_inputs(), x),
+        (binding.bind_output, session.get_outputs(), out),
+    ):
+        bind(value.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def call(_kept: tuple[np.ndarray, np.ndarray] = (x, out)) -> None:
+        session.run_with_iobinding(binding)
+
+    return call
+
+
+def _operators(path: Path) -> tuple[bool, str]:
+    """Return whether the blocked layout was chosen, and all operators that are run."""
+    import onnx
+
+    nodes = onnx.load(path).graph.node
+    domains = {node.domain for node in nodes}
+    names = [f"{node.domain}.{node.op_type}".strip(".") for node in nodes]
+    return any("nchwc" in domain for domain in domains), ", ".join(names)
+
+
+def layer_model(workload: ConvWorkload, weight: np.ndarray) -> Any:
+    """Return an ONNX model of one convolution, from ``x`` to ``y``."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node(
+        "Conv",
+        ["x", "weight"],
+        ["y"],
+        "conv",
+        kernel_shape=workload.kernel,
+        strides=workload.stride,
+        pads=workload.padding,
+        dilations=workload.dilation,
+        group=workload.groups,
+    )
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, workload.input_shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, workload.output_shape)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

@@ -1,0 +1,107 @@
+"""This package, and the FMA burst that all are measured against."""
+
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...build import CompiledConv, build, size_pool
+from ...device import device
+from ...layout import aligned_zeros
+from ...workload import ConvWorkload
+from .base import DIRECT, Contestant, Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours(Contestant):
+    """This package.
+
+    Attributes
+    ----------
+    blocking : str
+        Where block sizes come from; see :func:`tvm_directconv.build`.
+    """
+
+    name: str = "ours"
+    algorithm: str = DIRECT
+    includes: str = (
+        "The convolution alone: input and output stay in the blocked layout that layers pass on "
+        "to each other (an image of 3 channels is plain), and nothing is reordered."
+    )
+    blocking: str = "model"
+
+    title: ClassVar = "tvm-directconv"
+    packages: ClassVar = {"tvm_directconv": ""}
+
+    def load_library(self) -> None:
+        importlib.import_module("tvm")
+
+    def prepare_layer(
+        self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
+    ) -> Prepared:
+        conv, extra = _built(workload, threads, self.blocking)
+        out = aligned_zeros(conv.manifest.output_shape)
+        return Prepared(
+            call=conv.bind(conv.pack_input(x), conv.pack_weight(weight), out),
+            output=lambda: conv.unpack_output(out),
+            extra_bytes=extra,
+            compile_seconds=conv.compile_seconds,
+            blocking=str(conv.blocking),
+            blocking_source=conv.manifest.blocking_source,
+        )
+
+    def convert(self, onnx: Path, threads: int) -> Path:
+        from ... import compile_network
+
+        library = onnx.with_suffix(".so")
+        compile_network(onnx, library, threads=threads, blocking=self.blocking)
+        return library
+
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+        from ... import load_network
+
+        call, outputs = load_network(path).bind(x)
+        return Prepared(call=call, output=lambda: outputs[0])
+
+
+@lru_cache(maxsize=1)  # For other places in memory.
+def _built(workload: ConvWorkload, threads: int, blocking: str) -> tuple[CompiledConv, int]:
+    from ..measure import extra_bytes
+
+    conv = build(workload, "native", threads, blocking)
+    packed = (
+        np.zeros(conv.manifest.input_shape, np.float32),
+        np.zeros(conv.manifest.weight_shape, np.float32),
+    )
+    return conv, extra_bytes(conv, device("native"), packed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak(Contestant):
+    """The FMA burst of :mod:`tvm_directconv.bench.peak`: its subject is no matter."""
+
+    name: str = "peak"
+    algorithm: str = "multiply-adds between registers"
+
+    title: ClassVar = "tvm-directconv"
+    packages: ClassVar = {"tvm_directconv": ""}
+
+    def load_library(self) -> None:
+        importlib.import_module("tvm")
+
+    def prepare_layer(
+        self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
+    ) -> Prepared:
+        burst = _burst(threads)
+        return Prepared(call=burst, output=lambda: np.zeros(1, np.float32), flops=burst.flops)
+
+
+@lru_cache(maxsize=1)
+def _burst(threads: int) -> Any:
+    from ..peak import Burst
+
+    size_pool(threads)
+    return Burst(device("native"), threads)

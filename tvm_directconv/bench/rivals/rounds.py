@@ -1,0 +1,378 @@
+"""Layers and networks of all contestants, in turns: raw rows for reports."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...reference import conv2d_reference, max_error, random_tensors
+from ...workload import ConvWorkload
+from .base import DIRECT, IM2COL, NETWORK_SHAPE, Contestant, Failed, NotHere, Unsupported
+from .onnxruntime import OnnxRuntime
+from .ours import Peak
+from .turns import PREPARE_SECONDS, RUN_SECONDS, Seat
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+TOLERANCE = {DIRECT: 1e-4, IM2COL: 1e-4}
+"""The largest error that is not wrong, by algorithm: products in half precision are beyond it."""
+LOOSE_TOLERANCE = 1e-2
+"""That of other algorithms: Winograd's rounds more, the more so the larger its tiles."""
+NETWORK_TOLERANCE = 1e-3
+"""That of networks."""
+
+_ALL_OF_A_NETWORK = "The whole network, from a plain image to its scores."
+# Places in memory that arrays of layers are measured in, as in tvm_directconv.bench.compare.
+_PLACES = 4
+_STATUS = {NotHere: "not_here", Unsupported: "unsupported", Failed: "failed"}
+
+
+@dataclass(eq=False)
+class Result:
+    """What was found of one contestant and one subject, a layer or a network.
+
+    The attributes that a row has are explained at :func:`compare_layers`.
+
+    Attributes
+    ----------
+    peak_bytes, resident_bytes : int, optional
+        What the process takes more than before: at its peak from loading to the last run, and in
+        the end.
+    """
+
+    contestant: Contestant
+    status: str = "ok"
+    reason: str | None = None
+    library: str | None = None
+    found: dict[str, Any] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    peak_gflops: list[float] = field(default_factory=list)
+    extra_bytes: int | None = None
+    max_error: float | None = None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        return self.found.get("peak_bytes")
+
+    @property
+    def resident_bytes(self) -> int | None:
+        return self.found.get("resident_bytes")
+
+    def fail(self, status: str, reason: str) -> None:
+        """Note why there are no times."""
+        self.status, self.reason = status, reason
+        self.seconds.clear()
+        self.peak_gflops.clear()
+
+    def row(self, threads: int, network: str, workload: ConvWorkload | None = None) -> Row:
+        """Return what reports are made of."""
+        finite = self.max_error is not None and math.isfinite(self.max_error)
+        return {
+            "subject": "layer" if workload else "network",
+            "network": network,
+            "layer": workload.layer if workload else None,
+            "workload": str(workload) if workload else None,
+            "threads": threads,
+            "contestant": self.contestant.name,
+            "library": self.library,
+            "implementation": self.found.get("implementation"),
+            "status": self.status,
+            "reason": self.reason,
+            "algorithm": self.found.get("algorithm") or self.contestant.algorithm,
+            "includes": self.contestant.includes if workload else _ALL_OF_A_NETWORK,
+            "seconds": self.seconds,
+            "peak_gflops": self.peak_gflops,
+            "extra_bytes": self.extra_bytes,
+            "max_error": self.max_error if finite else None,
+            "compile_seconds": self.found.get("compile_seconds"),
+            "blocking": self.found.get("blocking"),
+            "blocking_source": self.found.get("blocking_source"),
+        }
+
+
+def compare_layers(
+    workloads: Sequence[ConvWorkload],
+    contestants: Sequence[Contestant],
+    threads: int,
+    repeats: int,
+    *,
+    prepare_seconds: float = PREPARE_SECONDS,
+    run_seconds: float = RUN_SECONDS,
+    say: Say = lambda _: None,
+) -> Iterator[Row]:
+    """Time layers of contestants in turns with each other and with the FMA burst.
+
+    Input and weights are random. Each contestant has a process of its own for all layers; one that
+    ends is started anew for the next layer.
+
+    Parameters
+    ----------
+    workloads : sequence of ConvWorkload
+        The layers.
+    contestants : sequence of Contestant
+        Who takes part.
+    threads : int
+        Threads that each may compute with.
+    repeats : int
+        Rounds. In each, all contestants run once, and the next one begins with another one of
+        them. Arrays are in several places in memory by turns.
+    prepare_seconds, run_seconds : float
+        The longest that a contestant may take for preparing a layer, and for a round.
+    say : callable
+        Is told how far it is.
+
+    Yields
+    ------
+    dict
+        A row for each contestant and layer, as soon as the layer is finished. `seconds` are of
+        one call in each round, and `peak_gflops` the mean of the bursts immediately before and
+        after; both are empty unless `status` is "ok". `status` may be "not_here" (the library is
+        not installed), "unsupported" (it does not compute that), "failed", or "wrong" (the output
+        differs from the reference by more than :data:`TOLERANCE` allows); `reason` then says why.
+        `max_error` is in units of :func:`tvm_directconv.max_error`; it is None if the output has
+        values that are no numbers. `extra_bytes` is memory beside input, weights and output once
+        each. It is exact where the library or the code tells it: ours, im2col's buffer, oneDNN's
+        scratchpad. Of others it is how much more than these arrays the process takes at its peak
+        while it computes, compared with before the layer was prepared: copies of the arrays that a
+        library keeps count, memory that it kept of earlier layers does not, and half a megabyte is
+        nothing.
+
+    Raises
+    ------
+    DirectConvError
+        If the burst cannot be run.
+    """
+    with contextlib.ExitStack() as stack:
+        peak = Seat(Peak(), threads, layers=False)
+        stack.callback(peak.close)
+        seats = [Seat(contestant, threads) for contestant in contestants]
+        for seat in seats:
+            stack.callback(seat.close)
+        for number, workload in enumerate(workloads, 1):
+            title = f"{workload.name or workload} ({number} of {len(workloads)})"
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder)
+                x, weight = random_tensors(workload, seed=0)
+                np.save(place / "x.npy", x)
+                np.save(place / "weight.npy", weight)
+                expected = conv2d_reference(x, weight, workload)
+                plain_bytes = workload.input_bytes + workload.weight_bytes + workload.output_bytes
+                arguments = {"folder": folder, "workload": asdict(workload)}
+                match = _Match(seats, peak, prepare_seconds, run_seconds)
+                for result in match.results:
+                    say(f"{title}: {result.contestant.name}")
+                    match.prepare(result, "layer", again=False, **arguments)
+                    algorithm = result.found.get("algorithm") or result.contestant.algorithm
+                    tolerance = TOLERANCE.get(algorithm, LOOSE_TOLERANCE)
+                    _check(result, place, expected, plain_bytes, tolerance)
+                places = min(_PLACES, repeats)
+                for turn in range(places):
+                    say(f"{title}: place {turn + 1} of {places}")
+                    if turn:
+                        for result in match.results:
+                            match.prepare_again(result, **arguments)
+                    for _ in range(turn, repeats, _PLACES):
+                        match.round()
+                match.release()
+            for result in match.results:
+                yield result.row(threads, workload.network, workload)
+
+
+def compare_networks(
+    networks: Sequence[str],
+    contestants: Sequence[Contestant],
+    threads: int,
+    repeats: int,
+    *,
+    prepare_seconds: float = PREPARE_SECONDS,
+    run_seconds: float = RUN_SECONDS,
+    say: Say = lambda _: None,
+) -> Iterator[Row]:
+    """Time whole networks with random weights, as :func:`compare_layers` does layers.
+
+    Outputs are compared with those of onnxruntime. `extra_bytes` counts all that is resident
+    beside the input, the output and the weights once: activations between layers, too.
+
+    Parameters
+    ----------
+    networks : sequence of str
+        Of :data:`tvm_directconv.bench.models.MODELS`.
+    contestants, threads, repeats, prepare_seconds, run_seconds, say
+        As in :func:`compare_layers`.
+
+    Yields
+    ------
+    dict
+        A row for each contestant and network.
+
+    Raises
+    ------
+    NotHere
+        If onnxruntime or the package that writes ONNX files is not here.
+    DirectConvError
+        If onnxruntime or the burst cannot be run.
+    """
+    for network in networks:
+        for result in network_results(
+            network,
+            contestants,
+            threads,
+            repeats,
+            prepare_seconds=prepare_seconds,
+            run_seconds=run_seconds,
+            say=say,
+        ):
+            yield result.row(threads, network)
+
+
+def network_results(
+    network: str,
+    contestants: Sequence[Contestant],
+    threads: int,
+    repeats: int,
+    *,
+    prepare_seconds: float = PREPARE_SECONDS,
+    run_seconds: float = RUN_SECONDS,
+    say: Say = lambda _: None,
+) -> list[Result]:
+    """Do the same for one network, and return all that was found.
+
+    Each contestant has a process of its own that has done nothing else: what it takes of memory
+    is the network's.
+    """
+    OnnxRuntime().check(network=True)
+    import onnx
+
+    from ..models import model
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        place = Path(folder)
+        source = place / f"{network}.onnx"
+        made = model(network)
+        onnx.save(made, source)
+        x = np.random.default_rng(0).standard_normal(NETWORK_SHAPE, np.float32)
+        np.save(place / "x.npy", x)
+        say(f"{network}: the right output")
+        expected = _right_output(source, threads, prepare_seconds)
+        plain_bytes = x.nbytes + expected.nbytes + _weight_bytes(made)
+        seats = [Seat(contestant, threads, layers=False) for contestant in contestants]
+        peak = Seat(Peak(), threads, layers=False)
+        for seat in [*seats, peak]:
+            stack.callback(seat.close)
+        match = _Match(seats, peak, prepare_seconds, run_seconds)
+        for result, seat in zip(match.results, seats, strict=True):
+            say(f"{network}: {result.contestant.name}")
+            seconds = None
+            path = str(source)
+            if type(result.contestant).convert is not Contestant.convert:
+                match.prepare(result, "convert", onnx=path)
+                path, seconds = result.found.get("path", path), result.found.get("seconds")
+                seat.close()  # Whose memory is anything but untouched.
+            match.prepare(result, "network", folder=folder, path=path)
+            result.found["compile_seconds"] = seconds
+            _check(result, place, expected, plain_bytes, NETWORK_TOLERANCE)
+        for repeat in range(repeats):
+            say(f"{network}: repeat {repeat + 1} of {repeats}")
+            match.round()
+        return match.results
+
+
+class _Match:
+    """One subject of all contestants."""
+
+    def __init__(
+        self, seats: Sequence[Seat], peak: Seat, prepare_seconds: float, run_seconds: float
+    ) -> None:
+        self.results = [Result(seat.contestant) for seat in seats]
+        self._seats = seats
+        self._peak = peak
+        self._prepare_seconds, self._run_seconds = prepare_seconds, run_seconds
+        self._flops: int = peak.ask("warm_up", prepare_seconds)["flops"]
+        self._rounds = 0
+
+    def prepare(self, result: Result, command: str, **arguments: Any) -> None:
+        """Have a contestant do something, unless it has failed already."""
+        found = self._ask(result, command, self._prepare_seconds, **arguments)
+        if found is not None:
+            result.found = found
+
+    def prepare_again(self, result: Result, **arguments: Any) -> None:
+        """Have a contestant prepare its layer in other places in memory."""
+        self._ask(result, "layer", self._prepare_seconds, again=True, **arguments)
+
+    def round(self) -> None:
+        """Have each contestant run once; the next round begins with the next one."""
+        playing = [result for result in self.results if result.status == "ok"]
+        first = self._rounds % len(playing) if playing else 0
+        self._rounds += 1
+        before = self._burst()
+        for result in playing[first:] + playing[:first]:
+            found = self._ask(result, "run", self._run_seconds)
+            after = self._burst()
+            if found is not None:
+                result.seconds.append(found["seconds"])
+                result.peak_gflops.append((before + after) / 2)
+            before = after
+
+    def release(self) -> None:
+        """Have all forget the subject."""
+        for seat in self._seats:
+            seat.release(self._run_seconds)
+
+    def _burst(self) -> float:
+        return self._flops / float(self._peak.ask("run", self._run_seconds)["seconds"]) / 1e9
+
+    def _ask(
+        self, result: Result, command: str, seconds: float, **arguments: Any
+    ) -> dict[str, Any] | None:
+        if result.status != "ok":
+            return None
+        seat = self._seats[self.results.index(result)]
+        try:
+            answer = seat.ask(command, seconds, **arguments)
+        except (NotHere, Unsupported, Failed) as error:
+            result.fail(_STATUS[type(error)], str(error))
+            return None
+        finally:
+            result.library = seat.library
+        return answer
+
+
+def _check(
+    result: Result, place: Path, expected: np.ndarray, plain_bytes: int, tolerance: float
+) -> None:
+    """Compare the output of what was just prepared, and count its memory."""
+    if result.status != "ok":
+        return
+    output = np.load(place / "output.npy")
+    if output.size != expected.size:
+        result.fail("wrong", f"the output has {output.size} values; expected {expected.size}")
+        return
+    error = max_error(output.ravel(), expected.ravel())
+    result.max_error = error
+    exact = result.found["extra_bytes"]
+    beside = max(0, result.found["running_bytes"] - plain_bytes)
+    result.extra_bytes = beside if exact is None else exact
+    if error > tolerance:
+        result.fail("wrong", f"the largest error is {error:.2g}; expected at most {tolerance:g}")
+
+
+def _right_output(source: Path, threads: int, seconds: float) -> np.ndarray:
+    seat = Seat(OnnxRuntime(), threads, layers=False)
+    try:
+        seat.ask("network", seconds, folder=str(source.parent), path=str(source))
+        return np.asarray(np.load(source.parent / "output.npy"))
+    finally:
+        seat.close()
+
+
+def _weight_bytes(model: Any) -> int:
+    from onnx import numpy_helper
+
+    return sum(numpy_helper.to_array(constant).nbytes for constant in model.graph.initializer)

@@ -1,0 +1,215 @@
+"""The process of one contestant: it does what it reads, one JSON object a line, and answers so.
+
+Started by :class:`tvm_directconv.bench.rivals.turns.Process`.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ...layout import aligned_zeros
+from ...workload import ConvWorkload
+from .base import Contestant, Failed, NotHere, Prepared, Unsupported
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux.
+_SHORTEST = 2e-3  # seconds that a group of calls takes at least
+_LONG = 0.5  # seconds from which a call needs no other one before it
+_RUNS_FOR_MEMORY = 3
+# All code that a first layer loads is loaded by this one, and not counted as memory of a layer.
+_WARM_UP = ConvWorkload(
+    in_channels=16, in_height=8, in_width=8, out_channels=16, kernel=(3, 3), padding=(1, 1, 1, 1)
+)
+
+
+class Server:
+    """Answers commands."""
+
+    def __init__(self, contestant: Contestant, threads: int) -> None:
+        self.contestant = contestant
+        self.threads = threads
+        self.kept: list[Prepared] = []
+        self.number = 1
+
+    def hello(self, layers: bool) -> dict[str, Any]:
+        """Load the library, and say which."""
+        try:
+            self.contestant.load_library()
+        except (ImportError, OSError) as error:
+            raise NotHere(f"{type(error).__name__}: {error}") from error
+        library = self.contestant.library()
+        if layers:
+            # What fails here fails with layers, too, and is told there.
+            with contextlib.suppress(Exception):
+                self.warm_up()
+        self.release()
+        return {"library": library}
+
+    def warm_up(self) -> dict[str, Any]:
+        """Prepare some layer; all that the burst needs."""
+        memory = _Memory()
+        prepared = self.contestant.prepare_layer(
+            _WARM_UP,
+            self.threads,
+            np.zeros(_WARM_UP.weight_shape, np.float32),
+            aligned_zeros(_WARM_UP.input_shape),
+        )
+        return self._take(prepared, memory)
+
+    def convert(self, onnx: str) -> dict[str, Any]:
+        """Make the file that the library loads."""
+        begin = time.perf_counter()
+        path = self.contestant.convert(Path(onnx), self.threads)
+        return {"path": str(path), "seconds": time.perf_counter() - begin}
+
+    def layer(self, folder: str, workload: dict[str, Any], again: bool) -> dict[str, Any]:
+        """Prepare a layer.
+
+        What was prepared before is kept: this one is in other places in memory. That is all that
+        `again` is for.
+        """
+        convolution = ConvWorkload(**workload)
+        if reason := self.contestant.unsupported(convolution):
+            raise Unsupported(reason)
+        place = Path(folder)
+        memory = _Memory()
+        prepared = self.contestant.prepare_layer(
+            convolution, self.threads, np.load(place / "weight.npy"), _input(place)
+        )
+        if again:
+            prepared.call()
+            self.kept.append(prepared)
+            return {}
+        found = self._take(prepared, memory)
+        np.save(place / "output.npy", prepared.output())
+        return found
+
+    def network(self, folder: str, path: str) -> dict[str, Any]:
+        """Load a network."""
+        place = Path(folder)
+        memory = _Memory()
+        prepared = self.contestant.prepare_network(Path(path), self.threads, _input(place))
+        found = self._take(prepared, memory)
+        np.save(place / "output.npy", prepared.output())
+        return found
+
+    def _take(self, prepared: Prepared, memory: "_Memory") -> dict[str, Any]:
+        """Keep what is prepared, and tell of it."""
+        prepared.call()  # What is done in the first call only belongs to preparing.
+        loading = memory.peak()
+        memory.clear()
+        seconds: list[float] = []
+        while len(seconds) < _RUNS_FOR_MEMORY and sum(seconds) < _LONG:
+            begin = time.perf_counter()
+            prepared.call()
+            seconds.append(time.perf_counter() - begin)
+        running, resident = memory.peak(), memory.now()
+        self.number = max(1, round(_SHORTEST / max(min(seconds), 1e-7)))
+        self.kept.append(prepared)
+        told = [field.name for field in fields(Prepared) if field.name not in ("call", "output")]
+        return {
+            **{key: getattr(prepared, key) for key in told},
+            "peak_bytes": max(loading, running, resident),
+            "running_bytes": max(running, resident),
+            "resident_bytes": resident,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Compute what was prepared last, once for the caches, then often enough to be timed."""
+        call = self.kept[-1].call
+        begin = time.perf_counter()
+        call()
+        first = time.perf_counter() - begin
+        if first > _LONG:
+            return {"seconds": first}
+        begin = time.perf_counter()
+        for _ in range(self.number):
+            call()
+        return {"seconds": (time.perf_counter() - begin) / self.number}
+
+    def release(self) -> dict[str, Any]:
+        """Forget all that was prepared."""
+        self.kept.clear()
+        return {}
+
+
+class _Memory:
+    """How much more memory this process takes than in the beginning."""
+
+    def __init__(self) -> None:
+        self._tidy()
+        self._before = _status("VmRSS")
+        self.clear()
+
+    def clear(self) -> None:
+        """Count peaks from now on."""
+        self._tidy()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        return _status("VmHWM") - self._before
+
+    def now(self) -> int:
+        return _status("VmRSS") - self._before
+
+    @staticmethod
+    def _tidy() -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # Not every C library has it.
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    assert found
+    return int(found[1]) * 1024
+
+
+def _input(place: Path) -> np.ndarray:
+    loaded = np.load(place / "x.npy")
+    x = aligned_zeros(loaded.shape)
+    x[...] = loaded
+    return x
+
+
+def contestant_of(spec: dict[str, Any]) -> Contestant:
+    """Make a contestant of its module, class and fields."""
+    kind = getattr(importlib.import_module(spec["module"]), spec["class"])
+    return cast(Contestant, kind(**spec["fields"]))
+
+
+def _answer(server: Server, command: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], getattr(server, command.pop("do"))(**command))
+    except (NotHere, Unsupported, Failed) as error:
+        return {"error": type(error).__name__, "reason": str(error)}
+    except Exception as error:  # Whatever a library raises.
+        return {"error": "Failed", "reason": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    """Serve until there is nothing more to read."""
+    # A stopped process would not see that nobody tells it anything any more.
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Libraries print what they like.
+    spec, threads = json.loads(sys.argv[1]), int(sys.argv[2])
+    server = Server(contestant_of(spec), threads)
+    for line in sys.stdin:
+        print(json.dumps(_answer(server, json.loads(line))), file=channel, flush=True)
+
+
+if __name__ == "__main__":
+    main()

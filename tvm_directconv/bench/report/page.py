@@ -260,9 +260,10 @@ def _summary(results: Results, threads: int) -> list[_Block]:
             _Text("Times as long as ours, of the layers that both compute:"),
             _Table(("over ours", *headings), over),
         ]
-    lines = list(_in_words(results, threads))
-    if lines:
+    if lines := _in_words(results, threads):
         content.append(_List(lines))
+    if any(best):
+        content += _ahead(results, threads)
     return content
 
 
@@ -285,17 +286,18 @@ def _in_words(results: Results, threads: int) -> list[str]:
             f"{_number(low.over_im2col)} ({low.about.name}) to {_number(high.over_im2col)} "
             f"({high.about.name}), over {len(speedups)} layers."
         )
-    if results.best_rivals(threads):
-        ahead = [
-            f"{f.row.contestant} on {f.about.name} ({1 / (f.over_ours or 1):.2f} times as fast)"
-            for f in results.ahead(threads)
-        ]
-        lines.append(
-            f"Rivals that are ahead of ours by more than {AHEAD - 1:.0%}: "
-            + ("; ".join(ahead) if ahead else "none on any layer")
-            + "."
-        )
     return lines
+
+
+def _ahead(results: Results, threads: int) -> list[_Block]:
+    said = f"Rivals that are ahead of ours by more than {AHEAD - 1:.0%}"
+    rows = [
+        (f.about.name, _of_library(results, f.row.contestant), _number(f.over_ours), _range(f))
+        for f in results.ahead(threads)
+    ]
+    if not rows:
+        return [_Text(f"{said}: none on any layer.")]
+    return [_Text(f"{said}:"), _Table(("layer", "rival", "over ours", "p20 to p80"), rows)]
 
 
 def _per_core(results: Results) -> list[_Block]:
@@ -550,7 +552,7 @@ def _markdown_block(block: _Block) -> str:
 
 def _marked(text: str) -> str:
     """Return text in which nothing is taken for Markdown, on one line."""
-    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*|<\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 # --- HTML ---------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def _wanted(results: Results, environment: Mapping[str, Any]) -> Iterator[_Wante
             f"memory-{_file_name(network)}",
             "memory",
             f"Memory beyond input, weights and output: {network or 'other layers'}",
-            "Over the bytes of these three arrays. Lines: what the whole im2col matrix, and "
+            "Over the bytes of these three arrays. Bars: what the whole im2col matrix, and "
             "the buffers of Winograd's F(4x4, 3x3) for the whole layer, would take by their "
             "formulas. Marks: what was measured.",
             partial(_draw_memory, results, layers),
@@ -371,8 +371,9 @@ def _draw_limit(results: Results, subjects: Sequence[Subject], threads: int) -> 
 
 
 def _draw_per_core(results: Results, several: Sequence[int]) -> "Figure":
-    figure, axes = _figure(4.2)
+    figure, axes = _figure(4.6)
     drawn = 0
+    lowest = highest = 1.0
     for contestant in results.contestants:
         by_threads = {n: results.per_core(contestant, n).values() for n in several}
         means = {n: geometric_mean(found) for n, found in by_threads.items() if found}
@@ -391,6 +392,7 @@ def _draw_per_core(results: Results, several: Sequence[int]) -> "Figure":
             zorder=4 if own else 3,
         )
         drawn += 1
+        lowest, highest = min(lowest, *means.values()), max(highest, *means.values())
         if own:
             least = {n: min(found) for n, found in by_threads.items() if found}
             axes.plot(
@@ -400,9 +402,10 @@ def _draw_per_core(results: Results, several: Sequence[int]) -> "Figure":
                 linestyle=":",
                 label=f"{contestant}, least of all layers",
             )
+            lowest = min(lowest, *least.values())
             drawn += 1
     axes.set_xticks([1, *several])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), max(1.02, highest + 0.02))
     axes.set_xlabel("threads")
     axes.set_ylabel("speed per core over that of one thread")
     _legend(figure, drawn)
@@ -410,6 +413,8 @@ def _draw_per_core(results: Results, several: Sequence[int]) -> "Figure":
 
 
 def _draw_roofline(results: Results, threads: int, environment: Mapping[str, Any]) -> "Figure":
+    import matplotlib
+
     figure, axes = _figure(5)
     ours = results.measured(OURS, threads)
     peak = median(f.peak_gflops or 0 for f in ours)
@@ -424,13 +429,17 @@ def _draw_roofline(results: Results, threads: int, environment: Mapping[str, Any
         roof, [min(peak, (copied or peak) * x) if copied else peak for x in roof], "k-", label=label
     )
     shapes = "osDv^<>ph*"
-    for number, network in enumerate(results.families):
+    families = results.families
+    # Other colours than those that stand for contestants.
+    colours = matplotlib.colormaps["viridis"]
+    for number, network in enumerate(families):
         found = [f for f in ours if f.about.network == network]
         if found:
             axes.scatter(
                 [intensity(f.about.convolution) for f in found],
                 [(f.of_limit or 0) * (f.peak_gflops or 0) for f in found],
                 s=26,
+                color=colours(number / len(families)),
                 marker=shapes[number % len(shapes)],
                 label=network or "other layers",
                 edgecolors="white",

@@ -35,6 +35,7 @@ SCRIPTS = (
     "scripts/check_search",
     "scripts/compare_networks",
     "scripts/compare_pools",
+    "scripts/reproduce_paper",
     "scripts/test",
     ".ci/run",
 )
@@ -44,6 +45,7 @@ NOT_FOLLOWED = (
     ["scripts/deploy_pi", "--emulate"],
     ["scripts/deploy_pi", "pi@raspberrypi.local"],
     ["scripts/tune_x86"],
+    ["scripts/reproduce_paper"],
     ["scripts/test"],
     ["pip", "install", "."],
     ["python", "-m", "tvm.exec.rpc_tracker"],
@@ -141,6 +143,8 @@ def follow(words: list[str]) -> None:
             (log,) = folders()[0].iterdir()
             for copy in ("mine.jsonl", "yours.jsonl"):
                 shutil.copy(log, copy)
+    elif words[:2] == ["tvm-directconv", "report"]:
+        _parse(words[1:])  # It takes hours.
     elif words[0] == "tvm-directconv":
         command(*words[1:])
     elif words[0] in ("aarch64-linux-gnu-gcc", "cc", "make", "./app"):

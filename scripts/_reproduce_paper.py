@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from statistics import geometric_mean
 
-from tvm_directconv import DirectConvError
+from tvm_directconv import DirectConvError, workloads
 from tvm_directconv.bench.report import environment
 from tvm_directconv.bench.report.figures import Results, mean
 from tvm_directconv.bench.report.measuring import ENVIRONMENT, ROWS, rivals
-from tvm_directconv.bench.report.rows import IM2COL, OURS, read
+from tvm_directconv.bench.report.rows import IM2COL, OURS, layer_subject, read
 from tvm_directconv.cli import main as command
 from tvm_directconv.cli._options import positive
 from tvm_directconv.cli._output import Row, render
@@ -120,7 +120,13 @@ def main() -> int:
     if status == 2:
         return status
     folder = Path(args.output)
-    results = Results(read(folder / ROWS))
+    paper = set(map(layer_subject, workloads(LAYERS)))
+    results = Results(row for row in read(folder / ROWS) if row.about in paper)
+    if not results.threads:
+        raise DirectConvError(
+            f"{args.output!r} has none of the paper's layers: expected a folder that this script "
+            "has measured into"
+        )
     where = environment.read(folder / ENVIRONMENT)
     assert where  # The report was written.
     most = max(results.threads) if args.render_only else args.threads

@@ -36,7 +36,7 @@ _STYLES = {
     "MNN": ("#000000", "*"),
     "NNPACK": ("#bcbd22", "h"),
 }
-_OTHERS = ("#00a087", "#dc0000", "#3c5488", "#f39b7f")  # with a cross each
+_OTHERS = ("#00a087", "#dc0000", "#3c5488", "#f39b7f")  # with an octagon each
 
 _SETTINGS = {
     "svg.fonttype": "none",  # text stays text: smaller, and it can be searched
@@ -232,7 +232,7 @@ def _style(results: Results, contestant: str) -> tuple[str, str]:
     if contestant in _STYLES:
         return _STYLES[contestant]
     others = [name for name in results.contestants if name not in _STYLES]
-    return _OTHERS[others.index(contestant) % len(_OTHERS)], "x"
+    return _OTHERS[others.index(contestant) % len(_OTHERS)], "8"
 
 
 def _speed(results: Results, subject: Subject, threads: int, contestant: str) -> float | None:
@@ -284,8 +284,8 @@ def _marks(
         marker=marker,
         label=contestant,
         zorder=4 if own else 3,
-        edgecolors=colour if marker == "x" else "white",
-        linewidths=1 if marker == "x" else 0.4,
+        edgecolors="white",
+        linewidths=0.4,
         clip_on=clip_on,
     )
 

@@ -367,7 +367,7 @@ def appending(path: Path) -> Iterator[Callable[[Row], None]]:
     Yields
     ------
     callable
-        Writes a row. When it returns, the row is on the disk.
+        Writes a row, unless :func:`read` would refuse it. When it returns, the row is on the disk.
 
     Raises
     ------
@@ -389,7 +389,10 @@ def appending(path: Path) -> Iterator[Callable[[Row], None]]:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
 
+        repeats: dict[tuple[object, ...], int] = {}
+
         def append(row: Row) -> None:
+            _check_repeats(row, repeats)
             try:
                 file.write(row.to_line().encode() + b"\n")
                 file.flush()

@@ -113,7 +113,7 @@ def main() -> int:
         words.append("--render-only")
     else:
         words += [*LAYERS, "--threads", f"1,{args.threads}", "--repeat", str(args.repeat)]
-        untuned = (name for name in rivals().contestants() if not name.endswith(", tuned"))
+        untuned = (name for name in rivals(trials=1).contestants() if not name.endswith(", tuned"))
         for name in args.contestant or untuned:
             words += ["--contestant", name]
     status = command(words)

@@ -1,7 +1,7 @@
 """Plausible rows for tests of reports: a measurer that measures nothing."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tvm_directconv import ConvWorkload
@@ -58,34 +58,35 @@ class Pretender:
     def compare_layers(
         self,
         workloads: Sequence[ConvWorkload],
-        *,
-        threads: int,
-        repeat: int,
         contestants: Sequence[str],
-        **options: Any,
+        threads: int,
+        repeats: int,
+        *,
+        say: Callable[[str], None],
     ) -> Iterator[dict[str, Any]]:
         for workload in workloads:
             self.asked.append((workload.name or str(workload), threads, tuple(contestants)))
             for name in contestants:
+                say(f"{workload}: {name}")
                 yield self._row(
                     name,
                     workload,
                     threads,
-                    repeat,
+                    repeats,
                     subject="layer",
-                    network=workload.network or None,
-                    layer=workload.layer or None,
+                    network=workload.network,
+                    layer=workload.layer,
                     workload=str(workload),
                 )
 
     def compare_networks(
         self,
         networks: Sequence[str],
-        *,
-        threads: int,
-        repeat: int,
         contestants: Sequence[str],
-        **options: Any,
+        threads: int,
+        repeats: int,
+        *,
+        say: Callable[[str], None],
     ) -> Iterator[dict[str, Any]]:
         for network in networks:
             self.asked.append((network, threads, tuple(contestants)))
@@ -94,7 +95,7 @@ class Pretender:
                     name,
                     None,
                     threads,
-                    repeat,
+                    repeats,
                     subject="network",
                     network=network,
                     layer=None,
@@ -106,7 +107,7 @@ class Pretender:
         name: str,
         convolution: ConvWorkload | None,
         threads: int,
-        repeat: int,
+        repeats: int,
         **subject: Any,
     ) -> dict[str, Any]:
         draw = self._random.uniform
@@ -136,7 +137,7 @@ class Pretender:
             return {**row, "status": "unsupported", "reason": "groups", "max_error": None}
         useful = convolution.useful_flops if convolution else 10**9
         speed = SPEEDS.get(name, 0.5) * fast * draw(0.9, 1.02) * (0.97 if threads > 1 else 1)
-        peaks = [PEAK * threads * draw(0.98, 1.02) for _ in range(repeat)]
+        peaks = [PEAK * threads * draw(0.98, 1.02) for _ in range(repeats)]
         row["peak_gflops"] = peaks
         row["seconds"] = [useful / 1e9 / peak / min(speed, fast) for peak in peaks]
         if name in (OURS, TUNED, "TVM, untuned", "TVM, tuned"):

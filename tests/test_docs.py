@@ -19,6 +19,8 @@ import pytest
 from conftest import COMMANDS
 
 import tvm_directconv as dc
+from tvm_directconv.bench.report import page
+from tvm_directconv.bench.report.figures import Results
 from tvm_directconv.cli import _parse, main
 from tvm_directconv.logs import folders
 from tvm_directconv.toolchain import find_toolchain
@@ -223,6 +225,11 @@ def test_the_columns_of_bench_are_explained() -> None:
     assert [heading for heading in told[2:] if heading] == headings[1:-1]
 
 
+def test_the_keys_of_reports_are_explained() -> None:
+    explained = [key for row in table_under("### What rows hold") for key in row[0]]
+    assert explained == page.table(Results([])).strip().split(",")
+
+
 # --- What the documents name -------------------------------------------------------------------
 
 
@@ -234,8 +241,9 @@ def test_named_files_exist(name: str, followed: Followed) -> None:
     assert len(named) > 10
     places = (ROOT, followed.folder, followed.folder / "squeezenet")
     missing = [word for word in named if not any((place / word).exists() for place in places)]
-    # Written by the example on the board; TVM's.
-    assert set(missing) <= {"y.bin", "libtvm_ffi.so", "libtvm_runtime.so"}
+    # Written by the example on the board, and by a report; TVM's.
+    written = {"y.bin", "report.md", "environment.json"}
+    assert set(missing) <= {*written, "libtvm_ffi.so", "libtvm_runtime.so"}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ReportError
 from ..workload import workloads
-from ._options import SPECS, add_device, positive
+from ._options import SPECS, positive
 from ._output import status_line
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME...]",
         help="whole networks to measure as well",
     )
-    add_device(parser)
     parser.add_argument(
         "--threads",
         type=_numbers,
@@ -90,41 +89,28 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(folder: Path, args: argparse.Namespace) -> None:
     from .. import versions
-    from ..bench.report.measuring import Asked, chosen, measure, rivals
-    from ..device import device as find_device
-    from ..device import host_lacks
+    from ..bench.report import measuring
 
     versions.check()
-    device = find_device(args.device)
-    most = max(args.threads)
-    if reason := host_lacks(device.target_options(most)):
-        raise ReportError(
-            f"cannot measure code for {device.name} here: {reason}. Measure on the device, and "
-            "write the report anywhere with --render-only"
-        )
-    measurer = rivals()
+    measurer = measuring.rivals(args.trials)
     specs = args.spec or ([] if args.networks else _PAPER)
-    asked = Asked(
+    asked = measuring.Asked(
         workloads=workloads(specs) if specs else [],
         networks=args.networks,
-        device=device,
         threads=args.threads,
-        repeat=args.repeat,
-        contestants=chosen(measurer, args.contestant or ["*"]),
-        trials=args.trials,
+        repeats=args.repeat,
+        contestants=measuring.chosen(measurer, args.contestant or ["*"]),
     )
     try:
-        measure(folder, asked, measurer, _show)
+        measuring.measure(folder, asked, measurer, _done, status_line)
     finally:
         status_line("")
 
 
-def _show(number: int, total: int, text: str) -> None:
-    line = f"{number}/{total} {text}"
-    if sys.stderr.isatty():
-        status_line(line)
-    else:
-        print(line, file=sys.stderr, flush=True)
+def _done(number: int, total: int, text: str) -> None:
+    """Say how far it is; a terminal keeps the line while the next one says what is being done."""
+    status_line("")
+    print(f"{number}/{total} {text}", file=sys.stderr, flush=True)
 
 
 def _names(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ... import logs
-from ...device import Device, native
+from ...device import native
 from ...errors import ReportError
 
 FORMAT = 1
@@ -51,21 +51,15 @@ def read(path: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
-def here(device: Device) -> dict[str, Any]:
-    """Return the environment of this process, without runs.
-
-    Parameters
-    ----------
-    device : Device
-        What ours is compiled for.
-    """
+def here() -> dict[str, Any]:
+    """Return the environment of this process, without runs."""
     machine = native()
     about = logs.here()
     return {
         "format": FORMAT,
         "cpu": about["cpu"],
         "cpu_name": about["cpu_name"],
-        "device": device.name,
+        "device": machine.name,
         "versions": about["versions"],
         "cores": os.cpu_count(),
         "caches": {level: getattr(machine, f"{level}_bytes") for level in ("l1d", "l2", "l3")},
@@ -83,22 +77,20 @@ def _distribution() -> str:
         return platform.machine()
 
 
-def check(path: Path, device: Device) -> None:
+def check(path: Path) -> None:
     """Raise if a folder's rows were measured in another environment than this.
 
     Parameters
     ----------
     path : Path
         The file that describes the folder's environment; there may be none.
-    device : Device
-        What ours is compiled for.
 
     Raises
     ------
     ReportError
         With what differs.
     """
-    found, now = read(path), here(device)
+    found, now = read(path), here()
     for key in _COMMON if found else ():
         if found and found[key] != now[key]:
             raise ReportError(
@@ -107,16 +99,16 @@ def check(path: Path, device: Device) -> None:
             )
 
 
-def begin(path: Path, device: Device, threads: Sequence[int], repeat: int) -> None:
+def begin(path: Path, threads: Sequence[int], repeats: int) -> None:
     """Note in a folder that measuring begins.
 
     Parameters
     ----------
-    path, device
+    path : Path
         As in :func:`check`, which does not raise.
     threads : sequence of int
         How many will compute; how fast so many copy memory is measured if it is not known.
-    repeat : int
+    repeats : int
         How often each contestant is timed.
 
     Raises
@@ -124,13 +116,13 @@ def begin(path: Path, device: Device, threads: Sequence[int], repeat: int) -> No
     ReportError
         If it cannot be written.
     """
-    found = read(path) or here(device)
+    found = read(path) or here()
     for number in threads:
         if str(number) not in found["copy_gb_per_s"]:
             found["copy_gb_per_s"][str(number)] = copy_speed(number)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     found["runs"].append(
-        {"date": logs.now(), "threads": list(threads), "repeat": repeat, "cpus": cpus}
+        {"date": logs.now(), "threads": list(threads), "repeats": repeats, "cpus": cpus}
     )
     draft = path.with_suffix(".draft")
     try:

@@ -32,7 +32,7 @@ class Figures:
         Percentiles over the repeats; None, as everything below, if it was not measured.
     gflops : float, optional
         Nominal operations of a layer over `seconds_p50`, in 10^9 per second.
-    peak_gflops : float, optional
+    peak_gflops_p50 : float, optional
         Median of the bursts beside it.
     of_peak : float, optional
         Median of the layer's nominal speed over that of the burst beside each repeat.
@@ -49,7 +49,7 @@ class Figures:
     seconds_p50: float | None = None
     seconds_p80: float | None = None
     gflops: float | None = None
-    peak_gflops: float | None = None
+    peak_gflops_p50: float | None = None
     of_peak: float | None = None
     of_limit: float | None = None
     over_ours: float | None = None
@@ -94,7 +94,7 @@ def _derived(row: Row, together: dict[str, Row]) -> Figures:
     found: dict[str, Any] = {
         f"seconds_p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)
     }
-    found["peak_gflops"] = median(row.peak_gflops)
+    found["peak_gflops_p50"] = median(row.peak_gflops)
     if row.subject == "layer":
         workload = row.about.convolution
         speeds = workload.flops / 1e9 / seconds / np.array(row.peak_gflops)

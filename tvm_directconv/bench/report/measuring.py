@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ...device import Device
 from ...errors import ReportError
 from ...workload import ConvWorkload
 from . import environment
@@ -34,37 +33,42 @@ class Measurer(Protocol):
     def compare_layers(
         self,
         workloads: Sequence[ConvWorkload],
-        *,
-        device: Device,
-        threads: int,
-        repeat: int,
         contestants: Sequence[str],
-        trials: int,
+        threads: int,
+        repeats: int,
+        *,
+        say: Callable[[str], None],
     ) -> Iterator[RawRow]:
         """Yield a row for each convolution and contestant, absent ones too.
 
-        All rows of a convolution come before the first one of the next.
+        All rows of a convolution come before the first one of the next. `say` is told what is
+        being done.
         """
         ...
 
     def compare_networks(
         self,
         networks: Sequence[str],
-        *,
-        device: Device,
-        threads: int,
-        repeat: int,
         contestants: Sequence[str],
-        trials: int,
+        threads: int,
+        repeats: int,
+        *,
+        say: Callable[[str], None],
     ) -> Iterator[RawRow]:
         """Do the same with whole networks."""
         ...
 
 
-def rivals() -> Measurer:
-    """Return what measures: the one place where reports and contestants meet."""
+def rivals(trials: int) -> Measurer:
+    """Return what measures: the one place where reports and contestants meet.
+
+    Parameters
+    ----------
+    trials : int
+        Budget of contestants that are tuned, for each layer.
+    """
     try:
-        return cast(Measurer, import_module("..rivals", __package__))
+        return cast(Measurer, import_module("..rivals", __package__).measurer(trials))
     except ModuleNotFoundError:
         raise ReportError(
             "tvm_directconv.bench.rivals is missing: expected it for measuring; write the report "
@@ -82,25 +86,19 @@ class Asked:
         Layers.
     networks : sequence of str
         Whole networks.
-    device : Device
-        What ours is compiled for.
     threads : sequence of int
         Numbers of threads.
-    repeat : int
+    repeats : int
         How often each contestant is timed.
     contestants : sequence of str
         Ours is among them.
-    trials : int
-        Budget of contestants that are tuned, for each layer.
     """
 
     workloads: Sequence[ConvWorkload]
     networks: Sequence[str]
-    device: Device
     threads: Sequence[int]
-    repeat: int
+    repeats: int
     contestants: Sequence[str]
-    trials: int
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,8 @@ def measure(
     folder: Path,
     asked: Asked,
     measurer: Measurer,
-    show: Callable[[int, int, str], None] = lambda number, total, text: None,
+    done: Callable[[int, int, str], None] = lambda number, total, text: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Measure what a folder lacks; every row is on the disk before the next one is measured.
 
@@ -180,9 +179,10 @@ def measure(
     asked : Asked
         What it shall hold.
     measurer : Measurer
-    show : callable
-        Is told the number of the subject that is being measured, of how many, and what has come
-        of it.
+    done : callable
+        Is told the number of the subject that rows are coming of, of how many, and its name.
+    say : callable
+        Is told what is being done.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def measure(
             f"cannot make folder {str(folder)!r} ({error.strerror}): expected a folder, or a name "
             "that is free"
         ) from None
-    environment.check(folder / ENVIRONMENT, asked.device)
+    environment.check(folder / ENVIRONMENT)
     with appending(folder / ROWS) as append:
         rows = read(folder / ROWS)
         if rows and not (folder / ENVIRONMENT).exists():
@@ -209,32 +209,28 @@ def measure(
         total = sum(len(part.workloads) + len(part.networks) for part in parts)
         if not total:
             return
-        environment.begin(folder / ENVIRONMENT, asked.device, asked.threads, asked.repeat)
+        environment.begin(folder / ENVIRONMENT, asked.threads, asked.repeats)
         libraries = {row.contestant: row.library for row in rows if row.library}
         number, date, subject = 0, now(), None
         for part in parts:
-            for raw in _measured(part, asked, measurer):
+            for raw in _measured(part, asked, measurer, say):
                 row = Row.from_dict({**raw, "date": date})
                 if (row.about, row.threads) != subject:
                     number, date, subject = number + 1, now(), (row.about, row.threads)
                     row = replace(row, date=date)
+                    done(number, total, f"{row.about.name}, {row.threads} thread(s)")
                 _check_library(row, libraries, folder)
                 append(row)
-                show(number, total, f"{row.about.name}, {row.threads} thread(s), {_came(row)}")
 
 
-def _measured(part: Part, asked: Asked, measurer: Measurer) -> Iterator[RawRow]:
-    options: dict[str, Any] = {
-        "device": asked.device,
-        "threads": part.threads,
-        "repeat": asked.repeat,
-        "contestants": asked.contestants,
-        "trials": asked.trials,
-    }
+def _measured(
+    part: Part, asked: Asked, measurer: Measurer, say: Callable[[str], None]
+) -> Iterator[RawRow]:
+    how = (asked.contestants, part.threads, asked.repeats)
     if part.workloads:
-        yield from measurer.compare_layers(part.workloads, **options)
+        yield from measurer.compare_layers(part.workloads, *how, say=say)
     if part.networks:
-        yield from measurer.compare_networks(part.networks, **options)
+        yield from measurer.compare_networks(part.networks, *how, say=say)
 
 
 def _check_library(row: Row, libraries: dict[str, str], folder: Path) -> None:
@@ -246,9 +242,3 @@ def _check_library(row: Row, libraries: dict[str, str], folder: Path) -> None:
             f"{str(folder)!r} has rows of {row.contestant} with {before}, here it is "
             f"{row.library}: expected the same, give a new folder"
         )
-
-
-def _came(row: Row) -> str:
-    if row.status != "ok":
-        return f"{row.contestant}: {row.status.replace('_', ' ')}, {row.reason}"
-    return f"{row.contestant}: {min(row.seconds) * 1e3:.3g} ms at best"

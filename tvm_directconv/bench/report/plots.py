@@ -417,7 +417,7 @@ def _draw_roofline(results: Results, threads: int, environment: Mapping[str, Any
 
     figure, axes = _figure(5)
     ours = results.measured(OURS, threads)
-    peak = median(f.peak_gflops or 0 for f in ours)
+    peak = median(f.peak_gflops_p50 or 0 for f in ours)
     places = [intensity(f.about.convolution) for f in ours]
     left, right = min(places) / 2, max(places) * 2
     copied = environment["copy_gb_per_s"].get(str(threads))
@@ -437,7 +437,7 @@ def _draw_roofline(results: Results, threads: int, environment: Mapping[str, Any
         if found:
             axes.scatter(
                 [intensity(f.about.convolution) for f in found],
-                [(f.of_limit or 0) * (f.peak_gflops or 0) for f in found],
+                [(f.of_limit or 0) * (f.peak_gflops_p50 or 0) for f in found],
                 s=26,
                 color=colours(number / len(families)),
                 marker=shapes[number % len(shapes)],

@@ -280,7 +280,10 @@ class Row:
         """
         if missing := [f.name for f in fields(cls) if f.name not in values]:
             raise ReportError(f"{', '.join(missing)} missing: expected every key of a row")
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        found = {f.name: values[f.name] for f in fields(cls)}
+        for name in ("network", "layer"):
+            found[name] = found[name] or None  # Layers that have no name have an empty one.
+        return cls(**found)
 
     @classmethod
     def from_line(cls, line: str | bytes) -> "Row":

@@ -9,7 +9,7 @@ from statistics import geometric_mean
 from tvm_directconv import DirectConvError, workloads
 from tvm_directconv.bench.report import environment
 from tvm_directconv.bench.report.figures import Results, mean
-from tvm_directconv.bench.report.measuring import ENVIRONMENT, ROWS, rivals
+from tvm_directconv.bench.report.measuring import ENVIRONMENT, ROWS
 from tvm_directconv.bench.report.rows import IM2COL, OURS, layer_subject, read
 from tvm_directconv.cli import main as command
 from tvm_directconv.cli._options import positive
@@ -99,7 +99,7 @@ def main() -> int:
         "--contestant",
         action="append",
         metavar="NAME",
-        help="who takes part beside ours; default: all that do not tune",
+        help="who takes part beside ours; as for tvm-directconv report",
     )
     parser.add_argument(
         "--repeat", type=positive, default=10, metavar="R", help="measurements; default: 10"
@@ -113,8 +113,7 @@ def main() -> int:
         words.append("--render-only")
     else:
         words += [*LAYERS, "--threads", f"1,{args.threads}", "--repeat", str(args.repeat)]
-        untuned = (name for name in rivals(trials=1).contestants() if not name.endswith(", tuned"))
-        for name in args.contestant or untuned:
+        for name in args.contestant or ():
             words += ["--contestant", name]
     status = command(words)
     if status == 2:

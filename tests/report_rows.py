@@ -1,7 +1,7 @@
 """Plausible rows for tests of reports: a measurer that measures nothing."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tvm_directconv import ConvWorkload
@@ -27,7 +27,11 @@ SPEEDS = {
 }
 WINOGRAD = {"ncnn": 2.0, "MNN": 2.4}
 IM2COL = ("im2col + OpenBLAS", "OpenBLAS SGEMM alone", "ncnn, no Winograd")
-ABSENT = {"NNPACK": "PyTorch was built without NNPACK on this processor"}
+FOR_NETWORKS = (OURS, "onnxruntime", "PyTorch")
+ALL = tuple(name for name in CONTESTANTS if name != "PyTorch")
+# Not installed; and installed, but found out when it is loaded that it does not know the processor.
+ABSENT = {"XNNPACK": "package ai_edge_litert is not installed"}
+UNKNOWN = {"NNPACK": "NNPACK does not know this processor"}
 
 
 class Pretender:
@@ -45,11 +49,9 @@ class Pretender:
         self.asked: list[tuple[str, int, tuple[str, ...]]] = []
         self.libraries = {"oneDNN": "oneDNN 3.9"}
 
-    def contestants(self) -> Sequence[str]:
-        return CONTESTANTS
-
-    def absent(self) -> Mapping[str, str]:
-        return self._absent
+    def contestants(self, subject: str) -> dict[str, str | None]:
+        names = ALL if subject == "layer" else FOR_NETWORKS
+        return {name: self._absent.get(name) for name in names}
 
     def install(self, contestant: str) -> None:
         """Let a contestant be there from now on."""
@@ -131,7 +133,7 @@ class Pretender:
             "blocking": None,
             "blocking_source": None,
         }
-        if reason := self._absent.get(name):
+        if reason := (self._absent | UNKNOWN).get(name):
             return {**row, "status": "not_here", "reason": reason, "max_error": None}
         if convolution and convolution.groups > 1 and name in IM2COL:
             return {**row, "status": "unsupported", "reason": "groups", "max_error": None}

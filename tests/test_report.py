@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import Command
-from report_rows import ABSENT, Pretender
+from report_rows import ABSENT, ALL, FOR_NETWORKS, UNKNOWN, Pretender
 
 from tvm_directconv import ConvWorkload, workloads
 from tvm_directconv.bench.report import environment, measuring, page, plots, rows
@@ -294,14 +294,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(
-    specs: Sequence[str] = ("alexnet:conv[12]",), threads: Sequence[int] = (1,), **others: Any
+    specs: Sequence[str] = ("alexnet:conv[12]",),
+    threads: Sequence[int] = (1,),
+    contestants: Sequence[str] = ALL,
+    **others: Any,
 ) -> Asked:
     values: dict[str, Any] = {
         "workloads": workloads(list(specs)) if specs else [],
         "networks": [],
         "threads": threads,
         "repeats": 3,
-        "contestants": CONTESTANTS,
+        "contestants": {"layer": contestants, "network": FOR_NETWORKS},
     }
     return Asked(**(values | others))
 
@@ -309,7 +312,7 @@ def asked(
 def test_only_what_lacks_is_measured(tmp_path: Path, quick: None) -> None:
     measurer = Pretender()
     measuring.measure(tmp_path / "new", asked(), measurer)
-    first = [("alexnet:conv1", 1, CONTESTANTS), ("alexnet:conv2", 1, CONTESTANTS)]
+    first = [("alexnet:conv1", 1, ALL), ("alexnet:conv2", 1, ALL)]
     assert measurer.asked == first
     told: list[tuple[int, int, str]] = []
     more = asked(["alexnet:conv[123]"], [1, 2], networks=["squeezenet"])
@@ -333,7 +336,7 @@ def test_an_interrupted_subject_is_measured_again(tmp_path: Path, quick: None) -
     class Interrupted(Pretender):
         def compare_layers(self, *words: Any, **options: Any) -> Iterator[dict[str, Any]]:
             for number, raw in enumerate(super().compare_layers(*words, **options)):
-                if number == len(CONTESTANTS) + 4:
+                if number == len(ALL) + 4:
                     raise KeyboardInterrupt
                 yield raw
 
@@ -341,12 +344,12 @@ def test_an_interrupted_subject_is_measured_again(tmp_path: Path, quick: None) -
         measuring.measure(tmp_path, asked(), Interrupted())
     path = tmp_path / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    assert len(rows.read(path)) == len(CONTESTANTS) + 3
+    assert len(rows.read(path)) == len(ALL) + 3
     measurer = Pretender(seed=1)
     measuring.measure(tmp_path, asked(), measurer)
-    assert measurer.asked == [("alexnet:conv2", 1, CONTESTANTS)]
+    assert measurer.asked == [("alexnet:conv2", 1, ALL)]
     found = Results(rows.read(path))
-    assert len(found.figures) == 2 * len(CONTESTANTS)
+    assert len(found.figures) == 2 * len(ALL)
     dates = {f.row.date for f in found.figures if f.about.layer == "conv2"}
     assert len(dates) == 1  # none of the first attempt
 
@@ -354,12 +357,14 @@ def test_an_interrupted_subject_is_measured_again(tmp_path: Path, quick: None) -
 def test_what_was_absent_is_measured_once_it_is_here(tmp_path: Path, quick: None) -> None:
     measurer = Pretender()
     measuring.measure(tmp_path, asked(), measurer)
-    measurer.install("NNPACK")
+    measurer.install("XNNPACK")
     measuring.measure(tmp_path, asked(contestants=(OURS, "oneDNN")), measurer)
     assert len(measurer.asked) == 2
     measuring.measure(tmp_path, asked(), measurer)
     assert len(measurer.asked) == 4
-    assert len(Results(rows.read(tmp_path / "rows.jsonl")).measured("NNPACK", 1)) == 2
+    measuring.measure(tmp_path, asked(), measurer)  # NNPACK is not asked again and again.
+    assert len(measurer.asked) == 4
+    assert len(Results(rows.read(tmp_path / "rows.jsonl")).measured("XNNPACK", 1)) == 2
 
 
 def test_more_contestants_are_measured_beside_ours(tmp_path: Path, quick: None) -> None:
@@ -460,7 +465,7 @@ def test_pages_name_every_contestant_and_why_some_are_missing(written: Path) -> 
     html = "".join(ElementTree.fromstring((written / "report.html").read_text()).itertext())
     for text in ((written / "report.md").read_text(), html):
         assert all(name in text for name in CONTESTANTS)
-        assert all(reason in text for reason in ABSENT.values())
+        assert all(reason in text for reason in (ABSENT | UNKNOWN).values())
         assert "oneDNN 3.9" in text and "jit:avx512" in text
         peaks = re.findall(r"FMA peak, (\d) threads?\W*([\d.]+), [\d.]+ to [\d.]+ GFLOP/s", text)
         assert [(n, round(float(peak) / 100)) for n, peak in peaks] == [("1", 1), ("2", 2)]
@@ -539,7 +544,7 @@ def test_every_plot_is_drawn(written: Path) -> None:
         assert svg.tag == "{http://www.w3.org/2000/svg}svg"
         text = "".join(svg.itertext())
         if file.stem.startswith(("speedup", "limit")):
-            assert "oneDNN" in text and "NNPACK" not in text.replace("XNNPACK", "")
+            assert "oneDNN" in text and "NNPACK" not in text
         if file.stem.startswith("limit"):
             assert "100%" in text and "110%" not in text
 
@@ -572,7 +577,7 @@ def test_names_are_never_taken_for_markup(tmp_path: Path, quick: None) -> None:
         append(row(network="my/net", layer="<b>"))
         append(row("else & co", [], network="my/net", layer="<b>", status="failed", reason=reason))
         append(row("yet another", [2e-6], network="my/net", layer="<b>"))
-    environment.begin(tmp_path / "environment.json", [1], 1)
+    environment.begin(tmp_path / "environment.json", [1], 1, {"layer": [], "network": []})
     page.write(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert r"a\|b \<i> & \*c\* \_d\_ \[e\](http://f) next \`line\`" in text
@@ -588,6 +593,14 @@ def test_names_are_never_taken_for_markup(tmp_path: Path, quick: None) -> None:
 def test_contestants_can_be_told_apart() -> None:
     assert [*plots._STYLES] and set(plots._STYLES) == set(CONTESTANTS)
     assert len({colour for colour, _ in plots._STYLES.values()}) == len(CONTESTANTS)
+
+
+def test_what_has_no_limit_is_not_measured_by_it(tmp_path: Path, quick: None) -> None:
+    measuring.measure(tmp_path, asked(["alexnet:conv[23]"]), Pretender())
+    found = Results(rows.read(tmp_path / "rows.jsonl"))
+    (axes,) = plots._draw_limit(found, found.layers, 1).axes
+    marks = {each.get_label(): len(each.get_offsets()) for each in axes.collections}
+    assert (marks["ncnn"], marks["MNN"], marks["ncnn, no Winograd"], marks[OURS]) == (1, 1, 2, 2)
 
 
 def test_labels_do_not_overlap(tmp_path: Path, quick: None) -> None:
@@ -644,7 +657,7 @@ def test_networks_alone_need_no_layers(run: Command, pretender: Pretender, tmp_p
     folder = str(tmp_path / "new")
     status, _, _ = run("report", "-o", folder, "--networks", "alexnet,squeezenet", "--repeat", "1")
     assert status == 0
-    assert [name for name, _, _ in pretender.asked] == ["alexnet", "squeezenet"]
+    assert pretender.asked == [(name, 1, FOR_NETWORKS) for name in ("alexnet", "squeezenet")]
 
 
 def test_a_report_on_a_wrong_result_of_ours_fails(
@@ -736,13 +749,12 @@ def test_the_papers_figures_stand_beside_these(
     layers = workloads(list(script["LAYERS"]))
     counts = {name: sum(w.network == name for w in layers) for name in ("alexnet", "vgg16")}
     assert (len(layers), counts) == (26, {"alexnet": 5, "vgg16": 9})
-    monkeypatch.setitem(script["main"].__globals__, "rivals", lambda trials: pretender)
     monkeypatch.setitem(script["main"].__globals__, "LAYERS", ("alexnet:conv[12]",))
     words = ["reproduce_paper", "-o", str(tmp_path), "--threads", "2", "--repeat", "2"]
     monkeypatch.setattr(sys, "argv", words)
     assert script["main"]() == 0
     names = {name for *_, contestants in pretender.asked for name in contestants}
-    assert names == set(CONTESTANTS) - {TUNED, "TVM, tuned"}
+    assert names == {*ALL} - {"TVM, tuned"}
     found = Results(rows.read(tmp_path / "rows.jsonl"))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "here: " in line)
     speedups = [f.over_im2col or 0 for f in found.measured(OURS, 2)]

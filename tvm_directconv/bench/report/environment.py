@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from ... import logs
 from ...device import native
 from ...errors import ReportError
+from .rows import SUBJECTS
 
 FORMAT = 1
 # What all rows of a folder must have in common: figures of other machines do not compare.
@@ -99,7 +100,22 @@ def check(path: Path) -> None:
             )
 
 
-def begin(path: Path, threads: Sequence[int], repeats: int) -> None:
+def absent(path: Path) -> dict[str, set[str]]:
+    """Return, for layers and networks, all reasons why contestants were not installed.
+
+    Parameters
+    ----------
+    path : Path
+        As in :func:`check`.
+    """
+    found = read(path)
+    runs = found["runs"] if found else []
+    return {subject: {r for run in runs for r in run["absent"][subject]} for subject in SUBJECTS}
+
+
+def begin(
+    path: Path, threads: Sequence[int], repeats: int, reasons: Mapping[str, Sequence[str]]
+) -> None:
     """Note in a folder that measuring begins.
 
     Parameters
@@ -110,6 +126,8 @@ def begin(path: Path, threads: Sequence[int], repeats: int) -> None:
         How many will compute; how fast so many copy memory is measured if it is not known.
     repeats : int
         How often each contestant is timed.
+    reasons : mapping of str to sequence of str
+        For layers and networks, why contestants are not installed.
 
     Raises
     ------
@@ -122,7 +140,13 @@ def begin(path: Path, threads: Sequence[int], repeats: int) -> None:
             found["copy_gb_per_s"][str(number)] = copy_speed(number)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     found["runs"].append(
-        {"date": logs.now(), "threads": list(threads), "repeats": repeats, "cpus": cpus}
+        {
+            "date": logs.now(),
+            "threads": list(threads),
+            "repeats": repeats,
+            "cpus": cpus,
+            "absent": dict(reasons),
+        }
     )
     draft = path.with_suffix(".draft")
     try:

@@ -1,19 +1,20 @@
 """Measuring what a report's folder lacks."""
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from ...errors import ReportError
 from ...workload import ConvWorkload
 from . import environment
-from .rows import OURS, Row, Subject, appending, layer_subject, network_subject, now, read
+from .rows import OURS, SUBJECTS, Row, Subject, appending, layer_subject, network_subject, now, read
 
 ROWS = "rows.jsonl"
 ENVIRONMENT = "environment.json"
+SLOW = "TVM, tuned"
+"""The contestant that takes minutes for a layer."""
 
 RawRow = Mapping[str, Any]
 """A :class:`Row` by its keys, without ``date``."""
@@ -22,12 +23,11 @@ RawRow = Mapping[str, Any]
 class Measurer(Protocol):
     """What measures, in turns, all contestants on one subject after the other."""
 
-    def contestants(self) -> Sequence[str]:
-        """Return the names of all contestants that there may be."""
-        ...
+    def contestants(self, subject: str) -> Mapping[str, str | None]:
+        """Return the names of all contestants for layers or networks, ours among them.
 
-    def absent(self) -> Mapping[str, str]:
-        """Return the contestants that cannot take part here, and why."""
+        With the reason for those that are not installed here.
+        """
         ...
 
     def compare_layers(
@@ -59,21 +59,60 @@ class Measurer(Protocol):
         ...
 
 
+class _Rivals:
+    """The contestants of :mod:`tvm_directconv.bench.rivals`."""
+
+    def __init__(self, trials: int) -> None:
+        from ..rivals import contestants  # type: ignore[import-not-found]
+        from ..rivals.tvm import Tuned  # type: ignore[import-not-found]
+
+        tuned = (
+            replace(each, trials=trials) if isinstance(each, Tuned) else each
+            for each in contestants.TUNED_CONTESTANTS
+        )
+        self._known: dict[str, dict[str, Any]] = {
+            "layer": {each.name: each for each in (*contestants.LAYER_CONTESTANTS, *tuned)},
+            "network": {each.name: each for each in contestants.NETWORK_CONTESTANTS},
+        }
+
+    def contestants(self, subject: str) -> dict[str, str | None]:
+        from ..rivals.base import NotHere  # type: ignore[import-not-found]
+
+        found: dict[str, str | None] = {}
+        for name, each in self._known[subject].items():
+            try:
+                each.check(network=subject == "network")
+                found[name] = None
+            except NotHere as error:
+                found[name] = str(error)
+        return found
+
+    def compare_layers(
+        self, workloads: Sequence[ConvWorkload], contestants: Sequence[str], *how: int, **say: Any
+    ) -> Iterator[RawRow]:
+        from ..rivals.rounds import compare_layers  # type: ignore[import-not-found]
+
+        chosen = [self._known["layer"][name] for name in contestants]
+        yield from compare_layers(workloads, chosen, *how, **say)
+
+    def compare_networks(
+        self, networks: Sequence[str], contestants: Sequence[str], *how: int, **say: Any
+    ) -> Iterator[RawRow]:
+        from ..rivals.rounds import compare_networks  # type: ignore[import-not-found]
+
+        chosen = [self._known["network"][name] for name in contestants]
+        yield from compare_networks(networks, chosen, *how, **say)
+
+
 def rivals(trials: int) -> Measurer:
     """Return what measures: the one place where reports and contestants meet.
 
     Parameters
     ----------
     trials : int
-        Budget of contestants that are tuned, for each layer.
+        Budget of TVM's tuner, for each layer.
     """
-    try:
-        return cast(Measurer, import_module("..rivals", __package__).measurer(trials))
-    except ModuleNotFoundError:
-        raise ReportError(
-            "tvm_directconv.bench.rivals is missing: expected it for measuring; write the report "
-            "of rows that are there already with --render-only"
-        ) from None
+    return _Rivals(trials)
 
 
 @dataclass(frozen=True)
@@ -90,15 +129,15 @@ class Asked:
         Numbers of threads.
     repeats : int
         How often each contestant is timed.
-    contestants : sequence of str
-        Ours is among them.
+    contestants : mapping of str to sequence of str
+        Those for layers and for networks, by these words as :class:`Row` has them.
     """
 
     workloads: Sequence[ConvWorkload]
     networks: Sequence[str]
     threads: Sequence[int]
     repeats: int
-    contestants: Sequence[str]
+    contestants: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -117,41 +156,63 @@ class Part:
     networks: list[str]
 
 
-def chosen(measurer: Measurer, patterns: Sequence[str]) -> list[str]:
+def chosen(measurer: Measurer, patterns: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the contestants whose names match one of some patterns, and always ours.
+
+    Parameters
+    ----------
+    measurer : Measurer
+    patterns : sequence of str
+        Capitals are as good as small letters. If there are none: all but :data:`SLOW`.
+
+    Returns
+    -------
+    dict of str to list of str
+        As in :class:`Asked`.
 
     Raises
     ------
     ReportError
         If a pattern matches none.
     """
-    known = measurer.contestants()
-    found = {OURS}
+    known = {subject: list(measurer.contestants(subject)) for subject in SUBJECTS}
+    names = list(dict.fromkeys(name for each in known.values() for name in each))
+    found = {OURS} if patterns else {name for name in names if name != SLOW}
     for pattern in patterns:
-        matches = [name for name in known if fnmatch.fnmatch(name.lower(), pattern.lower())]
+        matches = [name for name in names if fnmatch.fnmatch(name.lower(), pattern.lower())]
         if not matches:
             raise ReportError(
                 f"no contestant is called {pattern!r}: expected one of "
-                f"{', '.join(map(repr, known))}, or a pattern with * and ?"
+                f"{', '.join(map(repr, names))}, or a pattern with * and ?"
             )
         found.update(matches)
-    return [name for name in known if name in found]
+    return {subject: [name for name in each if name in found] for subject, each in known.items()}
 
 
-def missing(rows: Sequence[Row], asked: Asked, absent: Mapping[str, str]) -> list[Part]:
+def missing(rows: Sequence[Row], asked: Asked, absent: Mapping[str, Collection[str]]) -> list[Part]:
     """Return what has to be measured yet.
 
-    A subject is complete when there is a row of every contestant. What was absent when it was
-    measured, and is here now, is missing.
+    A subject is complete when there is a row of every contestant. What was not installed when it
+    was measured, and is installed now, is missing.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        What there is.
+    asked : Asked
+        What there shall be.
+    absent : mapping of str to collection of str
+        For layers and networks, reasons why contestants were not installed that hold no more.
     """
     have = {
         (row.about, row.threads, row.contestant)
         for row in rows
-        if row.status != "not_here" or row.contestant in absent
+        if row.status != "not_here" or row.reason not in absent[row.subject]
     }
 
     def lacks(subject: Subject, threads: int) -> bool:
-        return any((subject, threads, name) not in have for name in asked.contestants)
+        contestants = asked.contestants[subject.kind]
+        return any((subject, threads, name) not in have for name in contestants)
 
     return [
         Part(
@@ -205,11 +266,17 @@ def measure(
                 f"{str(folder)!r} has rows but no {ENVIRONMENT}: nobody knows where they were "
                 "measured, give a new folder"
             )
-        parts = missing(rows, asked, measurer.absent())
+        reasons = {
+            subject: list(filter(None, measurer.contestants(subject).values()))
+            for subject in SUBJECTS
+        }
+        before = environment.absent(folder / ENVIRONMENT)
+        mended = {subject: before[subject] - set(reasons[subject]) for subject in SUBJECTS}
+        parts = missing(rows, asked, mended)
         total = sum(len(part.workloads) + len(part.networks) for part in parts)
         if not total:
             return
-        environment.begin(folder / ENVIRONMENT, asked.threads, asked.repeats)
+        environment.begin(folder / ENVIRONMENT, asked.threads, asked.repeats, reasons)
         libraries = {row.contestant: row.library for row in rows if row.library}
         number, date, subject = 0, now(), None
         for part in parts:
@@ -226,11 +293,12 @@ def measure(
 def _measured(
     part: Part, asked: Asked, measurer: Measurer, say: Callable[[str], None]
 ) -> Iterator[RawRow]:
-    how = (asked.contestants, part.threads, asked.repeats)
+    how = (part.threads, asked.repeats)
+    layers, networks = (asked.contestants[subject] for subject in SUBJECTS)
     if part.workloads:
-        yield from measurer.compare_layers(part.workloads, *how, say=say)
+        yield from measurer.compare_layers(part.workloads, layers, *how, say=say)
     if part.networks:
-        yield from measurer.compare_networks(part.networks, *how, say=say)
+        yield from measurer.compare_networks(part.networks, networks, *how, say=say)
 
 
 def _check_library(row: Row, libraries: dict[str, str], folder: Path) -> None:

@@ -127,11 +127,14 @@ def test_means_are_over_different_layers() -> None:
     )
     names = [f.about.name for f in found.measured(OURS, 1)]
     assert names == ["net:small", "net:other"]
-    assert [f.about.name for f in found.measured(OURS, 1, "net2")] == ["net2:small"]
+    assert [f.about.name for f in found.measured(OURS, 1, found.distinct("net2"))] == ["net2:small"]
     assert found.families == ["net", "net2"]
     lines = page._in_words(found, 1)
     # 4.608 of 5, and 9.216 / 4 of 5: their geometric mean is 0.6517.
-    assert "(65.2% of the peak) over 2 different layers, at least 32.0% (net:other)" in lines[0]
+    assert (
+        "(65.2% of the peak) over 2 different layers without groups, at least 32.0% (net:other)"
+        in lines[0]
+    )
 
 
 def test_rivals_are_those_that_compute_all_products() -> None:
@@ -143,6 +146,7 @@ def test_rivals_are_those_that_compute_all_products() -> None:
             row("MNN", [0.4e-6], algorithm="Winograd"),
             row("NNPACK", [0.4e-6], algorithm="FFT"),
             row("oneDNN", [0.98e-6]),
+            row("ncnn", [0.4e-6], algorithm="its own choice"),
             row("OpenVINO", [0.9e-6], algorithm="its own choice"),
             row(IM2COL, [2e-6], algorithm="im2col"),
         ]
@@ -152,6 +156,9 @@ def test_rivals_are_those_that_compute_all_products() -> None:
     # oneDNN is ahead, but by no more than 3 %.
     assert [f.row.contestant for f in found.ahead(1)] == ["OpenVINO"]
     assert found.ahead(2) == found.best_rivals(2) == []
+    # Of ncnn it is known that it would take Winograd's algorithm here, unless it says otherwise.
+    found = Results([row(), row("ncnn", [0.4e-6], algorithm="im2col")])
+    assert [f.row.contestant for f in found.best_rivals(1)] == ["ncnn"]
 
 
 def test_speed_per_core() -> None:
@@ -487,6 +494,7 @@ def test_pages_say_what_the_figures_are(written: Path) -> None:
         assert f"| {figure} |" in line
     # MobileNet's depthwise layer is one that im2col does not compute.
     assert "[1 of 2]" in text.replace("\\", "")
+    assert "| all without groups |" in text and "over 5 different layers without groups" in text
     assert "## Whole networks" in text and "### Speed per core" in text
 
 
@@ -603,6 +611,14 @@ def test_what_has_no_limit_is_not_measured_by_it(tmp_path: Path, quick: None) ->
     assert (marks["ncnn"], marks["MNN"], marks["ncnn, no Winograd"], marks[OURS]) == (1, 1, 2, 2)
 
 
+def test_what_is_far_slower_stands_at_the_edge() -> None:
+    found = Results([row(), row(IM2COL, [2e-6]), row("TVM, untuned", [80e-6])])
+    (axes,) = plots._draw_speedup(found, found.layers, 1).axes
+    marks = {each.get_label(): each.get_offsets()[0][0] for each in axes.collections}
+    assert (marks[OURS], marks[IM2COL], marks["TVM, untuned"]) == (2, 1, 0.25)
+    assert axes.get_xlim()[0] > 0.2
+
+
 def test_labels_do_not_overlap(tmp_path: Path, quick: None) -> None:
     measuring.measure(tmp_path, asked(["googlenet"], repeats=1), Pretender())
     found = Results(rows.read(tmp_path / "rows.jsonl"))
@@ -675,6 +691,22 @@ def test_a_report_on_a_wrong_result_of_ours_fails(
     words = ("report", SMALL, "-o", str(tmp_path), "--contestant", "oneDNN")
     assert run(*words)[0] == 1
     assert "| ours | wrong | everywhere | off |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_contestants_are_those_of_the_package(run: Command, tmp_path: Path) -> None:
+    pytest.importorskip("tvm_directconv.bench.rivals")
+    known = measuring.rivals(trials=3)
+    names = {subject: [*known.contestants(subject)] for subject in rows.SUBJECTS}
+    # All have their place in tables, and their colour.
+    assert {*names["layer"], *names["network"]} <= set(CONTESTANTS)
+    assert all(OURS in each for each in names.values()) and measuring.SLOW in names["layer"]
+    words = ("report", SMALL, "-o", str(tmp_path), "--repeat", "2")
+    assert run(*words, "--contestant", "onnxruntime")[0] == 0
+    found = Results(rows.read(tmp_path / "rows.jsonl"))
+    assert [f.row.contestant for f in found.figures] == [OURS, "onnxruntime"]
+    for figure in found.figures:
+        assert figure.about.workload == SMALL and figure.over_ours and figure.of_limit
+    assert found.figures[0].row.extra_bytes == 0
 
 
 MISTAKES = {

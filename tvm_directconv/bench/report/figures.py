@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...workload import ConvWorkload
-from .rows import CONTESTANTS, FEWER_PRODUCTS, GEMM, IM2COL, OURS, TUNED, Row, Subject
+from .rows import CHOOSE_THEM, CONTESTANTS, FEWER_PRODUCTS, GEMM, IM2COL, OURS, TUNED, Row, Subject
 
 AHEAD = 1.03
 """How many times as fast as ours a rival has to be, to be listed as ahead."""
@@ -63,15 +63,20 @@ class Figures:
         return self.row.about
 
     @property
-    def is_rival(self) -> bool:
-        """Whether it computes the whole convolution with all its products, and is not ours.
+    def all_products(self) -> bool:
+        """Whether it computes all products that are not with padding, so that there is a limit.
 
-        Libraries that do not say how they compute count: that can only be to our disadvantage.
+        Of libraries that do not say how they compute it is believed, but for those that are known
+        not to.
         """
-        return (
-            self.row.contestant not in (OURS, TUNED, GEMM)
-            and self.row.algorithm not in FEWER_PRODUCTS
-        )
+        algorithm, contestant = self.row.algorithm, self.row.contestant
+        known = algorithm in ("direct", "im2col")
+        return known or not (algorithm in FEWER_PRODUCTS or contestant in CHOOSE_THEM)
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether it computes the whole convolution with all its products, and is not ours."""
+        return self.all_products and self.row.contestant not in (OURS, TUNED, GEMM)
 
 
 def figures(rows: Iterable[Row]) -> list[Figures]:
@@ -155,13 +160,9 @@ class Results:
         """Return the figures of a contestant, None if there is no row."""
         return self._found.get((subject, threads, contestant))
 
-    def by(self, contestant: str, threads: int | None = None) -> list[Figures]:
+    def by(self, contestant: str) -> list[Figures]:
         """Return the figures of a contestant in layers and networks, failures too."""
-        return [
-            f
-            for f in self.figures
-            if f.row.contestant == contestant and threads in (None, f.row.threads)
-        ]
+        return [f for f in self.figures if f.row.contestant == contestant]
 
     def distinct(self, network: str | None = None) -> list[Subject]:
         """Return different convolutions, each under the first of its names.
@@ -177,9 +178,15 @@ class Results:
             different.setdefault(subject.convolution, subject)
         return list(different.values())
 
-    def measured(self, contestant: str, threads: int, network: str | None = None) -> list[Figures]:
-        """Return the figures of different layers that a contestant computed and that are right."""
-        found = (self.of(s, threads, contestant) for s in self.distinct(network))
+    def measured(
+        self, contestant: str, threads: int, layers: Sequence[Subject] | None = None
+    ) -> list[Figures]:
+        """Return the figures of layers that a contestant computed and that are right.
+
+        Of :meth:`distinct` layers if none are given.
+        """
+        layers = self.distinct() if layers is None else layers
+        found = (self.of(s, threads, contestant) for s in layers)
         return [f for f in found if f and f.seconds_p50]
 
     def best_rival(self, subject: Subject, threads: int) -> Figures | None:
@@ -191,10 +198,10 @@ class Results:
         rivals = [f for f in found if f and f.is_rival and f.over_ours]
         return min(rivals, key=lambda f: f.over_ours or 0, default=None)
 
-    def best_rivals(self, threads: int, network: str | None = None) -> list[Figures]:
-        """Return the figures of the best rival on each of the different layers that have one."""
-        found = (self.best_rival(s, threads) for s in self.distinct(network))
-        return [f for f in found if f]
+    def best_rivals(self, threads: int, layers: Sequence[Subject] | None = None) -> list[Figures]:
+        """Return the figures of the best rival on each layer that has one."""
+        layers = self.distinct() if layers is None else layers
+        return [f for s in layers if (f := self.best_rival(s, threads))]
 
     def ahead(self, threads: int) -> list[Figures]:
         """Return the rivals' figures that are clearly better than ours, the furthest first."""

@@ -267,7 +267,7 @@ def measure(
                 "measured, give a new folder"
             )
         reasons = {
-            subject: list(filter(None, measurer.contestants(subject).values()))
+            subject: list(dict.fromkeys(filter(None, measurer.contestants(subject).values())))
             for subject in SUBJECTS
         }
         before = environment.absent(folder / ENVIRONMENT)

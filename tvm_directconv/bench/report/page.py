@@ -17,7 +17,7 @@ from . import environment
 from .figures import AHEAD, Figures, Results, mean
 from .measuring import ENVIRONMENT, ROWS
 from .plots import Plot, plots
-from .rows import FEWER_PRODUCTS, OURS, TUNED, Row, read
+from .rows import CHOOSE_THEM, OURS, TUNED, Row, Subject, read
 
 _NOTES = (
     "All ratios are medians, over the repeats, of times that were measured in turns, next to each "
@@ -204,61 +204,69 @@ def _environment(results: Results, where: Mapping[str, Any]) -> _Table:
     return _Table(("environment", ""), [fact for fact in facts if fact[1]])
 
 
+def _scopes(results: Results) -> dict[str, list[Subject]]:
+    """Return by heading the layers that means are taken over."""
+    scopes = {network or "other layers": results.distinct(network) for network in results.families}
+    everything = results.distinct()
+    if len(scopes) > 1:
+        scopes["all"] = everything
+    plain = _plain_layers(results)
+    if len(plain) not in (0, len(everything)):
+        scopes["all without groups"] = plain
+    return scopes
+
+
+def _plain_layers(results: Results) -> list[Subject]:
+    """Return the different layers without groups: im2col makes little sense for others."""
+    return [s for s in results.distinct() if s.convolution.groups == 1]
+
+
 def _summary(results: Results, threads: int) -> list[_Block]:
-    families = results.families
-    measured = {name: results.measured(name, threads) for name in results.contestants}
-    measured = {name: found for name, found in measured.items() if found}
-    if not measured:
+    names = [name for name in results.contestants if results.measured(name, threads)]
+    if not names:
         return []
-    several = [*families, None] if len(families) > 1 else families
-    headings = [_family(network) for network in several]
+    scopes = _scopes(results)
     speeds = [
         [
             _of_library(results, name),
             *(
-                _mean_speed(
-                    results.measured(name, threads, network), len(results.distinct(network))
-                )
-                for network in several
+                _mean_speed(results.measured(name, threads, layers), len(layers))
+                for layers in scopes.values()
             ),
         ]
-        for name in measured
+        for name in names
     ]
     over = [
         [
             name,
             *(
-                _number(mean(results.measured(name, threads, network), lambda f: f.over_ours))
-                for network in several
+                _number(mean(results.measured(name, threads, layers), lambda f: f.over_ours))
+                for layers in scopes.values()
             ),
         ]
-        for name in measured
+        for name in names
         if name != OURS
     ]
-    best = [results.best_rivals(threads, network) for network in several]
+    best = [results.best_rivals(threads, layers) for layers in scopes.values()]
     if any(best):
-        speeds.append(
-            ["the best rival on each layer", *(_mean_speed(found, len(found)) for found in best)]
-        )
-        over.append(
-            [
-                "the best rival on each layer",
-                *(_number(mean(found, lambda f: f.over_ours)) for found in best),
-            ]
-        )
+        name = "the best rival on each layer"
+        speeds.append([name, *(_mean_speed(found, len(found)) for found in best)])
+        over.append([name, *(_number(mean(found, lambda f: f.over_ours)) for found in best)])
     content: list[_Block] = [
         _Heading(3, _threads(threads)),
         _Text(
             "Nominal GFLOP/s, and part of the limit. In brackets: of how many layers, if not of "
             "all. The best rival is the one that takes the least time of those that compute the "
-            "whole convolution by all its products (or do not say how they do it)."
+            "whole convolution by all its products: without "
+            f"{', '.join(CHOOSE_THEM)}, which take Winograd's algorithm or FFT where it pays, but "
+            "for layers on which they say that they do not."
         ),
-        _Table(("", *headings), speeds),
+        _Table(("", *scopes), speeds),
     ]
     if any(any(cells[1:]) for cells in over):
         content += [
             _Text("Times as long as ours, of the layers that both compute:"),
-            _Table(("over ours", *headings), over),
+            _Table(("over ours", *scopes), over),
         ]
     if lines := _in_words(results, threads):
         content.append(_List(lines))
@@ -269,13 +277,13 @@ def _summary(results: Results, threads: int) -> list[_Block]:
 
 def _in_words(results: Results, threads: int) -> list[str]:
     lines = []
-    ours = results.measured(OURS, threads)
+    ours = results.measured(OURS, threads, _plain_layers(results))
     if ours:
         least = min(ours, key=lambda f: f.of_limit or 0)
         lines.append(
             f"Ours reaches {_percent(mean(ours, lambda f: f.of_limit))} of the limit "
             f"({_percent(mean(ours, lambda f: f.of_peak))} of the peak) over {len(ours)} different "
-            f"layers, at least {_percent(least.of_limit)} ({least.about.name})."
+            f"layers without groups, at least {_percent(least.of_limit)} ({least.about.name})."
         )
     speedups = [f for f in ours if f.over_im2col]
     if speedups:
@@ -455,14 +463,13 @@ def _threads(*numbers: int) -> str:
     return f"{', '.join(map(str, numbers))} thread{'s' if numbers != (1,) else ''}"
 
 
-def _family(network: str | None) -> str:
-    return "all" if network is None else network or "other layers"
-
-
 def _of_library(results: Results, contestant: str) -> str:
+    """Return a contestant's name with the version of its library."""
     libraries = {f.row.library for f in results.by(contestant) if f.row.library}
-    named = [name for name in libraries if name != contestant]
-    return f"{contestant} ({named[0]})" if len(named) == 1 else contestant
+    if contestant in (OURS, TUNED) or len(libraries) != 1:
+        return contestant
+    (library,) = libraries
+    return library if library.startswith(f"{contestant} ") else f"{contestant} ({library})"
 
 
 def _mean_speed(found: Sequence[Figures], wanted: int) -> str:
@@ -470,7 +477,7 @@ def _mean_speed(found: Sequence[Figures], wanted: int) -> str:
     if speed is None:
         return ""
     text = f"{speed:.1f}"
-    if all(f.row.algorithm not in FEWER_PRODUCTS for f in found):
+    if all(f.all_products for f in found):
         text += f" ({_percent(mean(found, lambda f: f.of_limit))})"
     return text if len(found) == wanted else f"{text} [{len(found)} of {wanted}]"
 

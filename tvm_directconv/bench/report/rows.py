@@ -48,6 +48,8 @@ SUBJECTS = ("layer", "network")
 STATUSES = ("ok", "not_here", "unsupported", "failed", "wrong")
 FEWER_PRODUCTS = ("Winograd", "FFT")
 """Algorithms that need fewer multiplications than a convolution has."""
+CHOOSE_THEM = ("ncnn", "MNN", "NNPACK")
+"""Contestants that take one of these where it pays, whether they say so or not."""
 ALGORITHMS = ("direct", "im2col", *FEWER_PRODUCTS, "its own choice")
 
 

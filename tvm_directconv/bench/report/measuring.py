@@ -295,10 +295,10 @@ def _measured(
 ) -> Iterator[RawRow]:
     how = (part.threads, asked.repeats)
     layers, networks = (asked.contestants[subject] for subject in SUBJECTS)
+    if part.networks:  # First, as they may lack what layers do not need.
+        yield from measurer.compare_networks(part.networks, networks, *how, say=say)
     if part.workloads:
         yield from measurer.compare_layers(part.workloads, layers, *how, say=say)
-    if part.networks:
-        yield from measurer.compare_networks(part.networks, networks, *how, say=say)
 
 
 def _check_library(row: Row, libraries: dict[str, str], folder: Path) -> None:

@@ -250,7 +250,8 @@ def _summary(results: Results, threads: int) -> list[_Block]:
     best = [results.best_rivals(threads, layers) for layers in scopes.values()]
     if any(best):
         name = "the best rival on each layer"
-        speeds.append([name, *(_mean_speed(found, len(found)) for found in best)])
+        both = zip(best, scopes.values(), strict=True)
+        speeds.append([name, *(_mean_speed(found, len(layers)) for found, layers in both)])
         over.append([name, *(_number(mean(found, lambda f: f.over_ours)) for found in best)])
     content: list[_Block] = [
         _Heading(3, _threads(threads)),

@@ -611,6 +611,14 @@ def test_what_has_no_limit_is_not_measured_by_it(tmp_path: Path, quick: None) ->
     assert (marks["ncnn"], marks["MNN"], marks["ncnn, no Winograd"], marks[OURS]) == (1, 1, 2, 2)
 
 
+def test_what_is_beyond_the_limit_stands_beyond_its_end() -> None:
+    found = Results([row(), row("oneDNN", [0.5e-6])])  # 3.2 and 6.4 of 5 GFLOP/s
+    (axes,) = plots._draw_limit(found, found.layers, 1).axes
+    marks = {each.get_label(): each.get_offsets()[0][0] for each in axes.collections}
+    assert marks == {OURS: pytest.approx(0.64), "oneDNN": pytest.approx(1.015)}
+    assert axes.get_xlim() == (0, 1)
+
+
 def test_what_is_far_slower_stands_at_the_edge() -> None:
     found = Results([row(), row(IM2COL, [2e-6]), row("TVM, untuned", [80e-6])])
     (axes,) = plots._draw_speedup(found, found.layers, 1).axes

@@ -41,6 +41,7 @@ COMMANDS = (
     "run",
     "profile",
     "bench",
+    "report",
     "tune",
     "logs",
     "doctor",

@@ -19,6 +19,8 @@ import pytest
 from conftest import COMMANDS
 
 import tvm_directconv as dc
+from tvm_directconv.bench.report import page
+from tvm_directconv.bench.report.figures import Results
 from tvm_directconv.cli import _parse, main
 from tvm_directconv.logs import folders
 from tvm_directconv.toolchain import find_toolchain
@@ -35,6 +37,7 @@ SCRIPTS = (
     "scripts/check_search",
     "scripts/compare_networks",
     "scripts/compare_pools",
+    "scripts/reproduce_paper",
     "scripts/test",
     ".ci/run",
 )
@@ -44,6 +47,7 @@ NOT_FOLLOWED = (
     ["scripts/deploy_pi", "--emulate"],
     ["scripts/deploy_pi", "pi@raspberrypi.local"],
     ["scripts/tune_x86"],
+    ["scripts/reproduce_paper"],
     ["scripts/test"],
     ["pip", "install", "."],
     ["python", "-m", "tvm.exec.rpc_tracker"],
@@ -141,6 +145,8 @@ def follow(words: list[str]) -> None:
             (log,) = folders()[0].iterdir()
             for copy in ("mine.jsonl", "yours.jsonl"):
                 shutil.copy(log, copy)
+    elif words[:2] == ["tvm-directconv", "report"]:
+        _parse(words[1:])  # It takes hours.
     elif words[0] == "tvm-directconv":
         command(*words[1:])
     elif words[0] in ("aarch64-linux-gnu-gcc", "cc", "make", "./app"):
@@ -219,6 +225,11 @@ def test_the_columns_of_bench_are_explained() -> None:
     assert [heading for heading in told[2:] if heading] == headings[1:-1]
 
 
+def test_the_keys_of_reports_are_explained() -> None:
+    explained = [key for row in table_under("### What rows hold") for key in row[0]]
+    assert explained == page.table(Results([])).strip().split(",")
+
+
 # --- What the documents name -------------------------------------------------------------------
 
 
@@ -230,8 +241,9 @@ def test_named_files_exist(name: str, followed: Followed) -> None:
     assert len(named) > 10
     places = (ROOT, followed.folder, followed.folder / "squeezenet")
     missing = [word for word in named if not any((place / word).exists() for place in places)]
-    # Written by the example on the board; TVM's.
-    assert set(missing) <= {"y.bin", "libtvm_ffi.so", "libtvm_runtime.so"}
+    # Written by the example on the board, and by a report; TVM's.
+    written = {"y.bin", "report.md", "environment.json"}
+    assert set(missing) <= {*written, "libtvm_ffi.so", "libtvm_runtime.so"}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

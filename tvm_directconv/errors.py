@@ -52,3 +52,7 @@ class TuningError(DirectConvError, RuntimeError):
 
 class ModelError(DirectConvError, ValueError):
     """A model file cannot be read, or has something that cannot be compiled."""
+
+
+class ReportError(DirectConvError, RuntimeError):
+    """A report's folder cannot be used, or there is nothing to report."""

@@ -26,6 +26,7 @@ _COMMANDS = {
     "run": "run a compiled convolution and check its output, or run a compiled network",
     "profile": "time every step of a compiled network",
     "bench": "measure convolutions on this machine",
+    "report": "measure against other libraries and write a report with plots",
     "tune": "search for faster block sizes and log every measurement",
     "logs": "show, merge, prune, check and export tuning logs",
     "doctor": "check what is installed, and say how to get what is missing",

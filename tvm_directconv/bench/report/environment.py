@@ -1,0 +1,181 @@
+"""Where a report was measured: the processor, the system, versions, how fast memory is."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import logs
+from ...device import native
+from ...errors import ReportError
+from .rows import SUBJECTS
+
+FORMAT = 1
+# What all rows of a folder must have in common: figures of other machines do not compare.
+_COMMON = ("cpu", "device", "versions")
+_KEYS = ("format", "cpu_name", "cores", "caches", "system", "python", "copy_gb_per_s", "runs")
+
+_COPY_BYTES = 2**27  # of each array: far more than the caches of one core
+_COPIES = 5
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the environment that a file describes; None if there is no such file.
+
+    Raises
+    ------
+    ReportError
+        If it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"cannot read {str(path)!r} ({error}): expected the environment that the folder's rows "
+            "were measured in; give a new folder"
+        ) from None
+    missing = [key for key in (*_COMMON, *_KEYS) if not isinstance(found, dict) or key not in found]
+    if missing or found["format"] != FORMAT:
+        wrong = f"{', '.join(missing)} missing" if missing else f"format is {found['format']}"
+        raise ReportError(
+            f"{str(path)!r} is no environment ({wrong}): expected what a report of format "
+            f"{FORMAT} writes; give a new folder"
+        )
+    return dict(found)
+
+
+def here() -> dict[str, Any]:
+    """Return the environment of this process, without runs."""
+    machine = native()
+    about = logs.here()
+    return {
+        "format": FORMAT,
+        "cpu": about["cpu"],
+        "cpu_name": about["cpu_name"],
+        "device": machine.name,
+        "versions": about["versions"],
+        "cores": os.cpu_count(),
+        "caches": {level: getattr(machine, f"{level}_bytes") for level in ("l1d", "l2", "l3")},
+        "system": f"{platform.system()} {platform.release()}, {_distribution()}",
+        "python": platform.python_version(),
+        "copy_gb_per_s": {},
+        "runs": [],
+    }
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.machine()
+
+
+def check(path: Path) -> None:
+    """Raise if a folder's rows were measured in another environment than this.
+
+    Parameters
+    ----------
+    path : Path
+        The file that describes the folder's environment; there may be none.
+
+    Raises
+    ------
+    ReportError
+        With what differs.
+    """
+    found, now = read(path), here()
+    for key in _COMMON if found else ():
+        if found and found[key] != now[key]:
+            raise ReportError(
+                f"{str(path.parent)!r} has rows of {key} {_said(found[key])}, here it is "
+                f"{_said(now[key])}: expected the same, give a new folder"
+            )
+
+
+def absent(path: Path) -> dict[str, set[str]]:
+    """Return, for layers and networks, all reasons why contestants were not installed.
+
+    Parameters
+    ----------
+    path : Path
+        As in :func:`check`.
+    """
+    found = read(path)
+    runs = found["runs"] if found else []
+    return {subject: {r for run in runs for r in run["absent"][subject]} for subject in SUBJECTS}
+
+
+def begin(
+    path: Path, threads: Sequence[int], repeats: int, reasons: Mapping[str, Sequence[str]]
+) -> None:
+    """Note in a folder that measuring begins.
+
+    Parameters
+    ----------
+    path : Path
+        As in :func:`check`, which does not raise.
+    threads : sequence of int
+        How many will compute; how fast so many copy memory is measured if it is not known.
+    repeats : int
+        How often each contestant is timed.
+    reasons : mapping of str to sequence of str
+        For layers and networks, why contestants are not installed.
+
+    Raises
+    ------
+    ReportError
+        If it cannot be written.
+    """
+    found = read(path) or here()
+    for number in threads:
+        if str(number) not in found["copy_gb_per_s"]:
+            found["copy_gb_per_s"][str(number)] = copy_speed(number)
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    found["runs"].append(
+        {
+            "date": logs.now(),
+            "threads": list(threads),
+            "repeats": repeats,
+            "cpus": cpus,
+            "absent": dict(reasons),
+        }
+    )
+    draft = path.with_suffix(".draft")
+    try:
+        draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise ReportError(
+            f"cannot write {str(path)!r} ({error.strerror}): expected a folder that you may write "
+            "to, with space left"
+        ) from None
+
+
+def _said(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return repr(value)
+
+
+def copy_speed(threads: int) -> float:
+    """Return at how many 10^9 bytes per second threads read and write memory, copying.
+
+    Each copies an array of its own that caches do not hold; the best of some copies counts.
+    """
+    arrays = [(np.ones(_COPY_BYTES // 8), np.zeros(_COPY_BYTES // 8)) for _ in range(threads)]
+    seconds = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_COPIES):
+            start = time.perf_counter()
+            # NumPy lets other threads run while it copies.
+            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays))
+            seconds.append(time.perf_counter() - start)
+    return 2 * threads * _COPY_BYTES / min(seconds) / 1e9

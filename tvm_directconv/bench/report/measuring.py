@@ -1,0 +1,312 @@
+"""Measuring what a report's folder lacks."""
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import ReportError
+from ...workload import ConvWorkload
+from . import environment
+from .rows import OURS, SUBJECTS, Row, Subject, appending, layer_subject, network_subject, now, read
+
+ROWS = "rows.jsonl"
+ENVIRONMENT = "environment.json"
+SLOW = "TVM, tuned"
+"""The contestant that takes minutes for a layer."""
+
+RawRow = Mapping[str, Any]
+"""A :class:`Row` by its keys, without ``date``."""
+
+
+class Measurer(Protocol):
+    """What measures, in turns, all contestants on one subject after the other."""
+
+    def contestants(self, subject: str) -> Mapping[str, str | None]:
+        """Return the names of all contestants for layers or networks, ours among them.
+
+        With the reason for those that are not installed here.
+        """
+        ...
+
+    def compare_layers(
+        self,
+        workloads: Sequence[ConvWorkload],
+        contestants: Sequence[str],
+        threads: int,
+        repeats: int,
+        *,
+        say: Callable[[str], None],
+    ) -> Iterator[RawRow]:
+        """Yield a row for each convolution and contestant, absent ones too.
+
+        All rows of a convolution come before the first one of the next. `say` is told what is
+        being done.
+        """
+        ...
+
+    def compare_networks(
+        self,
+        networks: Sequence[str],
+        contestants: Sequence[str],
+        threads: int,
+        repeats: int,
+        *,
+        say: Callable[[str], None],
+    ) -> Iterator[RawRow]:
+        """Do the same with whole networks."""
+        ...
+
+
+class _Rivals:
+    """The contestants of :mod:`tvm_directconv.bench.rivals`."""
+
+    def __init__(self, trials: int) -> None:
+        from ..rivals import contestants  # type: ignore[import-not-found]
+        from ..rivals.tvm import Tuned  # type: ignore[import-not-found]
+
+        tuned = (
+            replace(each, trials=trials) if isinstance(each, Tuned) else each
+            for each in contestants.TUNED_CONTESTANTS
+        )
+        self._known: dict[str, dict[str, Any]] = {
+            "layer": {each.name: each for each in (*contestants.LAYER_CONTESTANTS, *tuned)},
+            "network": {each.name: each for each in contestants.NETWORK_CONTESTANTS},
+        }
+
+    def contestants(self, subject: str) -> dict[str, str | None]:
+        from ..rivals.base import NotHere  # type: ignore[import-not-found]
+
+        found: dict[str, str | None] = {}
+        for name, each in self._known[subject].items():
+            try:
+                each.check(network=subject == "network")
+                found[name] = None
+            except NotHere as error:
+                found[name] = str(error)
+        return found
+
+    def compare_layers(
+        self, workloads: Sequence[ConvWorkload], contestants: Sequence[str], *how: int, **say: Any
+    ) -> Iterator[RawRow]:
+        from ..rivals.rounds import compare_layers  # type: ignore[import-not-found]
+
+        chosen = [self._known["layer"][name] for name in contestants]
+        yield from compare_layers(workloads, chosen, *how, **say)
+
+    def compare_networks(
+        self, networks: Sequence[str], contestants: Sequence[str], *how: int, **say: Any
+    ) -> Iterator[RawRow]:
+        from ..rivals.rounds import compare_networks  # type: ignore[import-not-found]
+
+        chosen = [self._known["network"][name] for name in contestants]
+        yield from compare_networks(networks, chosen, *how, **say)
+
+
+def rivals(trials: int) -> Measurer:
+    """Return what measures: the one place where reports and contestants meet.
+
+    Parameters
+    ----------
+    trials : int
+        Budget of TVM's tuner, for each layer.
+    """
+    return _Rivals(trials)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report shall hold.
+
+    Parameters
+    ----------
+    workloads : sequence of ConvWorkload
+        Layers.
+    networks : sequence of str
+        Whole networks.
+    threads : sequence of int
+        Numbers of threads.
+    repeats : int
+        How often each contestant is timed.
+    contestants : mapping of str to sequence of str
+        Those for layers and for networks, by these words as :class:`Row` has them.
+    """
+
+    workloads: Sequence[ConvWorkload]
+    networks: Sequence[str]
+    threads: Sequence[int]
+    repeats: int
+    contestants: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be measured with one number of threads.
+
+    Attributes
+    ----------
+    threads : int
+    workloads : list of ConvWorkload
+    networks : list of str
+    """
+
+    threads: int
+    workloads: list[ConvWorkload]
+    networks: list[str]
+
+
+def chosen(measurer: Measurer, patterns: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the contestants whose names match one of some patterns, and always ours.
+
+    Parameters
+    ----------
+    measurer : Measurer
+    patterns : sequence of str
+        Capitals are as good as small letters. If there are none: all but :data:`SLOW`.
+
+    Returns
+    -------
+    dict of str to list of str
+        As in :class:`Asked`.
+
+    Raises
+    ------
+    ReportError
+        If a pattern matches none.
+    """
+    known = {subject: list(measurer.contestants(subject)) for subject in SUBJECTS}
+    names = list(dict.fromkeys(name for each in known.values() for name in each))
+    found = {OURS} if patterns else {name for name in names if name != SLOW}
+    for pattern in patterns:
+        matches = [name for name in names if fnmatch.fnmatch(name.lower(), pattern.lower())]
+        if not matches:
+            raise ReportError(
+                f"no contestant is called {pattern!r}: expected one of "
+                f"{', '.join(map(repr, names))}, or a pattern with * and ?"
+            )
+        found.update(matches)
+    return {subject: [name for name in each if name in found] for subject, each in known.items()}
+
+
+def missing(rows: Sequence[Row], asked: Asked, absent: Mapping[str, Collection[str]]) -> list[Part]:
+    """Return what has to be measured yet.
+
+    A subject is complete when there is a row of every contestant. What was not installed when it
+    was measured, and is installed now, is missing.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        What there is.
+    asked : Asked
+        What there shall be.
+    absent : mapping of str to collection of str
+        For layers and networks, reasons why contestants were not installed that hold no more.
+    """
+    have = {
+        (row.about, row.threads, row.contestant)
+        for row in rows
+        if row.status != "not_here" or row.reason not in absent[row.subject]
+    }
+
+    def lacks(subject: Subject, threads: int) -> bool:
+        contestants = asked.contestants[subject.kind]
+        return any((subject, threads, name) not in have for name in contestants)
+
+    return [
+        Part(
+            threads,
+            [w for w in asked.workloads if lacks(layer_subject(w), threads)],
+            [name for name in asked.networks if lacks(network_subject(name), threads)],
+        )
+        for threads in asked.threads
+    ]
+
+
+def measure(
+    folder: Path,
+    asked: Asked,
+    measurer: Measurer,
+    done: Callable[[int, int, str], None] = lambda number, total, text: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Measure what a folder lacks; every row is on the disk before the next one is measured.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be.
+    asked : Asked
+        What it shall hold.
+    measurer : Measurer
+    done : callable
+        Is told the number of the subject that rows are coming of, of how many, and its name.
+    say : callable
+        Is told what is being done.
+
+    Raises
+    ------
+    ReportError
+        If the folder's rows are damaged, were measured in another environment, or cannot be
+        written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(
+            f"cannot make folder {str(folder)!r} ({error.strerror}): expected a folder, or a name "
+            "that is free"
+        ) from None
+    environment.check(folder / ENVIRONMENT)
+    with appending(folder / ROWS) as append:
+        rows = read(folder / ROWS)
+        if rows and not (folder / ENVIRONMENT).exists():
+            raise ReportError(
+                f"{str(folder)!r} has rows but no {ENVIRONMENT}: nobody knows where they were "
+                "measured, give a new folder"
+            )
+        reasons = {
+            subject: list(dict.fromkeys(filter(None, measurer.contestants(subject).values())))
+            for subject in SUBJECTS
+        }
+        before = environment.absent(folder / ENVIRONMENT)
+        mended = {subject: before[subject] - set(reasons[subject]) for subject in SUBJECTS}
+        parts = missing(rows, asked, mended)
+        total = sum(len(part.workloads) + len(part.networks) for part in parts)
+        if not total:
+            return
+        environment.begin(folder / ENVIRONMENT, asked.threads, asked.repeats, reasons)
+        libraries = {row.contestant: row.library for row in rows if row.library}
+        number, date, subject = 0, now(), None
+        for part in parts:
+            for raw in _measured(part, asked, measurer, say):
+                row = Row.from_dict({**raw, "date": date})
+                if (row.about, row.threads) != subject:
+                    number, date, subject = number + 1, now(), (row.about, row.threads)
+                    row = replace(row, date=date)
+                    done(number, total, f"{row.about.name}, {row.threads} thread(s)")
+                _check_library(row, libraries, folder)
+                append(row)
+
+
+def _measured(
+    part: Part, asked: Asked, measurer: Measurer, say: Callable[[str], None]
+) -> Iterator[RawRow]:
+    how = (part.threads, asked.repeats)
+    layers, networks = (asked.contestants[subject] for subject in SUBJECTS)
+    if part.networks:  # First, as they may lack what layers do not need.
+        yield from measurer.compare_networks(part.networks, networks, *how, say=say)
+    if part.workloads:
+        yield from measurer.compare_layers(part.workloads, layers, *how, say=say)
+
+
+def _check_library(row: Row, libraries: dict[str, str], folder: Path) -> None:
+    if not row.library:
+        return
+    before = libraries.setdefault(row.contestant, row.library)
+    if before != row.library:
+        raise ReportError(
+            f"{str(folder)!r} has rows of {row.contestant} with {before}, here it is "
+            f"{row.library}: expected the same, give a new folder"
+        )

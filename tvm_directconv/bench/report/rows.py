@@ -1,0 +1,417 @@
+"""Raw rows of a report: what was measured of one contestant, and nothing that follows from it.
+
+They are lines of JSON in one file, appended as they come, so a crash costs one line at most.
+"""
+
+import fcntl
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...errors import ReportError, WorkloadError
+from ...workload import ConvWorkload
+
+OURS = "ours"
+TUNED = "ours, tuned"
+IM2COL = "im2col + OpenBLAS"
+GEMM = "OpenBLAS SGEMM alone"
+
+# In the order in which tables and legends have them.
+CONTESTANTS = (
+    OURS,
+    TUNED,
+    IM2COL,
+    GEMM,
+    "oneDNN",
+    "oneDNN, nChw16c",
+    "onnxruntime",
+    "OpenVINO",
+    "PyTorch, channels last",
+    "PyTorch",
+    "XNNPACK",
+    "TVM, untuned",
+    "TVM, tuned",
+    "ncnn, no Winograd",
+    "ncnn",
+    "MNN",
+    "NNPACK",
+)
+SUBJECTS = ("layer", "network")
+STATUSES = ("ok", "not_here", "unsupported", "failed", "wrong")
+FEWER_PRODUCTS = ("Winograd", "FFT")
+"""Algorithms that need fewer multiplications than a convolution has."""
+CHOOSE_THEM = ("ncnn", "MNN", "NNPACK")
+"""Contestants that take one of these where it pays, whether they say so or not."""
+ALGORITHMS = ("direct", "im2col", *FEWER_PRODUCTS, "its own choice")
+
+
+def _is_text(value: object) -> bool:
+    # Half a surrogate pair can stand in JSON, but can neither be printed nor written.
+    return isinstance(value, str) and bool(value) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    # Whole numbers can be too large for a float.
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 <= value <= sys.float_info.max
+    )
+
+
+def _is_measured(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(_is_number(v) and v > 0 for v in value)
+
+
+def _is_date(value: object) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+class _Kind(NamedTuple):
+    """What a value of a row must be."""
+
+    expected: str
+    test: Callable[[Any], bool]
+
+
+def _or_null(kind: _Kind) -> _Kind:
+    return _Kind(f"{kind.expected}, or null", lambda v: v is None or kind.test(v))
+
+
+_TEXT = _Kind("a non-empty string", _is_text)
+_NUMBER = _Kind("a number from 0", _is_number)
+_MEASURED = _Kind("a list of numbers above 0, one for each repeat", _is_measured)
+_KINDS = {
+    "date": _Kind("a date with its time zone such as 2026-11-22T13:00:00.5+00:00", _is_date),
+    "subject": _Kind(f"one of {', '.join(SUBJECTS)}", lambda v: v in SUBJECTS),
+    "network": _or_null(_TEXT),
+    "layer": _or_null(_TEXT),
+    "workload": _or_null(_TEXT),
+    "threads": _Kind("a whole number from 1", lambda v: _is_whole(v, 1)),
+    "contestant": _TEXT,
+    "library": _or_null(_TEXT),
+    "implementation": _or_null(_TEXT),
+    "status": _Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
+    "reason": _or_null(_TEXT),
+    "algorithm": _Kind(f"one of {', '.join(ALGORITHMS)}", lambda v: v in ALGORITHMS),
+    "includes": _TEXT,
+    "seconds": _MEASURED,
+    "peak_gflops": _MEASURED,
+    "extra_bytes": _or_null(_Kind("a whole number from 0", lambda v: _is_whole(v, 0))),
+    "max_error": _or_null(_NUMBER),
+    "compile_seconds": _or_null(_NUMBER),
+    "blocking": _or_null(_TEXT),
+    "blocking_source": _or_null(_TEXT),
+}
+
+
+class Subject(NamedTuple):
+    """What is measured: a layer or a whole network.
+
+    Attributes
+    ----------
+    kind : str
+        One of :data:`SUBJECTS`.
+    network, layer : str
+        Names, "" where there is none.
+    workload : str
+        Descriptor of a layer, "" for a network.
+    """
+
+    kind: str
+    network: str
+    layer: str
+    workload: str
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        if self.kind == "network":
+            return self.network
+        return ":".join(filter(None, (self.network, self.layer))) or self.workload
+
+    @property
+    def convolution(self) -> ConvWorkload:
+        """What a layer convolves."""
+        return _parsed(self.workload)
+
+
+@cache
+def _parsed(text: str) -> ConvWorkload:
+    return ConvWorkload.parse(text)
+
+
+def layer_subject(workload: ConvWorkload) -> Subject:
+    """Return the subject that a convolution is."""
+    return Subject("layer", workload.network, workload.layer, str(workload))
+
+
+def network_subject(name: str) -> Subject:
+    """Return the subject that a whole network is."""
+    return Subject("network", name, "", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of one subject, by one contestant, on so many threads.
+
+    Parameters
+    ----------
+    date : str
+        When the contestants' comparison on this subject began. Rows that share it were measured
+        in turns, so their repeats stand beside each other.
+    subject : str
+        ``layer`` or ``network``.
+    network, layer, workload : str, optional
+        Names, and the layer's descriptor.
+    threads : int
+        How many computed.
+    contestant : str
+        Such as those of :data:`CONTESTANTS`.
+    library, implementation : str, optional
+        Name and version of the library; which of its kernels it took.
+    status : str
+        One of :data:`STATUSES`.
+    reason : str, optional
+        Why it is not ``ok``.
+    algorithm : str
+        One of :data:`ALGORITHMS`.
+    includes : str
+        What the time is of.
+    seconds : tuple of float
+        Of one call, for each repeat; empty if it is not ``ok``.
+    peak_gflops : tuple of float
+        Speed of the burst of multiply-adds, on as many threads, beside each repeat.
+    extra_bytes : int, optional
+        Memory beyond input, weights and output.
+    max_error : float, optional
+        Largest difference from the right result, in units of its largest value.
+    compile_seconds : float, optional
+        To get ready for the first call.
+    blocking, blocking_source : str, optional
+        Block sizes of ours, and where they come from.
+
+    Raises
+    ------
+    ReportError
+        If a value has the wrong type, is impossible, or does not go with the others.
+    """
+
+    date: str
+    subject: str
+    network: str | None
+    layer: str | None
+    workload: str | None
+    threads: int
+    contestant: str
+    library: str | None
+    implementation: str | None
+    status: str
+    reason: str | None
+    algorithm: str
+    includes: str
+    seconds: tuple[float, ...]
+    peak_gflops: tuple[float, ...]
+    extra_bytes: int | None
+    max_error: float | None
+    compile_seconds: float | None
+    blocking: str | None
+    blocking_source: str | None
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not kind.test(value):
+                raise ReportError(f"{name} is {value!r}: expected {kind.expected}")
+        for name in ("seconds", "peak_gflops"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # the way past `frozen`
+        if self.subject == "network":
+            if self.network is None or self.layer or self.workload:
+                raise ReportError(
+                    f"subject is 'network', network {self.network!r}, layer {self.layer!r}, "
+                    f"workload {self.workload!r}: expected a network's name alone"
+                )
+        else:
+            try:
+                _parsed(self.workload or "")
+            except WorkloadError as error:
+                raise ReportError(f"workload is {self.workload!r}: {error}") from None
+        if len(self.peak_gflops) != len(self.seconds):
+            raise ReportError(
+                f"there are {len(self.seconds)} seconds and {len(self.peak_gflops)} peak_gflops: "
+                "expected one of each for every repeat"
+            )
+        if (self.status == "ok") != bool(self.seconds):
+            raise ReportError(
+                f"status is {self.status!r} with {len(self.seconds)} seconds: expected some if it "
+                "is 'ok', and none if not"
+            )
+        if self.status != "ok" and self.reason is None:
+            raise ReportError(f"status is {self.status!r} and reason is null: expected a reason")
+
+    @property
+    def about(self) -> Subject:
+        """What was measured."""
+        return Subject(self.subject, self.network or "", self.layer or "", self.workload or "")
+
+    def to_line(self) -> str:
+        """Return the row as it stands in the file, without a newline."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
+        """Make a row of values by name. Keys that are not known are left out.
+
+        Raises
+        ------
+        ReportError
+            If it is no row.
+        """
+        if missing := [f.name for f in fields(cls) if f.name not in values]:
+            raise ReportError(f"{', '.join(missing)} missing: expected every key of a row")
+        found = {f.name: values[f.name] for f in fields(cls)}
+        for name in ("network", "layer"):
+            found[name] = found[name] or None  # Layers that have no name have an empty one.
+        return cls(**found)
+
+    @classmethod
+    def from_line(cls, line: str | bytes) -> "Row":
+        """Read a line of the file.
+
+        Raises
+        ------
+        ReportError
+            If it is no row.
+        """
+        try:
+            found = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise ReportError(f"not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ReportError(f"{str(found)[:40]!r} is no row: expected an object of JSON")
+        return cls.from_dict(found)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def now() -> str:
+    """Return the date for rows: no two comparisons have the same."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a file, in its order; none if there is no such file.
+
+    What stands behind the last newline was cut off while it was written, and is left out.
+
+    Raises
+    ------
+    ReportError
+        If the file cannot be read or is damaged elsewhere; with the line's number.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ReportError(
+            f"cannot read {str(path)!r} ({error.strerror}): expected a file of rows"
+        ) from None
+    rows: list[Row] = []
+    repeats: dict[tuple[object, ...], int] = {}
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            row = Row.from_line(line)
+            _check_repeats(row, repeats)
+        except ReportError as error:
+            raise ReportError(
+                f"{path}:{number}: {error}; remove the line to measure it again"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _check_repeats(row: Row, repeats: dict[tuple[object, ...], int]) -> None:
+    """Raise if a row has not as many repeats as those that it was measured in turns with."""
+    if not row.seconds:
+        return
+    others = repeats.setdefault((row.about, row.threads, row.date), len(row.seconds))
+    if others != len(row.seconds):
+        raise ReportError(
+            f"{row.contestant} has {len(row.seconds)} repeats, others of the same comparison "
+            f"{others}: expected as many"
+        )
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[Row], None]]:
+    """Open a file for appending, and keep other processes from doing so.
+
+    Parameters
+    ----------
+    path : Path
+        The file. Made if need be; a line that was cut off is removed.
+
+    Yields
+    ------
+    callable
+        Writes a row, unless :func:`read` would refuse it. When it returns, the row is on the disk.
+
+    Raises
+    ------
+    ReportError
+        If it cannot be written, or another process has it open.
+    """
+    try:
+        file = open(path, "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise _not_written(path, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReportError(
+                f"{str(path)!r} is being written by another process: expected one report at a "
+                "time, wait for it or give a new folder"
+            ) from None
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+        repeats: dict[tuple[object, ...], int] = {}
+
+        def append(row: Row) -> None:
+            _check_repeats(row, repeats)
+            try:
+                file.write(row.to_line().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise _not_written(path, error) from None
+
+        yield append
+
+
+def _not_written(path: Path, error: OSError) -> ReportError:
+    return ReportError(
+        f"cannot write {str(path)!r} ({error.strerror}): expected a folder that you may write to, "
+        "with space left"
+    )

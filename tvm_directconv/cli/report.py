@@ -1,0 +1,128 @@
+"""``tvm-directconv report``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import ReportError
+from ..workload import workloads
+from ._options import SPECS, positive
+from ._output import status_line
+
+_PAPER = ["alexnet", "vgg16", "googlenet"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument(
+        "spec",
+        nargs="*",
+        metavar="SPEC",
+        help=f"{SPECS}; default: {' '.join(_PAPER)}, or no layers with --networks",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="for the rows, one line of JSON each as they come, and the report; what it has "
+        "already is not measured again",
+    )
+    parser.add_argument(
+        "--networks",
+        type=_names,
+        default=[],
+        metavar="NAME[,NAME...]",
+        help="whole networks to measure as well",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_numbers,
+        default=[1],
+        metavar="N[,N...]",
+        help="threads that compute; with several numbers everything is measured with each; "
+        "default: 1",
+    )
+    parser.add_argument(
+        "--contestant",
+        action="append",
+        metavar="NAME",
+        help="who takes part beside ours, such as oneDNN or 'ncnn*'; repeatedly for several; "
+        "default: all but 'TVM, tuned', which takes minutes for a layer",
+    )
+    parser.add_argument(
+        "--repeat", type=positive, default=10, metavar="R", help="measurements; default: 10"
+    )
+    parser.add_argument(
+        "--trials",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="budget of 'TVM, tuned' for each layer; default: 64",
+    )
+    parser.add_argument(
+        "--render-only",
+        action="store_true",
+        help="measure nothing, write the report of what the folder has",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what is missing, write the report; status 1 if ours failed or was wrong somewhere."""
+    from ..bench.report import page, plots
+    from ..bench.report.rows import OURS
+
+    plots.check()
+    folder = Path(args.output)
+    if args.render_only:
+        if args.spec or args.networks or args.contestant:
+            raise ReportError(
+                "--render-only measures nothing: expected no SPEC, --networks or --contestant "
+                "beside it, everything in the folder is reported"
+            )
+    else:
+        _measure(folder, args)
+    results = page.write(folder)
+    print(f"{folder / 'report.md'}, {folder / 'report.html'}: {len(results.figures)} rows")
+    return 1 if any(f.row.status in ("failed", "wrong") for f in results.by(OURS)) else 0
+
+
+def _measure(folder: Path, args: argparse.Namespace) -> None:
+    from .. import versions
+    from ..bench.report import measuring
+
+    versions.check()
+    measurer = measuring.rivals(args.trials)
+    specs = args.spec or ([] if args.networks else _PAPER)
+    asked = measuring.Asked(
+        workloads=workloads(specs) if specs else [],
+        networks=args.networks,
+        threads=args.threads,
+        repeats=args.repeat,
+        contestants=measuring.chosen(measurer, args.contestant or ()),
+    )
+    try:
+        measuring.measure(folder, asked, measurer, _done, status_line)
+    finally:
+        status_line("")
+
+
+def _done(number: int, total: int, text: str) -> None:
+    """Say how far it is; a terminal keeps the line while the next one says what is being done."""
+    status_line("")
+    print(f"{number}/{total} {text}", file=sys.stderr, flush=True)
+
+
+def _names(text: str) -> list[str]:
+    from ..bench.models import MODELS
+
+    names = list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in MODELS]:
+        raise argparse.ArgumentTypeError(
+            f"there is no network {unknown[0]!r}: expected some of {', '.join(MODELS)}"
+        )
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted({positive(part) for part in text.split(",")})

@@ -63,8 +63,8 @@ class _Rivals:
     """The contestants of :mod:`tvm_directconv.bench.rivals`."""
 
     def __init__(self, trials: int) -> None:
-        from ..rivals import contestants  # type: ignore[import-not-found]
-        from ..rivals.tvm import Tuned  # type: ignore[import-not-found]
+        from ..rivals import contestants
+        from ..rivals.tvm import Tuned
 
         tuned = (
             replace(each, trials=trials) if isinstance(each, Tuned) else each
@@ -76,7 +76,7 @@ class _Rivals:
         }
 
     def contestants(self, subject: str) -> dict[str, str | None]:
-        from ..rivals.base import NotHere  # type: ignore[import-not-found]
+        from ..rivals.base import NotHere
 
         found: dict[str, str | None] = {}
         for name, each in self._known[subject].items():
@@ -90,7 +90,7 @@ class _Rivals:
     def compare_layers(
         self, workloads: Sequence[ConvWorkload], contestants: Sequence[str], *how: int, **say: Any
     ) -> Iterator[RawRow]:
-        from ..rivals.rounds import compare_layers  # type: ignore[import-not-found]
+        from ..rivals.rounds import compare_layers
 
         chosen = [self._known["layer"][name] for name in contestants]
         yield from compare_layers(workloads, chosen, *how, **say)
@@ -98,7 +98,7 @@ class _Rivals:
     def compare_networks(
         self, networks: Sequence[str], contestants: Sequence[str], *how: int, **say: Any
     ) -> Iterator[RawRow]:
-        from ..rivals.rounds import compare_networks  # type: ignore[import-not-found]
+        from ..rivals.rounds import compare_networks
 
         chosen = [self._known["network"][name] for name in contestants]
         yield from compare_networks(networks, chosen, *how, **say)

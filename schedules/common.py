@@ -12,7 +12,7 @@ from tvm_directconv.blocking import (
     weights_take_time,
 )
 from tvm_directconv.compute import BLOCK_NAME
-from tvm_directconv.lowering import COLUMN, NEXT, STEP, TAP, TILE
+from tvm_directconv.lowering import COLUMN, LANES, NEXT, STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -148,11 +148,22 @@ def parallel_tasks(sch: Any, loops: Loops, threads: int) -> None:
 
 
 def direct(
-    sch: Any, workload: ConvWorkload, blocking: Blocking, threads: int, finished: int
+    sch: Any,
+    workload: ConvWorkload,
+    blocking: Blocking,
+    threads: int,
+    finished: int,
+    by_lane: bool = False,
 ) -> None:
-    """Apply a whole blocking: what the schedules of all instruction sets have in common."""
+    """Apply a whole blocking: what the schedules of all instruction sets have in common.
+
+    `finished` is as for :func:`unroll_tile`; `by_lane` says whether an FMA can use one lane of a
+    register in every lane: then neighbouring channels of a pixel are loaded as one vector.
+    """
     loops = split_and_order(sch, workload, blocking)
     unroll_tile(sch, workload, loops, blocking, finished)
+    if by_lane and not workload.depthwise:
+        sch.annotate(loops.step, LANES, blocking.lanes)
     fetch_weights(sch, workload, loops, blocking)
     finish_outputs(sch, loops, blocking)
     parallel_tasks(sch, loops, threads)

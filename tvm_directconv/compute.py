@@ -21,8 +21,8 @@ from .workload import ConvWorkload
 BLOCK_NAME = "conv"
 """Name of the block that multiplies and adds; schedules find it by this."""
 
-WEIGHT_NAME = "weight"
-"""Name of the tensor of weights; lowering finds it by this."""
+INPUT_NAME, WEIGHT_NAME = "x", "weight"
+"""Names of the tensors that are multiplied; lowering finds them by these."""
 
 FINISH_NAME = "finish"
 """Name of the block that finishes outputs, if there is an epilogue."""
@@ -208,7 +208,7 @@ def conv2d(
     output_layout = ActivationLayout.blocked(oc_block)
     counted = output_shape or workload.output_shape
 
-    x = te.placeholder(input_layout.shape(workload.input_shape), name="x")
+    x = te.placeholder(input_layout.shape(workload.input_shape), name=INPUT_NAME)
     weight = te.placeholder(weight_layout.shape(workload.weight_shape), name=WEIGHT_NAME)
 
     def read(batch: Any, channel: Any, row: Any, column: Any) -> Any:

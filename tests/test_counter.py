@@ -211,9 +211,7 @@ def test_an_emulator_without_plugins(toolchain: Toolchain, tmp_path: Path) -> No
     emulator.write_text("#!/bin/sh\necho \"qemu: unknown option 'plugin'\" >&2\nexit 1\n")
     emulator.chmod(0o755)
     old = replace(toolchain, emulator=(str(emulator),))
-    with pytest.raises(
-        ToolchainError, match=r"unknown option 'plugin'\. Expected an emulator that"
-    ):
+    with pytest.raises(ToolchainError, match="unknown option 'plugin'"):
         count_instructions("conv.so", "conv", [], old)
 
 

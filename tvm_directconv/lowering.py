@@ -585,7 +585,7 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if row[0] in lane_of or any(element not in loads for element in row):
                 continue
             first = loads[row[0]]
-            register = tirx.decl_buffer((lanes,), "float32", name=f"lanes{len(vectors)}")
+            register = tirx.decl_buffer((lanes,), "float32", name=f"lanes{len(vectors) // 2}")
             value = tirx.BufferLoad(first.source, [tirx.Ramp(first.indices[0], 1, lanes)])
             vectors += [
                 AllocBuffer(register),

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, SeqStmt
 
 from tvm_directconv import Blocking, ConvWorkload, build, device, lowering
-from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.assembly import innermost_loops, whole_function
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
 from tvm_directconv.build import scheduled, symbol_of
 from tvm_directconv.layout import ActivationLayout
@@ -101,15 +101,16 @@ def test_allocations_are_measured() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pins_cost_no_instruction(name: str) -> None:
-    workload = conv(name, in_width=32, in_channels=16)
+    workload = conv(name, in_width=32, in_channels=128)
     blocking = tile(name, ic_block=4, ic_unroll=4)
     conv_ = build(workload, name, blocking=blocking, input_layout="NCHW4c")
     assert "directconv_pin" not in conv_.assembly()
     (loop,) = innermost_loops(conv_.assembly(), device(name).triple)
     target = device(name)
-    # Per step: a load of weights, one of each pixel, the products; the loop adds a few.
+    # Per step: a load of weights, one of each pixel or of four channels of it, the products; the loop
+    # adds a few.
     pairs = 1 if target.fma else 2
-    most = 4 * (1 + 4 + pairs * 4)
+    most = 4 * (1 + (1 if target.lane_operand else 4) + pairs * 4)
     assert loop.fmas == 16 and loop.spills == 0
     assert loop.instructions < 1.5 * most
 
@@ -137,6 +138,21 @@ def test_channels_of_a_pixel_are_one_load(order: str) -> None:
     assert vectors_of_input("cortex-a72", workload, fewer, "NCHW4c") == 0
     strided = replace(workload, stride=(1, 2))
     assert vectors_of_input("cortex-a72", strided, blocking, "NCHW") == 0
+
+
+@pytest.mark.parametrize("name", ["cortex-a53", "neoverse-n1"])
+@pytest.mark.parametrize(("vectors", "columns"), [(1, 15), (2, 9), (3, 7), (4, 5)])
+def test_vectors_of_input_have_registers(name: str, vectors: int, columns: int) -> None:
+    lanes, width = device(name).lanes, 3 * columns
+    workload = conv(name, in_width=width, out_channels=vectors * lanes, kernel=3, padding=1)
+    workload = replace(workload, in_channels=16, in_height=9)
+    blocking = tile(name, oc_vectors=vectors, ow_tile=columns, ic_block=4, ic_unroll=4)
+    text = build(workload, name, blocking=blocking).assembly()
+    assert whole_function(text, device(name).triple).spills == 0
+    assert vectors_of_input(name, workload, blocking, "NCHW4c") > 0
+    # With a column more, there are registers for each pixel of one channel alone.
+    wider = replace(blocking, ow_tile=columns + 1)
+    assert vectors_of_input(name, workload, wider, "NCHW4c") == 0
 
 
 @pytest.mark.parametrize("name", ["armv7", "x86-64-v3"])

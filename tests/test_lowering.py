@@ -107,8 +107,8 @@ def test_pins_cost_no_instruction(name: str) -> None:
     assert "directconv_pin" not in conv_.assembly()
     (loop,) = innermost_loops(conv_.assembly(), device(name).triple)
     target = device(name)
-    # Per step: the products, a load of weights, and one of each pixel or of four channels of it. The
-    # loop adds a few.
+    # Per step: the products, a load of weights, and one of each pixel or of four channels of it.
+    # The loop adds a few.
     pairs = 1 if target.fma else 2
     most = 4 * (1 + (1 if target.lane_operand else 4) + pairs * 4)
     assert loop.fmas == 16 and loop.spills == 0

@@ -13,7 +13,7 @@ from tvm_directconv.blocking import (
 )
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.device import Device
-from tvm_directconv.lowering import COLUMN, NEXT, PIXELS, STEP, TAP, TILE
+from tvm_directconv.lowering import COLUMN, LANES, NEXT, PIXELS, STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -195,10 +195,17 @@ def direct(
     blocking: Blocking,
     threads: int,
     finished: int,
+    by_lane: bool = False,
 ) -> None:
-    """Apply a whole blocking: what the schedules of all instruction sets have in common."""
+    """Apply a whole blocking: what the schedules of all instruction sets have in common.
+
+    `finished` is as for :func:`unroll_tile`; `by_lane` says whether an FMA can use one lane of a
+    register in every lane: then neighbouring channels of a pixel are loaded as one vector.
+    """
     loops = split_and_order(sch, workload, blocking)
     unroll_tile(sch, workload, loops, blocking, finished)
+    if by_lane and not workload.depthwise:
+        sch.annotate(loops.step, LANES, blocking.lanes)
     fetch_weights(sch, workload, device, loops, blocking)
     fetch_pixels(sch, workload, device, loops, blocking)
     finish_outputs(sch, loops, blocking)

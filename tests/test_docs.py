@@ -34,6 +34,7 @@ SCRIPTS = (
     "scripts/deploy_pi",
     "scripts/tune_x86",
     "scripts/tune_board",
+    "scripts/check_arm",
     "scripts/check_search",
     "scripts/compare_networks",
     "scripts/compare_pools",

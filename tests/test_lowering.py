@@ -4,17 +4,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tvm_ffi
+from conftest import run_exact
 from tvm import sym, tirx
 from tvm.ir.expr import TensorLoad, Var
 from tvm.script import tirx as T
 from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, SeqStmt
 
 from tvm_directconv import Blocking, ConvWorkload, Device, build, device, lowering
-from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.assembly import innermost_loops, whole_function
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
 from tvm_directconv.build import scheduled, symbol_of
 from tvm_directconv.layout import ActivationLayout
@@ -101,17 +103,72 @@ def test_allocations_are_measured() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pins_cost_no_instruction(name: str) -> None:
-    workload = conv(name, in_width=32, in_channels=16)
+    workload = conv(name, in_width=32, in_channels=128)
     blocking = tile(name, ic_block=4, ic_unroll=4)
     conv_ = build(workload, name, blocking=blocking, input_layout="NCHW4c")
     assert "directconv_pin" not in conv_.assembly()
     (loop,) = innermost_loops(conv_.assembly(), device(name).triple)
     target = device(name)
-    # Per step: a load of weights, one of each pixel, the products; the loop adds a few.
+    # Per step: the products, a load of weights, and one of each pixel or of four channels of it.
+    # The loop adds a few.
     pairs = 1 if target.fma else 2
-    most = 4 * (1 + 4 + pairs * 4)
+    most = 4 * (1 + (1 if target.lane_operand else 4) + pairs * 4)
     assert loop.fmas == 16 and loop.spills == 0
     assert loop.instructions < 1.5 * most
+
+
+def vectors_of_input(name: str, workload: ConvWorkload, blocking: Blocking, layout: str) -> int:
+    """Count the vectors that the steps of a tile use lane by lane."""
+    text = str(lowered(name, workload, blocking, layout))
+    return len(re.findall(r"^\s*lanes\w* = T.alloc_buffer", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
+def test_channels_of_a_pixel_are_one_load(order: str) -> None:
+    workload = conv("cortex-a72", in_channels=16, in_width=32)
+    blocking = tile("cortex-a72", ic_block=4, ic_unroll=4, loop_order=order)
+    assert vectors_of_input("cortex-a72", workload, blocking, "NCHW4c") == 4
+    built = build(workload, "cortex-a72", blocking=blocking, input_layout="NCHW4c")
+    loops = innermost_loops(built.assembly(), device("cortex-a72").triple)
+    for loop in loops:
+        assert loop.fmas % 16 == 0 and loop.spills == 0
+        assert not re.search(r"\sldu?r\s+s|\sld1r", str(loop))
+        assert set(re.findall(r"\.s\[\d\]", str(loop))) == {f".s[{i}]" for i in range(4)}
+    assert loops
+    # With fewer in straight-line code, or apart in memory, each is loaded alone.
+    fewer = replace(blocking, ic_unroll=2)
+    assert vectors_of_input("cortex-a72", workload, fewer, "NCHW4c") == 0
+    strided = replace(workload, stride=(1, 2))
+    assert vectors_of_input("cortex-a72", strided, blocking, "NCHW") == 0
+
+
+@pytest.mark.parametrize("name", ["cortex-a53", "neoverse-n1"])
+@pytest.mark.parametrize(("vectors", "columns"), [(1, 15), (2, 9), (3, 7), (4, 5)])
+def test_vectors_of_input_have_registers(name: str, vectors: int, columns: int) -> None:
+    lanes, width = device(name).lanes, 3 * columns
+    workload = conv(name, in_width=width, out_channels=vectors * lanes, kernel=3, padding=1)
+    workload = replace(workload, in_channels=16, in_height=9)
+    blocking = tile(name, oc_vectors=vectors, ow_tile=columns, ic_block=4, ic_unroll=4)
+    text = build(workload, name, blocking=blocking).assembly()
+    assert whole_function(text, device(name).triple).spills == 0
+    assert vectors_of_input(name, workload, blocking, "NCHW4c") > 0
+    # With a column more, there are registers for each pixel of one channel alone.
+    wider = replace(blocking, ow_tile=columns + 1)
+    assert vectors_of_input(name, workload, wider, "NCHW4c") == 0
+
+
+@pytest.mark.parametrize("name", ["armv7", "x86-64-v3"])
+def test_vectors_of_input_are_for_processors_that_multiply_by_a_lane(name: str) -> None:
+    assert vectors_of_input(name, conv(name), tile(name, ic_block=4, ic_unroll=4), "NCHW4c") == 0
+
+
+def test_what_stands_under_a_condition_is_not_loaded_without_it(tmp_path: Path) -> None:
+    # More border tiles than get code of their own: they share a loop, which tests each column.
+    workload = conv("cortex-a72", in_width=40, kernel=(1, 41), padding=(0, 20))
+    blocking = tile("cortex-a72", ic_block=4, ic_unroll=4)
+    built = build(workload, "cortex-a72", blocking=blocking)
+    for guard in ("begin", "end"):
+        run_exact(built, device("cortex-a72"), tmp_path, guard=guard)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13])

@@ -110,7 +110,7 @@ def test_a_candidate_is_compared_with_the_incumbent(
 ) -> None:
     target = device("cortex-a72")
     good = exported(compiled(PLAIN, "cortex-a72"), tmp_path, "good.s")
-    narrow = replace(chosen(PLAIN, "cortex-a72"), ow_tile=1)
+    narrow = replace(chosen(PLAIN, "cortex-a72"), oc_vectors=1, ow_tile=1)
     slow = exported(build(PLAIN, target, blocking=narrow), tmp_path, "slow.s")
     runner = McaRunner(target)
     slower = runner.measure(slow, good, 7, thorough=True)
@@ -157,8 +157,8 @@ def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
         in_height=28,
         in_width=26,
         out_channels=32,
-        kernel=(5, 4),
-        padding=(2, 2, 2, 3),
+        kernel=(5, 8),  # Of fewer columns LLVM makes straight-line code everywhere.
+        padding=(2, 2, 2, 7),
     )
     b = Blocking(lanes=4, oc_vectors=1, ow_tile=3, ic_block=4, ic_unroll=4, oh_block=28)
     conv = build(layer, target, blocking=b)
@@ -167,7 +167,7 @@ def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
     assert cycles.keys() == {2, 3}
     assert cycles[2] > 1.9 * cycles[3]
     assert mca._row_cycles(loops, b, (2, 1, 0, 0)) == cycles[2] / 4
-    assert mca._row_cycles(loops, b, (3, 3, 3, 3)) == cycles[3] / 4 * 4
+    assert mca._row_cycles(loops, b, (3, 3, 3, 3)) == pytest.approx(cycles[3], rel=1e-3)
     # The slow ones are few.
     found = McaRunner(target).cycles(exported(conv, tmp_path))
     assert found < estimate(b, layer, target).cycles

@@ -58,6 +58,7 @@ def test_a_wheel_from_the_sdist_works(tmp_path: Path) -> None:
         "tvm_directconv/schedules/x86.py",
         "tvm_directconv/schedules/devices/znver4.toml",
         "tvm_directconv/shapes/vgg16.txt",
+        "tvm_directconv/deploy/counter.c",
         "tvm_directconv/deploy/runner.c",
         "tvm_directconv/deploy/tvm_example.cc",
         "tvm_directconv/tuning_logs/__init__.py",

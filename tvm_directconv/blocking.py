@@ -460,7 +460,7 @@ def _task_cycles(
         sums_again = 2 * _per_byte(b.oh_block * view.out_width * vectors_bytes, device)
 
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
-    rows_met = sum(_taps_inside(view, 0, range(view.out_height))) / view.out_height
+    rows_met = sum(taps_inside(view, 0, range(view.out_height))) / view.out_height
 
     def tile_cycles(columns: range) -> float:
         width = len(columns)
@@ -469,7 +469,7 @@ def _task_cycles(
         memory += fmas * b.lanes * 4 * sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
         around = fmas / device.loads_per_cycle * (2 if channels < depth else 1)
-        met = _taps_inside(view, 1, columns)
+        met = taps_inside(view, 1, columns)
         loads_reached = _LOADS_REACHED if width == b.ow_tile else _NARROW_LOADS_REACHED
         step_cycles = code(tuple(met)) if code else None
         if step_cycles is None:
@@ -493,7 +493,7 @@ def _task_cycles(
 
 
 @cache
-def _taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
+def taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
     """Return for each row (axis 0) or column (1) of the kernel how many outputs read input."""
     size = (view.in_height, view.in_width)[axis]
     stride, dilation, before = view.stride[axis], view.dilation[axis], view.padding[axis]

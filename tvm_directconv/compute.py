@@ -21,11 +21,8 @@ from .workload import ConvWorkload
 BLOCK_NAME = "conv"
 """Name of the block that multiplies and adds; schedules find it by this."""
 
-INPUT_NAME = "x"
-"""Name of the input; lowering finds it by this."""
-
-WEIGHT_NAME = "weight"
-"""Name of the tensor of weights; lowering finds it by this."""
+INPUT_NAME, WEIGHT_NAME = "x", "weight"
+"""Names of the tensors that are multiplied; lowering finds them by these."""
 
 FINISH_NAME = "finish"
 """Name of the block that finishes outputs, if there is an epilogue."""

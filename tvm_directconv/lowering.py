@@ -21,6 +21,8 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
 ``directconv.step``    on a loop of which each round is one step: one input channel, one kernel
                        position, all products of the tile. Its value says how many sums, spread
                        over the tile, LLVM must finish before the next step; 0 for all
+``directconv.lanes``   on an unrolled loop of steps: where these read neighbouring elements of the
+                       input, so many are loaded as one vector, of which each step uses a lane
 =====================  ======================================================================
 """
 
@@ -55,6 +57,7 @@ TAP = "directconv.tap"
 NEXT = "directconv.next"
 PIXELS = "directconv.pixels"
 STEP = "directconv.step"
+LANES = "directconv.lanes"
 SHAPES = "directconv.shapes"
 """Function attribute: shapes of the parameters as callers see them, where they differ."""
 
@@ -62,6 +65,7 @@ PIPELINE = "directconv"
 """Name of the pipeline in ``tvm.compile(..., tir_pipeline=...)``."""
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
+_LANES_MARK = "directconv_lanes"  # Stands before steps whose input may be loaded as vectors.
 
 # No instruction comes of this function either. For LLVM it may change the memory and its argument:
 # no load moves from one step into another, and no step begins before that sum is done. Without
@@ -121,6 +125,14 @@ def _replaced(code: Any, variable: Var, value: Any) -> Any:
 def _importing(code: str, body: Any) -> AttrStmt:
     """Return a statement with the LLVM functions that it calls."""
     return AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
+
+
+def _marked(statement: Any, name: str) -> int | None:
+    """Return the value of a mark, None if the statement is no mark of that name."""
+    call = statement.value if isinstance(statement, Evaluate) else None
+    if not (isinstance(call, Call) and call.op.name == "tirx.call_extern"):
+        return None
+    return int(call.args[1]) if call.args[0].value == name else None
 
 
 def _uses(expression: Any, variable: Var) -> bool:
@@ -409,11 +421,18 @@ def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Put a mark before each step, which stays there when loops are unrolled."""
 
-    def marked(loop: For) -> For:
-        if STEP not in loop.annotations:
-            return loop
-        mark = Evaluate(tirx.call_extern("int32", _MARK, loop.annotations[STEP]))
-        return _with_body(loop, SeqStmt([mark, loop.body]), done=STEP)
+    def mark(name: str, value: Any) -> Evaluate:
+        return Evaluate(tirx.call_extern("int32", name, value))
+
+    def marked(loop: For) -> Any:
+        found: Any = loop
+        if STEP in loop.annotations:
+            body = SeqStmt([mark(_MARK, loop.annotations[STEP]), loop.body])
+            found = _with_body(found, body, done=STEP)
+        if LANES in loop.annotations:
+            steps = _with_body(found, found.body, done=LANES)
+            found = SeqStmt([mark(_LANES_MARK, loop.annotations[LANES]), steps])
+        return found
 
     return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
 
@@ -556,13 +575,11 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return BufferStore(found[1], statement.value, whole(found[1]))
 
         def pin(statement: Evaluate) -> Any:
-            call = statement.value
-            if not (isinstance(call, Call) and call.op.name == "tirx.call_extern"):
-                return statement
-            if call.args[0].value != _MARK:
+            wanted = _marked(statement, _MARK)
+            if wanted is None:
                 return statement
             registers = [register for _, register in sums.values()]
-            if wanted := int(call.args[1]):
+            if wanted:
                 apart = max(1, len(registers) // (wanted + 1))
                 registers = registers[apart::apart] or registers
             return _sequence([pinned(register) for register in registers] or [Evaluate(0)])
@@ -598,6 +615,101 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(body)
 
 
+@_pass
+def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Load neighbouring elements of the input as one vector, where steps in a row use one each.
+
+    That is for processors whose multiply-adds take a lane of a register for every lane: of four
+    channels, a pixel then is one load in place of four.
+    """
+    analyzer = sym.Analyzer()
+
+    def flat(statement: Any) -> list[Any]:
+        if isinstance(statement, SeqStmt):
+            return [part for inner in statement.seq for part in flat(inner)]
+        return [statement]
+
+    def unconditional(statement: Any) -> bool:
+        """Return whether this is a store that loads all that is in it, whatever holds."""
+        conditions: list[Call] = []
+        tvm_ffi.structural_walk(
+            statement,
+            (Call, lambda e: conditions.append(e) if e.op.name == "prim.if_then_else" else None),
+        )
+        return isinstance(statement, BufferStore) and not conditions
+
+    def loaded(sequence: SeqStmt) -> SeqStmt:
+        statements = flat(sequence)
+        marks = [i for i, part in enumerate(statements) if _marked(part, _LANES_MARK) is not None]
+        if not marks:
+            return sequence
+        done = statements[: marks[0]]
+        for mark, end in zip(marks, [*marks[1:], len(statements)], strict=True):
+            lanes = _marked(statements[mark], _LANES_MARK)
+            done += [Evaluate(0), *in_vectors(statements[mark + 1 : end], lanes or 1)]
+        return SeqStmt(done)
+
+    def in_vectors(statements: list[Any], lanes: int) -> list[Any]:
+        # Elements are at constant distances from one of these.
+        bases: list[Any] = []
+
+        def place(load: TensorLoad) -> tuple[int, int] | None:
+            if load.source.name != INPUT_NAME or load.ty.dtype.lanes > 1:
+                return None
+            (index,) = load.indices
+            for number, base in enumerate(bases):
+                distance = analyzer.simplify(index - base)
+                if isinstance(distance, IntImm):
+                    return number, int(distance)
+            bases.append(index)
+            return len(bases) - 1, 0
+
+        loads: dict[tuple[int, int], TensorLoad] = {}
+
+        def note(load: TensorLoad) -> None:
+            if found := place(load):
+                loads.setdefault(found, load)
+
+        for part in filter(unconditional, statements):
+            tvm_ffi.structural_walk(part, (TensorLoad, note))
+        vectors: list[Any] = []
+        lane_of: dict[tuple[int, int], Any] = {}
+        for number, distance in sorted(loads):
+            row = [(number, distance + lane) for lane in range(lanes)]
+            if row[0] in lane_of or any(element not in loads for element in row):
+                continue
+            first = loads[row[0]]
+            register = tirx.decl_buffer((lanes,), "float32", name=f"lanes{len(vectors) // 2}")
+            value = tirx.BufferLoad(first.source, [tirx.Ramp(first.indices[0], 1, lanes)])
+            vectors += [
+                AllocBuffer(register),
+                BufferStore(register, value, [tirx.Ramp(0, 1, lanes)]),
+            ]
+            for lane, element in enumerate(row):
+                lane_of[element] = tirx.BufferLoad(register, [lane])
+        if not vectors:
+            return statements
+
+        def replaced(load: TensorLoad) -> Any:
+            found = place(load)
+            return lane_of.get(found, load) if found else load
+
+        changed = [
+            tvm_ffi.structural_map(part, (TensorLoad, replaced)) if unconditional(part) else part
+            for part in statements
+        ]
+        # After the pins of the first step: before, vectors would be there together with those of
+        # the steps that end here, and sums be spilled.
+        begin = next(i for i, part in enumerate(statements) if not part.same_as(changed[i]))
+        return [*changed[:begin], *vectors, *changed[begin:]]
+
+    def unused(statement: Evaluate) -> Evaluate:
+        return Evaluate(0) if _marked(statement, _LANES_MARK) is not None else statement
+
+    body = tvm_ffi.structural_map(func.body, (SeqStmt, loaded))
+    return func.with_body(tvm_ffi.structural_map(body, (Evaluate, unused)))
+
+
 def _lowered() -> list[Any]:
     """Passes from a schedule to loops over flat buffers with the tile in registers."""
     return [
@@ -624,6 +736,7 @@ def _lowered() -> list[Any]:
         tirx.transform.StmtSimplify(),
         stay_in_rows,
         promote_accumulators,
+        load_lanes,
         tirx.transform.RemoveNoOp(),
     ]
 

@@ -23,6 +23,7 @@ from tvm_directconv.toolchain import Toolchain, cache_folder, elf_info, run_cc
 __all__ = [
     "RunFailure",
     "RunReport",
+    "build_cached",
     "build_runner",
     "last_line",
     "read_report",
@@ -103,13 +104,46 @@ def build_runner(toolchain: Toolchain) -> Path:
     ToolchainError
         If compiling fails or the cache cannot be written.
     """
-    sources = [path.read_text(encoding="utf-8") for path in _SOURCES + _HEADERS]
-    recipe = "\0".join([*sources, *toolchain.cc, *_FLAGS])
+    return build_cached("runner", _SOURCES, _HEADERS, _FLAGS, toolchain)
+
+
+def build_cached(
+    name: str,
+    sources: Sequence[Path],
+    headers: Sequence[Path],
+    flags: Sequence[str],
+    toolchain: Toolchain,
+) -> Path:
+    """Build a program or library of C files, unless it is in the cache already.
+
+    Parameters
+    ----------
+    name : str
+        What its file name begins with.
+    sources, headers : sequence of Path
+        The C files, and what they include.
+    flags : sequence of str
+        For the compiler.
+    toolchain : Toolchain
+        Compiler for the machine that it is for.
+
+    Returns
+    -------
+    Path
+        The file, of which there is one for each recipe.
+
+    Raises
+    ------
+    ToolchainError
+        As for :func:`build_runner`.
+    """
+    texts = [path.read_text(encoding="utf-8") for path in (*sources, *headers)]
+    recipe = "\0".join([*texts, *toolchain.cc, *flags])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    runner = cache_folder() / f"runner-{toolchain.machine}-{digest}"
-    if not runner.exists():
-        run_cc([*map(str, _SOURCES), *_FLAGS], runner, toolchain)
-    return runner
+    output = cache_folder() / f"{name}-{toolchain.machine}-{digest}"
+    if not output.exists():
+        run_cc([*map(str, sources), *flags], output, toolchain)
+    return output
 
 
 def run_library(

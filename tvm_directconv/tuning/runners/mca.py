@@ -8,10 +8,11 @@ from statistics import fmean
 
 from ...assembly import Loop, find_mca, innermost_loops, mca_cycles
 from ...bench.compare import Comparison, Failure
-from ...blocking import Blocking, estimate
+from ...blocking import Blocking, estimate, taps_inside, tile_columns
 from ...build import Manifest, manifest_path
 from ...device import Device
 from ...errors import DeviceError, ToolchainError
+from ...workload import ConvWorkload
 
 _HERTZ = 1e9  # Device files have no clock.
 
@@ -104,6 +105,50 @@ class McaRunner:
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
+
+
+def loops_of_peak(text: str, workload: ConvWorkload, blocking: Blocking, device: Device) -> float:
+    """Return the part of the FMA peak at which the inner loops of a row of tiles run.
+
+    These are the loops of all its tiles, each as often as it runs: of full tiles, of narrower ones
+    and of those at the borders, whose products with padding are skipped and not counted.
+
+    Parameters
+    ----------
+    text : str
+        Assembly of the convolution.
+    workload : ConvWorkload
+        What it convolves; not depthwise.
+    blocking : Blocking
+        Its block sizes.
+    device : Device
+        What it was compiled for, one with an `mca_cpu`.
+
+    Returns
+    -------
+    float
+        At most 1.
+
+    Raises
+    ------
+    ToolchainError
+        If a tile has no loop of its own, or llvm-mca cannot read it.
+    """
+    loops = _timed_loops(text, device)
+    view = blocking.view(workload)
+    products, cycles = 0, 0.0
+    for tile in tile_columns(view, blocking.ow_tile):
+        met = tuple(taps_inside(view, 1, tile))
+        taken = _row_cycles(loops, blocking, met)
+        if taken is None:
+            raise ToolchainError(
+                f"no inner loop of {workload} on {device.name} has the products of a tile of "
+                f"{len(tile)} columns with {blocking}: expected one of {sum(met)} products"
+            )
+        products += sum(met)
+        cycles += taken
+    rate = next(v.fma_per_cycle for v in device.vectors if v.lanes == blocking.lanes)
+    return products * blocking.oc_vectors / (rate * cycles)
 
 
 @dataclass(frozen=True)

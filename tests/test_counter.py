@@ -1,0 +1,231 @@
+"""Instructions executed in the emulator: of known code, and of compiled layers."""
+
+import platform
+from collections.abc import Hashable
+from dataclasses import asdict, replace
+from math import gcd
+from pathlib import Path
+
+import pytest
+from conftest import LAYERS, chosen, compiled, covering
+
+from tvm_directconv import CompiledConv, ConvWorkload, build, device
+from tvm_directconv.deploy import counter
+from tvm_directconv.deploy.counter import Executed, count_instructions
+from tvm_directconv.errors import LibraryError, ToolchainError
+from tvm_directconv.toolchain import Toolchain, find_toolchain, run_cc
+
+# Each with how it is counted: forms that kernels have, and others whose codes are close to these.
+INSTRUCTIONS = {
+    "fmla v0.4s, v1.4s, v2.4s": "fma",
+    "fmla v0.2s, v1.2s, v2.s[3]": "fma",
+    "fmla v16.4s, v31.4s, v17.s[1]": "fma",
+    "fmls v0.4s, v1.4s, v2.4s": "fma",
+    "fmls v0.4s, v1.4s, v2.s[2]": "fma",
+    "fmla v0.2d, v1.2d, v2.d[1]": "fma",
+    "fmul v0.4s, v1.4s, v2.4s": "vector",
+    "fmul v0.4s, v1.4s, v2.s[1]": "vector",
+    "fadd v0.4s, v1.4s, v2.4s": "vector",
+    "fmax v0.4s, v1.4s, v2.4s": "vector",
+    "fmla s0, s1, v2.s[1]": "vector",
+    "fmadd s0, s1, s2, s3": "vector",
+    "mla v0.4s, v1.4s, v2.4s": "vector",
+    "mla v0.4s, v1.4s, v2.s[1]": "vector",
+    "movi v0.2d, #0": "vector",
+    "dup v0.4s, v1.s[2]": "vector",
+    "dup v0.4s, w9": "vector",
+    "mov v0.16b, v1.16b": "vector",
+    "fmov s0, w9": "vector",
+    "ldr q0, [sp]": "load",
+    "ldr s0, [sp, #16]": "load",
+    "ldur q0, [sp, #1]": "load",
+    "ldr s0, [sp, x12, lsl #2]": "load",
+    "ldr q0, [x10], #0": "load",
+    "ldp q0, q1, [sp, #32]": "load",
+    "ldp x9, x11, [sp]": "load",
+    "ldr w9, [sp, #4]": "load",
+    "ldrsw x9, [sp, #4]": "load",
+    "ldrsh w9, [sp, #4]": "load",
+    "ldrb w9, [sp, #4]": "load",
+    "ldr s0, kernel": "load",
+    "ldrsw x9, kernel": "load",
+    "ld1 { v0.4s, v1.4s }, [x10]": "load",
+    "ld1 { v0.s }[2], [x10]": "load",
+    "ld1r { v0.4s }, [x10]": "load",
+    "str q0, [sp]": "store",
+    "stur s0, [sp, #1]": "store",
+    "str q0, [sp, x12]": "store",
+    "stp q0, q1, [sp, #32]": "store",
+    "stp x9, xzr, [sp]": "store",
+    "str w9, [sp, #4]": "store",
+    "st1 { v0.4s }, [x10]": "store",
+    "prfm pldl2keep, [sp, #64]": "prefetch",
+    "prfm pldl2keep, [sp, x12]": "prefetch",
+    "prfum pldl2keep, [sp, #1]": "prefetch",
+    "prfm pldl1keep, kernel": "prefetch",
+    "add x9, x9, #64": "integer",
+    "add x9, x9, x12, lsl #2": "integer",
+    "madd x9, x12, x12, x9": "integer",
+    "mov w9, #3": "integer",
+    "lsl x9, x9, #2": "integer",
+    "csel x9, x9, x12, eq": "integer",
+    "adrp x9, kernel": "integer",
+    "cbnz xzr, kernel": "branch",
+    "nop": "branch",
+}
+ROUNDS = 5
+# A library with one function, which does them so many times.
+CODE = """
+    .globl __tvm_ffi_kernel
+    .type __tvm_ffi_kernel, %function
+__tvm_ffi_kernel:
+kernel:
+    sub sp, sp, #128
+    mov x10, sp
+    mov x12, #0
+    mov x13, #{rounds}
+again:
+    {instructions}
+    subs x13, x13, #1
+    b.ne again
+    add sp, sp, #128
+    mov w0, #0
+    ret
+"""
+
+
+@pytest.fixture(scope="module")
+def toolchain() -> Toolchain:
+    return find_toolchain("aarch64", "cortex-a72")
+
+
+@pytest.mark.parametrize("kind", list(dict.fromkeys(INSTRUCTIONS.values())))
+def test_each_kind_is_counted(kind: str, toolchain: Toolchain, tmp_path: Path) -> None:
+    def counts(name: str, instructions: list[str], rounds: int) -> dict[str, int]:
+        source, library = tmp_path / f"{name}.s", tmp_path / f"{name}.so"
+        source.write_text(CODE.format(rounds=rounds, instructions="\n".join(instructions)))
+        run_cc(["-shared", str(source)], library, toolchain)
+        return asdict(count_instructions(library, "kernel", [], toolchain))
+
+    # What runs before and after the function, when libraries are loaded and left, counts as well.
+    empty = counts("empty", [], ROUNDS)
+    few = [text for text, found in INSTRUCTIONS.items() if found == kind]
+    found = counts("few", few, ROUNDS)
+    assert found == {**empty, kind: empty[kind] + len(few) * ROUNDS}
+    assert sum(empty.values()) < 200
+    more = counts("more", few, ROUNDS + 1)
+    loop = {"integer": 1, "branch": 1}
+    assert {name: more[name] - found[name] for name in more} == {
+        name: loop.get(name, 0) + (len(few) if name == kind else 0) for name in more
+    }
+
+
+def test_parts() -> None:
+    counts = Executed(60, 20, 10, 5, 1, 2, 1, 1)
+    assert (counts.of_arithmetic, counts.of_all) == (0.75, 0.6)
+
+
+# --- Compiled layers
+
+
+def counted(conv: CompiledConv, folder: Path) -> Executed:
+    m = conv.manifest
+    target = device(m.device)
+    return count_instructions(
+        conv.export(folder / "conv.so"),
+        m.symbol,
+        [m.input_shape, m.weight_shape, m.output_shape],
+        find_toolchain(target.triple, target.qemu_cpu),
+    )
+
+
+@pytest.mark.parametrize("layer", ["ic8ih9oc8oh9kh3ph1", "ic8ih9oc8oh4kh3sh2"])
+def test_every_product_but_those_with_padding_is_one_multiply_add(
+    layer: str, tmp_path: Path
+) -> None:
+    workload = ConvWorkload.parse(layer)
+    conv = compiled(workload, "cortex-a72")
+    counts = counted(conv, tmp_path)
+    lanes = device("cortex-a72").lanes
+    # The first product of a sum may be a multiplication, as nothing is there to add it to.
+    first = workload.out_channels * workload.out_height * workload.out_width // lanes
+    products = workload.useful_flops // 2 // lanes
+    assert products - first <= counts.fma <= products
+    assert counts.fma + counts.vector >= products
+    # The same ones each time.
+    assert counted(conv, tmp_path) == counts
+
+
+# Of all instructions, without and with blocks of channels, of which four are one load.
+LEAST = (0.6, 0.65)
+# One at each border, and others between them: more would run the same loops.
+ROWS = 8
+
+
+def few_rows(layer: ConvWorkload, name: str) -> CompiledConv:
+    """Build a layer in fewer rows and one tile of output channels: its loops stay."""
+    b = chosen(layer, name)
+    if layer.out_height > 14:  # Smaller ones are done at once, all rows of the kernel included.
+        outside = layer.padding[0] + layer.padding[2]
+        height = (ROWS - 1) * layer.stride[0] + layer.dilated_kernel[0] - outside
+        layer = replace(layer, in_height=height)
+    layer = replace(layer, out_channels=b.oc_vectors * b.lanes)
+    return build(layer, name, blocking=replace(b, oh_block=gcd(b.oh_block, layer.out_height)))
+
+
+def features(name: str, layer: ConvWorkload) -> set[Hashable]:
+    b = chosen(layer, name)
+    return {("tile", b.brief, b.kw_unroll), ("image", layer.out_width, layer.stride)}
+
+
+@pytest.mark.parametrize("name", ["cortex-a72", "neoverse-n1"])
+def test_most_of_3x3_layers_is_multiply_adds(name: str, tmp_path: Path) -> None:
+    layers = [layer for layer in LAYERS if layer.kernel == (3, 3) and layer.groups == 1]
+    little = {}
+    for layer in covering(layers, lambda layer: features(name, layer)):
+        counts = counted(few_rows(layer, name), tmp_path)
+        if counts.of_arithmetic < 0.95 or counts.of_all < LEAST[layer.in_channels > 4]:
+            little[layer.name] = f"{counts.of_arithmetic:.3f}, {counts.of_all:.3f}: {counts}"
+    assert not little
+
+
+# --- What cannot be counted
+
+
+def test_a_kernel_that_refuses_its_arguments(tmp_path: Path) -> None:
+    conv = compiled(ConvWorkload.parse("ic8ih9oc8oh9kh3ph1"), "cortex-a72")
+    library = conv.export(tmp_path / "conv.so")
+    toolchain = find_toolchain("aarch64", "cortex-a72")
+    with pytest.raises(LibraryError, match=r"shapes \[\(1, 2\)\], failed: .*Expected 3 arguments"):
+        count_instructions(library, conv.manifest.symbol, [(1, 2)], toolchain)
+
+
+@pytest.mark.parametrize("triple", ["arm-linux-gnueabihf", "x86_64-linux-gnu"])
+def test_other_machines(triple: str) -> None:
+    with pytest.raises(ToolchainError, match="expected a toolchain for aarch64"):
+        count_instructions("conv.so", "conv", [], find_toolchain(triple))
+
+
+def test_an_emulator_without_plugins(toolchain: Toolchain, tmp_path: Path) -> None:
+    emulator = tmp_path / "qemu-aarch64"
+    emulator.write_text("#!/bin/sh\necho \"qemu: unknown option 'plugin'\" >&2\nexit 1\n")
+    emulator.chmod(0o755)
+    old = replace(toolchain, emulator=(str(emulator),))
+    with pytest.raises(ToolchainError, match="unknown option 'plugin'"):
+        count_instructions("conv.so", "conv", [], old)
+
+
+def test_a_library_that_is_not_seen(toolchain: Toolchain, tmp_path: Path) -> None:
+    (tmp_path / "a\nb").mkdir()
+    source, library = tmp_path / "kernel.s", tmp_path / "a\nb" / "kernel.so"
+    source.write_text(CODE.format(rounds=1, instructions="nop"))
+    run_cc(["-shared", str(source)], library, toolchain)
+    with pytest.raises(ToolchainError, match=r"no instruction of (.|\n)* was seen"):
+        count_instructions(library, "kernel", [], toolchain)
+
+
+@pytest.mark.parametrize("standard", ["c99", "c11"])
+def test_the_plugin_compiles_without_warnings(standard: str, tmp_path: Path) -> None:
+    source = Path(counter.__file__).with_name("counter.c")
+    flags = [f"-std={standard}", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    run_cc([str(source), *flags], tmp_path / "counter.so", find_toolchain(platform.machine()))

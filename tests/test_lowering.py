@@ -295,7 +295,6 @@ def test_weights_beyond_the_cache_are_fetched_within_tiles(order: str) -> None:
         ({"kernel": 5}, {}),
         ({}, {"flat_rows": 4}),
         ({}, {"loop_order": IC_OUTSIDE}),
-        ({"stride": 2}, {"flat_rows": 3}),
     ],
     ids=str,
 )

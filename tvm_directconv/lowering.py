@@ -410,7 +410,9 @@ def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         for column in range(1, int(columns[0].extent)):
             element = first_read(column)
             distance = analyzer.simplify(element - lines[-1])
-            if not (isinstance(distance, IntImm) and int(distance) < _LINE):
+            if not isinstance(distance, IntImm):
+                return []  # Each would need an address of its own, and sums need the registers.
+            if int(distance) >= _LINE:
                 lines.append(element)
         return [_fetched(load, line + elements) for line in lines for elements in beyond]
 

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from tvm_directconv.blocking import channel_block
 from tvm_directconv.device import device
 from tvm_directconv.network.network import Network, compile_network, load_network
 from tvm_directconv.network.onnx_import import import_onnx
@@ -20,6 +21,10 @@ from tvm_directconv.network.rewriter import Rewriter, op_name
 onnxruntime.set_default_logger_severity(3)
 
 Shape = Sequence[int | str | None]
+
+
+# 1000 scores are copied out of their blocks where the last of these is not full.
+SCORES_REORDERED = int(1000 % channel_block(1000, device("native")) > 0)
 
 
 class Graph:
@@ -54,9 +59,11 @@ class Graph:
         self.nodes.append(made)
         return names if outputs > 1 else names[0]
 
-    def conv(self, x: str, *weight: int, bias: bool = False, **attributes: Any) -> str:
+    def conv(
+        self, x: str, *weight: int, bias: bool = False, most: int = 3, **attributes: Any
+    ) -> str:
         """Add a convolution with random weights of this shape, OIHW."""
-        operands = [x, self.integers(*weight)]
+        operands = [x, self.integers(*weight, most=most)]
         if bias:
             operands.append(self.integers(weight[0]))
         return self.node("Conv", *operands, **attributes)

@@ -418,7 +418,7 @@ def test_compile_takes_every_choice(run: Command, folder: Path) -> None:
     (folder / "own.py").write_text(
         "from tvm_directconv.schedules.common import direct\n"
         "def schedule(sch, workload, device, blocking, threads):\n"
-        "    direct(sch, workload, blocking, threads, finished=0)\n"
+        "    direct(sch, workload, device, blocking, threads, finished=0)\n"
     )
     words = ["--device", FOREIGN, "--threads", "2", "--blocking", "good.json"]
     words += ["--input-layout", "NHWC", "--schedule", "own.py", "-o", "a.so"]

@@ -702,7 +702,6 @@ def test_a_report_on_a_wrong_result_of_ours_fails(
 
 
 def test_the_contestants_are_those_of_the_package(run: Command, tmp_path: Path) -> None:
-    pytest.importorskip("tvm_directconv.bench.rivals")
     known = measuring.rivals(trials=3)
     names = {subject: [*known.contestants(subject)] for subject in rows.SUBJECTS}
     # All have their place in tables, and their colour.

@@ -171,3 +171,41 @@ def test_pixels_of_1x1_kernels_are_counted_in_other_rows() -> None:
     assert model.reasons_against(blocking, workload, device("cortex-a72"), layout) == []
     padded = ConvWorkload.parse("ic8ih6oc8kh3ph1")
     assert model.reasons_against(blocking, padded, device("cortex-a72"), layout)
+
+
+def test_tiles_have_few_streams_of_weights() -> None:
+    # 13 vectors of 16 lanes, and 7.
+    for channels, most in ((208, 1), (112, 7)):
+        workload = ConvWorkload.parse(f"ic96ih14oc{channels}oh14kh3ph1")
+        spec = device("skylake-avx512")
+        layout = model.default_input_layout(workload, spec)
+        found = {b.oc_vectors for b in model.candidates(workload, spec, layout)}
+        assert max(found) == most
+
+
+def cycles(workload: ConvWorkload, blocking: Blocking, **figures: float) -> float:
+    return model.estimate(blocking, workload, replace(device("sapphirerapids"), **figures)).cycles
+
+
+def test_far_weights_cost_more_where_tiles_read_near_ones_again() -> None:
+    # 9 MB of weights for each row. With all input channels in a tile, it reads 590 KB of them.
+    workload = ConvWorkload.parse("ic512ih7oc512oh7kh3ph1")
+    inside = Blocking(16, 2, 7, 16, 16, rows_outside=True)
+    outside = replace(inside, loop_order=model.IC_OUTSIDE)
+    slower = {
+        blocking: cycles(workload, blocking, l3_bytes=1 << 28, l3_bytes_per_cycle=30)
+        / cycles(workload, blocking, l3_bytes=1 << 28, l3_bytes_per_cycle=1e9)
+        for blocking in (inside, outside)
+    }
+    assert slower[inside] > 1.4 > 1.15 > slower[outside]
+
+
+def test_pixels_that_strides_leave_out_fill_caches() -> None:
+    # As many pixels are read from a small image, and from every other one of a large image.
+    blocking = Blocking(16, 4, 7, 16, 8, flat_rows=1)
+    small = ConvWorkload.parse("ic256ih28oc512oh28kh1")
+    large = ConvWorkload.parse("ic256ih56oc512oh28kh1sh2")
+    assert blocking.view(small) == blocking.view(large)
+    near = {"l1d_bytes": 1 << 30}
+    assert cycles(small, blocking, **near) == cycles(large, blocking, **near)
+    assert cycles(small, blocking) < cycles(large, blocking)

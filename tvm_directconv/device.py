@@ -12,13 +12,14 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tvm_directconv.errors import DeviceError
+from tvm_directconv.kinds import Kind, is_whole
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -318,10 +319,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _is_positive(value: object) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
@@ -339,7 +336,7 @@ def _is_vector_list(value: object) -> bool:
         return False
     if not all(
         v.keys() == {"lanes", "fma_per_cycle"}
-        and _is_whole(v["lanes"], 1)
+        and is_whole(v["lanes"], 1)
         and _is_positive(v["fma_per_cycle"])
         for v in value
     ):
@@ -348,20 +345,13 @@ def _is_vector_list(value: object) -> bool:
     return lanes == sorted(set(lanes), reverse=True)
 
 
-class _Kind(NamedTuple):
-    """What a value of a device file must be."""
-
-    expected: str
-    test: Callable[[object], bool]
-
-
-_TEXT = _Kind("a non-empty string", _is_text)
-_TEXTS = _Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_text, v)))
-_FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
-_RATE = _Kind("a number above 0", _is_positive)
-_COUNT = _Kind("a whole number from 1", lambda v: _is_whole(v, 1))
-_WHOLE = _Kind("a whole number from 0", lambda v: _is_whole(v, 0))
-_BYTES = _Kind("a whole number of bytes from 0", lambda v: _is_whole(v, 0))
+_TEXT = Kind("a non-empty string", _is_text)
+_TEXTS = Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_text, v)))
+_FLAG = Kind("true or false", lambda v: isinstance(v, bool))
+_RATE = Kind("a number above 0", _is_positive)
+_COUNT = Kind("a whole number from 1", lambda v: is_whole(v, 1))
+_WHOLE = Kind("a whole number from 0", lambda v: is_whole(v, 0))
+_BYTES = Kind("a whole number of bytes from 0", lambda v: is_whole(v, 0))
 _KEYS = {
     "parent": _TEXT,
     "abstract": _FLAG,
@@ -372,10 +362,10 @@ _KEYS = {
     "schedule": _TEXT,
     "triple": _TEXT,
     "mcpu": _TEXT,
-    "mattr": _Kind("a list of features, each with + or - in front", _is_flag_list),
-    "mfloat_abi": _Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
+    "mattr": Kind("a list of features, each with + or - in front", _is_flag_list),
+    "mfloat_abi": Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
     "fma": _FLAG,
-    "vectors": _Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
+    "vectors": Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
     "vector_registers": _COUNT,
     "spare_registers": _WHOLE,
     "fma_latency": _RATE,

@@ -16,10 +16,9 @@ import json
 import math
 import os
 import re
-import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from .blocking import Blocking
 from .device import Device, devices, host_cpu, native
 from .device import device as find_device
 from .errors import BlockingError, DeviceError, LogError, WorkloadError
+from .kinds import TEXT, Kind, is_positive, is_text, is_whole, or_null
 from .layout import ActivationLayout
 from .workload import ConvWorkload
 
@@ -81,24 +81,6 @@ class LogWarning(UserWarning):
 # --- Records ------------------------------------------------------------------------------------
 
 
-def _is_text(value: object) -> bool:
-    # Half a surrogate pair can stand in JSON, but can neither be printed nor written.
-    return isinstance(value, str) and bool(value) and not re.search("[\ud800-\udfff]", value)
-
-
-def _is_whole(value: object, least: float, most: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_positive(value: object) -> bool:
-    # Whole numbers can be too large for a float.
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 < value <= sys.float_info.max
-    )
-
-
 def _is_date(value: object) -> bool:
     try:
         return isinstance(value, str) and _parse_date(value).strftime(_DATE) == value
@@ -117,48 +99,36 @@ def _is_layout(value: object) -> bool:
         return False
 
 
-class _Kind(NamedTuple):
-    """What a value of a record must be."""
-
-    expected: str
-    test: Callable[[Any], bool]
-
-
-def _or_null(kind: _Kind) -> _Kind:
-    return _Kind(f"{kind.expected}, or null", lambda v: v is None or kind.test(v))
-
-
-_TEXT = _Kind("a non-empty string", _is_text)
-_SECONDS = _or_null(_Kind("seconds above 0", _is_positive))
-_RATIO = _or_null(_Kind("a number above 0", _is_positive))
+_SECONDS = or_null(Kind("seconds above 0", is_positive))
+_RATIO = or_null(Kind("a number above 0", is_positive))
 _KINDS = {
-    "format": _Kind(f"the number {FORMAT}", lambda v: _is_whole(v, FORMAT, FORMAT)),
-    "workload": _Kind("a convolution", lambda v: isinstance(v, ConvWorkload)),
+    "format": Kind(f"the number {FORMAT}", lambda v: is_whole(v, FORMAT, FORMAT)),
+    "workload": Kind("a convolution", lambda v: isinstance(v, ConvWorkload)),
     # It is the name of a file as well.
-    "device": _Kind(
-        "a device's name", lambda v: _is_text(v) and v.isprintable() and not re.search(r"^\.|/", v)
+    "device": Kind(
+        "a device's name", lambda v: is_text(v) and v.isprintable() and not re.search(r"^\.|/", v)
     ),
-    "threads": _Kind("a whole number from 1 to 65536", lambda v: _is_whole(v, 1, 65536)),
-    "input_layout": _Kind("NCHW, NHWC or NCHW<block>c", _is_layout),
-    "blocking": _Kind("block sizes", lambda v: isinstance(v, Blocking)),
-    "status": _Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
-    "message": _or_null(_TEXT),
+    "threads": Kind("a whole number from 1 to 65536", lambda v: is_whole(v, 1, 65536)),
+    "input_layout": Kind("NCHW, NHWC or NCHW<block>c", _is_layout),
+    "blocking": Kind("block sizes", lambda v: isinstance(v, Blocking)),
+    "status": Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
+    "message": or_null(TEXT),
     "seconds_p20": _SECONDS,
     "seconds_p50": _SECONDS,
     "seconds_p80": _SECONDS,
     "of_peak": _RATIO,
     "over_model": _RATIO,
-    "repeats": _Kind("a whole number from 0", lambda v: _is_whole(v, 0)),
-    "chosen": _Kind("true or false", lambda v: isinstance(v, bool)),
-    "measured_by": _Kind(f"one of {', '.join(MEASURED_BY)}", lambda v: v in MEASURED_BY),
-    "cpu": _or_null(_TEXT),
-    "cpu_name": _or_null(_TEXT),
-    "cpu_device": _TEXT,
-    "date": _Kind("a date such as 2026-11-22T13:00:00Z, in UTC", _is_date),
-    "seed": _Kind("a whole number", lambda v: _is_whole(v, -math.inf)),
-    "versions": _Kind(
+    "repeats": Kind("a whole number from 0", lambda v: is_whole(v, 0)),
+    "chosen": Kind("true or false", lambda v: isinstance(v, bool)),
+    "measured_by": Kind(f"one of {', '.join(MEASURED_BY)}", lambda v: v in MEASURED_BY),
+    "cpu": or_null(TEXT),
+    "cpu_name": or_null(TEXT),
+    "cpu_device": TEXT,
+    "date": Kind("a date such as 2026-11-22T13:00:00Z, in UTC", _is_date),
+    "seed": Kind("a whole number", lambda v: is_whole(v, -math.inf)),
+    "versions": Kind(
         "versions by name",
-        lambda v: isinstance(v, dict) and all(map(_is_text, [*v.keys(), *v.values()])),
+        lambda v: isinstance(v, dict) and all(map(is_text, [*v.keys(), *v.values()])),
     ),
 }
 
@@ -298,7 +268,7 @@ class Record:
             raise LogError(f"not JSON: {error}") from None
         if not isinstance(found, dict):
             raise LogError(f"{str(found)[:40]!r} is no record: expected an object of JSON")
-        if _is_whole(found.get("format"), FORMAT + 1):
+        if is_whole(found.get("format"), FORMAT + 1):
             raise _NewerError(
                 f"format is {found['format']}, this version of tvm-directconv knows {FORMAT}: a "
                 "newer version wrote it, upgrade to read it"
@@ -310,7 +280,7 @@ class Record:
         text, name, knobs = found["workload"], found["name"], found["blocking"]
         if not isinstance(text, str):
             raise LogError(f"workload is {text!r}: expected a descriptor")
-        if name is not None and not _is_text(name):
+        if name is not None and not is_text(name):
             raise LogError(f"name is {name!r}: expected a non-empty string, or null")
         if not isinstance(knobs, dict):
             raise LogError(f"blocking is {knobs!r}: expected its knobs by name")

@@ -6,8 +6,6 @@ They are lines of JSON in one file, appended as they come, so a crash costs one 
 import fcntl
 import json
 import os
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ReportError, WorkloadError
+from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null
 from ...workload import ConvWorkload
 
 OURS = "ours"
@@ -53,26 +52,8 @@ CHOOSE_THEM = ("ncnn", "MNN", "NNPACK")
 ALGORITHMS = ("direct", "im2col", *FEWER_PRODUCTS, "its own choice")
 
 
-def _is_text(value: object) -> bool:
-    # Half a surrogate pair can stand in JSON, but can neither be printed nor written.
-    return isinstance(value, str) and bool(value) and not re.search("[\ud800-\udfff]", value)
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    # Whole numbers can be too large for a float.
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 <= value <= sys.float_info.max
-    )
-
-
 def _is_measured(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(_is_number(v) and v > 0 for v in value)
+    return isinstance(value, list | tuple) and all(map(is_positive, value))
 
 
 def _is_date(value: object) -> bool:
@@ -82,41 +63,29 @@ def _is_date(value: object) -> bool:
         return False
 
 
-class _Kind(NamedTuple):
-    """What a value of a row must be."""
-
-    expected: str
-    test: Callable[[Any], bool]
-
-
-def _or_null(kind: _Kind) -> _Kind:
-    return _Kind(f"{kind.expected}, or null", lambda v: v is None or kind.test(v))
-
-
-_TEXT = _Kind("a non-empty string", _is_text)
-_NUMBER = _Kind("a number from 0", _is_number)
-_MEASURED = _Kind("a list of numbers above 0, one for each repeat", _is_measured)
+_NUMBER = Kind("a number from 0", is_number)
+_MEASURED = Kind("a list of numbers above 0, one for each repeat", _is_measured)
 _KINDS = {
-    "date": _Kind("a date with its time zone such as 2026-11-22T13:00:00.5+00:00", _is_date),
-    "subject": _Kind(f"one of {', '.join(SUBJECTS)}", lambda v: v in SUBJECTS),
-    "network": _or_null(_TEXT),
-    "layer": _or_null(_TEXT),
-    "workload": _or_null(_TEXT),
-    "threads": _Kind("a whole number from 1", lambda v: _is_whole(v, 1)),
-    "contestant": _TEXT,
-    "library": _or_null(_TEXT),
-    "implementation": _or_null(_TEXT),
-    "status": _Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
-    "reason": _or_null(_TEXT),
-    "algorithm": _Kind(f"one of {', '.join(ALGORITHMS)}", lambda v: v in ALGORITHMS),
-    "includes": _TEXT,
+    "date": Kind("a date with its time zone such as 2026-11-22T13:00:00.5+00:00", _is_date),
+    "subject": Kind(f"one of {', '.join(SUBJECTS)}", lambda v: v in SUBJECTS),
+    "network": or_null(TEXT),
+    "layer": or_null(TEXT),
+    "workload": or_null(TEXT),
+    "threads": Kind("a whole number from 1", lambda v: is_whole(v, 1)),
+    "contestant": TEXT,
+    "library": or_null(TEXT),
+    "implementation": or_null(TEXT),
+    "status": Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
+    "reason": or_null(TEXT),
+    "algorithm": Kind(f"one of {', '.join(ALGORITHMS)}", lambda v: v in ALGORITHMS),
+    "includes": TEXT,
     "seconds": _MEASURED,
     "peak_gflops": _MEASURED,
-    "extra_bytes": _or_null(_Kind("a whole number from 0", lambda v: _is_whole(v, 0))),
-    "max_error": _or_null(_NUMBER),
-    "compile_seconds": _or_null(_NUMBER),
-    "blocking": _or_null(_TEXT),
-    "blocking_source": _or_null(_TEXT),
+    "extra_bytes": or_null(Kind("a whole number from 0", lambda v: is_whole(v, 0))),
+    "max_error": or_null(_NUMBER),
+    "compile_seconds": or_null(_NUMBER),
+    "blocking": or_null(TEXT),
+    "blocking_source": or_null(TEXT),
 }
 
 

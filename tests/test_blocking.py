@@ -209,3 +209,18 @@ def test_pixels_that_strides_leave_out_fill_caches() -> None:
     near = {"l1d_bytes": 1 << 30}
     assert cycles(small, blocking, **near) == cycles(large, blocking, **near)
     assert cycles(small, blocking) < cycles(large, blocking)
+
+
+def test_what_tasks_read_first_comes_from_afar() -> None:
+    # 9 MB of weights, of which each task reads its own 590 KB: all of them, once.
+    workload = ConvWorkload.parse("ic512ih14oc512oh14kh3ph1")
+    whole = Blocking(16, 2, 14, 16, 8, oh_block=14)
+    far = {"l3_bytes": 1 << 28, "l3_bytes_per_cycle": 0.1}
+    near = {"l3_bytes": 1 << 28, "l3_bytes_per_cycle": 48}
+    weights = workload.weight_bytes + workload.input_bytes
+    slower = cycles(workload, whole, **far) - cycles(workload, whole, **near)
+    assert slower > 8 * weights  # of 10 cycles a byte; some are hidden
+    # Several tasks that share them read them from afar but once.
+    parts = replace(whole, oh_block=2)
+    again = cycles(workload, parts, **far) - cycles(workload, parts, **near)
+    assert again < 1.1 * slower

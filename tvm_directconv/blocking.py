@@ -438,13 +438,22 @@ def _task_cycles(
     task_input = task_rows * view.in_width * depth * pixel
     # A tile of whole groups shares its input with no other: it is read again by the next rows only.
     own_input = view.groups > 1 and b.oc_vectors * b.lanes >= view.group_out
+    # What a task is the first to read comes from farther away than what one before it read.
+    image = view.in_height * view.in_width * depth * pixel
+    outputs = view.out_height * view.out_width * oc_tiles * vectors_bytes
+    images = oc_tiles if own_input else 1
+    everything = task_weights * oc_tiles + image * images + outputs
     if b.rows_outside:
-        next_weights = _per_byte(task_weights * oc_tiles, device)
-        next_input = _per_byte((task_input + task_weights) * (oc_tiles if own_input else 1), device)
+        between_weights = task_weights * oc_tiles
+        between_input = (task_input + task_weights) * images
     else:
-        next_weights = _per_byte(task_weights + task_input, device)
-        image = view.in_height * view.in_width * depth * pixel
-        next_input = _per_byte(task_input + task_weights if own_input else image, device)
+        between_weights = task_weights + task_input
+        between_input = task_input + task_weights if own_input else image
+    first_weights = b.oh_block / view.out_height
+    first_input = min(1.0, b.oh_block * view.stride[0] / task_rows) * images / oc_tiles
+    from_afar = _per_byte(everything, device)
+    next_weights = _mixed(first_weights, from_afar, _per_byte(between_weights, device))
+    next_input = _mixed(first_input, from_afar, _per_byte(between_input, device))
     if channels > _STREAMS * channel_block(view.in_channels, device):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         next_input *= 2
@@ -537,6 +546,11 @@ def _per_byte(between: float, device: Device) -> float:
     if between <= 0.75 * device.l3_bytes:
         return 1 / device.l3_bytes_per_cycle
     return _MEMORY_SLOWER / device.l3_bytes_per_cycle
+
+
+def _mixed(part: float, first: float, other: float) -> float:
+    """Return what is in between: a part of the first, the rest of the other."""
+    return part * first + (1 - part) * other
 
 
 def _together(one: float, other: float) -> float:

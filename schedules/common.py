@@ -13,7 +13,7 @@ from tvm_directconv.blocking import (
 )
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.device import Device
-from tvm_directconv.lowering import COLUMN, LANES, NEXT, PIXELS, STEP, TAP, TILE
+from tvm_directconv.lowering import BASE, COLUMN, LANES, NEXT, PIXELS, STEP, TAP, TILE
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -196,16 +196,20 @@ def direct(
     threads: int,
     finished: int,
     by_lane: bool = False,
+    load_in_fma: bool = False,
 ) -> None:
     """Apply a whole blocking: what the schedules of all instruction sets have in common.
 
     `finished` is as for :func:`unroll_tile`; `by_lane` says whether an FMA can use one lane of a
     register in every lane: then neighbouring channels of a pixel are loaded as one vector.
+    `load_in_fma` says whether the load of a pixel is a part of an FMA.
     """
     loops = split_and_order(sch, workload, blocking)
     unroll_tile(sch, workload, loops, blocking, finished)
     if by_lane and not workload.depthwise:
         sch.annotate(loops.step, LANES, blocking.lanes)
+    if load_in_fma and not workload.depthwise:
+        sch.annotate(loops.step, BASE, 1)
     fetch_weights(sch, workload, device, loops, blocking)
     fetch_pixels(sch, workload, device, loops, blocking)
     finish_outputs(sch, loops, blocking)

@@ -40,4 +40,5 @@ def schedule(
     """
     # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
     # the others until operands spill. At the quarters of the tile it does neither.
-    direct(sch, workload, device, blocking, threads, finished=3)
+    embedded = device.lanes == 16 and blocking.oc_vectors == 1
+    direct(sch, workload, device, blocking, threads, finished=3, load_in_fma=embedded)

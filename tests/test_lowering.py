@@ -162,6 +162,22 @@ def test_vectors_of_input_are_for_processors_that_multiply_by_a_lane(name: str) 
     assert vectors_of_input(name, conv(name), tile(name, ic_block=4, ic_unroll=4), "NCHW4c") == 0
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_loads_within_multiply_adds_use_one_register(kernel: int) -> None:
+    name = "x86-64-v4"
+    workload = conv(name, in_height=13, in_width=26, kernel=kernel, padding=kernel // 2)
+    blocking = tile(name, ow_tile=13, ic_block=16, ic_unroll=16)
+    built = build(workload, name, blocking=blocking)
+    loads = re.findall(r"vfmadd\w+\s+(\S*\(.*?\))\{1to16\}", built.assembly())
+    assert loads and not [load for load in loads if "," in load]
+    assert "directconv_base" not in built.assembly()
+    # Pixels that several multiply-adds use are loaded alone, from wherever LLVM likes.
+    two = replace(workload, out_channels=32)
+    assert "directconv_base" in str(lowered(name, workload, blocking, "NCHW16c"))
+    wider = replace(blocking, oc_vectors=2)
+    assert "directconv_base" not in str(lowered(name, two, wider, "NCHW16c"))
+
+
 def test_what_stands_under_a_condition_is_not_loaded_without_it(tmp_path: Path) -> None:
     # More border tiles than get code of their own: they share a loop, which tests each column.
     workload = conv("cortex-a72", in_width=40, kernel=(1, 41), padding=(0, 20))

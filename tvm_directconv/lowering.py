@@ -23,6 +23,8 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
                        over the tile, LLVM must finish before the next step; 0 for all
 ``directconv.lanes``   on an unrolled loop of steps: where these read neighbouring elements of the
                        input, so many are loaded as one vector, of which each step uses a lane
+``directconv.base``    on an unrolled loop of steps: what these read of the input is addressed from
+                       one register on
 =====================  ======================================================================
 """
 
@@ -38,6 +40,7 @@ from tvm.tirx import (
     AllocBuffer,
     AttrStmt,
     BufferStore,
+    DeclBuffer,
     Evaluate,
     For,
     ForKind,
@@ -58,6 +61,7 @@ NEXT = "directconv.next"
 PIXELS = "directconv.pixels"
 STEP = "directconv.step"
 LANES = "directconv.lanes"
+BASE = "directconv.base"
 SHAPES = "directconv.shapes"
 """Function attribute: shapes of the parameters as callers see them, where they differ."""
 
@@ -66,6 +70,7 @@ PIPELINE = "directconv"
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
 _LANES_MARK = "directconv_lanes"  # Stands before steps whose input may be loaded as vectors.
+_BASE_MARK = "directconv_base"  # Stands before steps whose input is read from one address on.
 
 # No instruction comes of this function either. For LLVM it may change the memory and its argument:
 # no load moves from one step into another, and no step begins before that sum is done. Without
@@ -87,6 +92,13 @@ define void @directconv_prefetch(ptr %base, i64 %element) alwaysinline {
   %address = getelementptr float, ptr %base, i64 %element
   call void @llvm.prefetch.p0(ptr %address, i32 0, i32 2, i32 1)
   ret void
+}
+"""
+# The same address, but LLVM does not see of what it was made.
+_BASE = """
+define ptr @directconv_base(ptr %a) alwaysinline {
+  %b = call ptr asm "", "=r,0"(ptr %a)
+  ret ptr %b
 }
 """
 _LINE = 16  # elements of a cache line
@@ -431,9 +443,10 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if STEP in loop.annotations:
             body = SeqStmt([mark(_MARK, loop.annotations[STEP]), loop.body])
             found = _with_body(found, body, done=STEP)
-        if LANES in loop.annotations:
-            steps = _with_body(found, found.body, done=LANES)
-            found = SeqStmt([mark(_LANES_MARK, loop.annotations[LANES]), steps])
+        for annotation, name in ((LANES, _LANES_MARK), (BASE, _BASE_MARK)):
+            if annotation in loop.annotations:
+                steps = _with_body(found, found.body, done=annotation)
+                found = SeqStmt([mark(name, loop.annotations[annotation]), steps])
         return found
 
     return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
@@ -617,6 +630,58 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(body)
 
 
+def _after_marks(
+    func: PrimFunc, name: str, changed: Callable[[list[Any], int], list[Any]]
+) -> PrimFunc:
+    """Return a function with other statements after each mark of a name.
+
+    `changed` gets the statements from a mark to the next one, or to the end of its sequence, and
+    the mark's value.
+    """
+
+    def flat(statement: Any) -> list[Any]:
+        if isinstance(statement, SeqStmt):
+            return [part for inner in statement.seq for part in flat(inner)]
+        return [statement]
+
+    def visited(sequence: SeqStmt) -> SeqStmt:
+        statements = flat(sequence)
+        marks = [i for i, part in enumerate(statements) if _marked(part, name) is not None]
+        if not marks:
+            return sequence
+        done = statements[: marks[0]]
+        for mark, end in zip(marks, [*marks[1:], len(statements)], strict=True):
+            value = _marked(statements[mark], name) or 0
+            done += [Evaluate(0), *changed(statements[mark + 1 : end], value)]
+        return SeqStmt(done)
+
+    def unused(statement: Evaluate) -> Evaluate:
+        return Evaluate(0) if _marked(statement, name) is not None else statement
+
+    body = tvm_ffi.structural_map(func.body, (SeqStmt, visited))
+    return func.with_body(tvm_ffi.structural_map(body, (Evaluate, unused)))
+
+
+class _Places:
+    """Where elements of the input are, each as a distance from one of a few indices."""
+
+    def __init__(self) -> None:
+        self.bases: list[Any] = []
+        self._analyzer = sym.Analyzer()
+
+    def of(self, load: TensorLoad) -> tuple[int, int] | None:
+        """Return the number of an index, and the distance from it; None if another is loaded."""
+        if load.source.name != INPUT_NAME or load.ty.dtype.lanes > 1:
+            return None
+        (index,) = load.indices
+        for number, base in enumerate(self.bases):
+            distance = self._analyzer.simplify(index - base)
+            if isinstance(distance, IntImm):
+                return number, int(distance)
+        self.bases.append(index)
+        return len(self.bases) - 1, 0
+
+
 @_pass
 def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Load neighbouring elements of the input as one vector, where steps in a row use one each.
@@ -624,12 +689,6 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     That is for processors whose multiply-adds take a lane of a register for every lane: of four
     channels, a pixel then is one load in place of four.
     """
-    analyzer = sym.Analyzer()
-
-    def flat(statement: Any) -> list[Any]:
-        if isinstance(statement, SeqStmt):
-            return [part for inner in statement.seq for part in flat(inner)]
-        return [statement]
 
     def unconditional(statement: Any) -> bool:
         """Return whether this is a store that loads all that is in it, whatever holds."""
@@ -640,36 +699,12 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         )
         return isinstance(statement, BufferStore) and not conditions
 
-    def loaded(sequence: SeqStmt) -> SeqStmt:
-        statements = flat(sequence)
-        marks = [i for i, part in enumerate(statements) if _marked(part, _LANES_MARK) is not None]
-        if not marks:
-            return sequence
-        done = statements[: marks[0]]
-        for mark, end in zip(marks, [*marks[1:], len(statements)], strict=True):
-            lanes = _marked(statements[mark], _LANES_MARK)
-            done += [Evaluate(0), *in_vectors(statements[mark + 1 : end], lanes or 1)]
-        return SeqStmt(done)
-
     def in_vectors(statements: list[Any], lanes: int) -> list[Any]:
-        # Elements are at constant distances from one of these.
-        bases: list[Any] = []
-
-        def place(load: TensorLoad) -> tuple[int, int] | None:
-            if load.source.name != INPUT_NAME or load.ty.dtype.lanes > 1:
-                return None
-            (index,) = load.indices
-            for number, base in enumerate(bases):
-                distance = analyzer.simplify(index - base)
-                if isinstance(distance, IntImm):
-                    return number, int(distance)
-            bases.append(index)
-            return len(bases) - 1, 0
-
+        places = _Places()
         loads: dict[tuple[int, int], TensorLoad] = {}
 
         def note(load: TensorLoad) -> None:
-            if found := place(load):
+            if found := places.of(load):
                 loads.setdefault(found, load)
 
         for part in filter(unconditional, statements):
@@ -693,7 +728,7 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return statements
 
         def replaced(load: TensorLoad) -> Any:
-            found = place(load)
+            found = places.of(load)
             return lane_of.get(found, load) if found else load
 
         changed = [
@@ -705,11 +740,44 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         begin = next(i for i, part in enumerate(statements) if not part.same_as(changed[i]))
         return [*changed[:begin], *vectors, *changed[begin:]]
 
-    def unused(statement: Evaluate) -> Evaluate:
-        return Evaluate(0) if _marked(statement, _LANES_MARK) is not None else statement
+    return _after_marks(func, _LANES_MARK, in_vectors)
 
-    body = tvm_ffi.structural_map(func.body, (SeqStmt, loaded))
-    return func.with_body(tvm_ffi.structural_map(body, (Evaluate, unused)))
+
+@_pass
+def read_from_one_base(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Keep the address from which steps read the input in one register.
+
+    LLVM would rather have the array's address in one and the index in another, which saves an
+    addition. But where the load is part of a multiply-add, processors split such an instruction in
+    two: a tile of one vector, which is all of these, was 8 % slower.
+    """
+
+    def from_base(statements: list[Any], _value: int) -> list[Any]:
+        places = _Places()
+        sources: list[Any] = []
+
+        def note(load: TensorLoad) -> None:
+            if places.of(load):
+                sources.append(load.source)
+
+        for part in statements:
+            tvm_ffi.structural_walk(part, (TensorLoad, note))
+        if len(places.bases) != 1:
+            return statements
+        first = tirx.address_of(tirx.BufferLoad(sources[0], places.bases))
+        base = tirx.decl_buffer(sources[0].shape, "float32", name="base")
+
+        def replaced(load: TensorLoad) -> Any:
+            found = places.of(load)
+            return tirx.BufferLoad(base, [found[1]]) if found else load
+
+        changed = [
+            DeclBuffer(base, data=tirx.call_extern(first.ty, "directconv_base", first)),
+            *(tvm_ffi.structural_map(part, (TensorLoad, replaced)) for part in statements),
+        ]
+        return [_importing(_BASE, SeqStmt(changed))]
+
+    return _after_marks(func, _BASE_MARK, from_base)
 
 
 def _lowered() -> list[Any]:
@@ -739,6 +807,7 @@ def _lowered() -> list[Any]:
         stay_in_rows,
         promote_accumulators,
         load_lanes,
+        read_from_one_base,
         tirx.transform.RemoveNoOp(),
     ]
 

@@ -25,11 +25,11 @@ def compared(
     network: str, contestants: list[Contestant], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return a row for each contestant, ours first."""
-    results = network_results(network, contestants, args.threads, args.repeat, say=say)
-    return [row(network, args.threads, result, results[0].seconds) for result in results]
+    results = network_results(network, contestants, [args.threads], args.repeat, say=say)
+    return [row(network, result, results[0].seconds) for result in results]
 
 
-def row(network: str, threads: int, result: Result, ours: list[float]) -> dict[str, Any]:
+def row(network: str, result: Result, ours: list[float]) -> dict[str, Any]:
     """Return what JSON has of a contestant; `ours` are the times that it is compared with."""
     contestant, error = result.contestant, result.max_error
     here = result.status in ("ok", "wrong")
@@ -38,7 +38,7 @@ def row(network: str, threads: int, result: Result, ours: list[float]) -> dict[s
         "network": network,
         "contestant": contestant.name,
         "version": importlib.metadata.version(next(iter(contestant.packages))) if here else None,
-        "threads": threads,
+        "threads": result.threads,
         **_percentiles("seconds", seconds),
         **_percentiles("over_ours", np.divide(seconds, ours) if seconds and ours else None),
         "max_error": error if error is not None and np.isfinite(error) else None,

@@ -5,6 +5,7 @@ Processes of contestants import this, so it imports nothing that takes long.
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from tvm_directconv import ConvWorkload, conv2d_reference
 from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere, Prepared
+from tvm_directconv.bench.rivals.onnxruntime import OnnxRuntime
 from tvm_directconv.bench.rivals.turns import THREAD_VARIABLES
 
 
@@ -29,7 +31,7 @@ class Fake(Contestant):
     channels : int
         Input channels of the layers that it does it with; 0 for all.
     log : str
-        A file that gets the name for each call, if not empty.
+        A file that gets name and number of threads for each call, if not empty.
     """
 
     name: str = "fake"
@@ -90,7 +92,7 @@ class Fake(Contestant):
                 taken = np.ones(0)
             if self.log:
                 with Path(self.log).open("a") as log:
-                    print(self.name, file=log)
+                    print(f"{self.name}{threads}", file=log)
             time.sleep(2e-3)
 
         told = {name: os.environ.get(name) for name in (*THREAD_VARIABLES, "UNWANTED", "WANTED")}
@@ -102,3 +104,15 @@ class Fake(Contestant):
             blocking="blocks",
             blocking_source="nowhere",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converter(OnnxRuntime):
+    """A contestant whose file of a network must not be there before."""
+
+    name: str = "converter"
+
+    def convert(self, onnx: Path, threads: int) -> Path:
+        folder = onnx.with_suffix(".converted")
+        folder.mkdir()
+        return Path(shutil.copy(onnx, folder))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from tvm_directconv import ConvWorkload
@@ -40,13 +41,13 @@ class Pretender:
     Attributes
     ----------
     asked : list of tuple
-        What was measured: subject's name, threads, contestants.
+        What was measured: subject's name, numbers of threads, contestants.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
         self._absent = dict(ABSENT)
-        self.asked: list[tuple[str, int, tuple[str, ...]]] = []
+        self.asked: list[tuple[str, tuple[int, ...], tuple[str, ...]]] = []
         self.libraries = {"oneDNN": "oneDNN 3.9"}
 
     def contestants(self, subject: str) -> dict[str, str | None]:
@@ -61,19 +62,20 @@ class Pretender:
         self,
         workloads: Sequence[ConvWorkload],
         contestants: Sequence[str],
-        threads: int,
+        threads: Sequence[int],
         repeats: int,
         *,
         say: Callable[[str], None],
     ) -> Iterator[dict[str, Any]]:
         for workload in workloads:
-            self.asked.append((workload.name or str(workload), threads, tuple(contestants)))
-            for name in contestants:
+            subject = workload.name or str(workload)
+            self.asked.append((subject, tuple(threads), tuple(contestants)))
+            for number, name in product(threads, contestants):
                 say(f"{workload}: {name}")
                 yield self._row(
                     name,
                     workload,
-                    threads,
+                    number,
                     repeats,
                     subject="layer",
                     network=workload.network,
@@ -85,18 +87,18 @@ class Pretender:
         self,
         networks: Sequence[str],
         contestants: Sequence[str],
-        threads: int,
+        threads: Sequence[int],
         repeats: int,
         *,
         say: Callable[[str], None],
     ) -> Iterator[dict[str, Any]]:
         for network in networks:
-            self.asked.append((network, threads, tuple(contestants)))
-            for name in contestants:
+            self.asked.append((network, tuple(threads), tuple(contestants)))
+            for number, name in product(threads, contestants):
                 yield self._row(
                     name,
                     None,
-                    threads,
+                    number,
                     repeats,
                     subject="network",
                     network=network,

@@ -164,13 +164,17 @@ def test_rivals_are_those_that_compute_all_products() -> None:
 def test_speed_per_core() -> None:
     found = Results(
         [
-            row(seconds=[4e-6, 5e-6, 1e-6]),
-            row(seconds=[2.5e-6], threads=2),
+            row(seconds=[4e-6, 5e-6, 10e-6]),
+            row(seconds=[2e-6, 5e-6, 4e-6], threads=2),
             row(seconds=[1e-6], threads=2, workload="ic8ih4oc4kh3ph1", layer="only with two"),
         ]
     )
-    assert [*found.per_core(OURS, 2).values()] == [pytest.approx(0.8)]
+    # The ratio of the medians would be 0.625.
+    assert [*found.per_core(OURS, 2).values()] == [pytest.approx(1)]
     assert found.per_core("oneDNN", 2) == {}
+    # What was not measured in turns has no neighbours.
+    later = row(seconds=[4e-6, 1e-6, 5e-6], threads=2, date="2026-11-23T13:00:00+00:00")
+    assert [*Results([*found.rows, later]).per_core(OURS, 2).values()] == [pytest.approx(0.625)]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,10 @@ DAMAGE = {
         row("oneDNN", [1e-6, 2e-6]).to_line(),
         ":2: oneDNN has 2 repeats, others of the same comparison 1: expected as many",
     ),
+    "other repeats on two threads": (
+        row(seconds=[1e-6, 2e-6], threads=2).to_line(),
+        ":2: ours has 2 repeats, others of the same comparison 1: expected as many",
+    ),
 }
 
 
@@ -319,7 +327,7 @@ def asked(
 def test_only_what_lacks_is_measured(tmp_path: Path, quick: None) -> None:
     measurer = Pretender()
     measuring.measure(tmp_path / "new", asked(), measurer)
-    first = [("alexnet:conv1", 1, ALL), ("alexnet:conv2", 1, ALL)]
+    first = [("alexnet:conv1", (1,), ALL), ("alexnet:conv2", (1,), ALL)]
     assert measurer.asked == first
     told: list[tuple[int, int, str]] = []
     more = asked(["alexnet:conv[123]"], [1, 2], networks=["squeezenet"])
@@ -327,19 +335,44 @@ def test_only_what_lacks_is_measured(tmp_path: Path, quick: None) -> None:
     measuring.measure(tmp_path / "new", more, measurer, lambda *now: told.append(now), said.append)
     assert said[0].endswith(": ours")
     assert [(name, threads) for name, threads, _ in measurer.asked[2:]] == [
-        ("squeezenet", 1),
-        ("alexnet:conv3", 1),
-        ("squeezenet", 2),
-        *((f"alexnet:conv{number}", 2) for number in (1, 2, 3)),
+        ("squeezenet", (1, 2)),
+        ("alexnet:conv3", (1, 2)),
+        ("alexnet:conv1", (2,)),
+        ("alexnet:conv2", (2,)),
     ]
-    assert [now[:2] for now in told] == [(n, 6) for n in range(1, 7)]
+    assert told == [
+        (1, 4, "squeezenet, 1 and 2 thread(s)"),
+        (2, 4, "alexnet:conv3, 1 and 2 thread(s)"),
+        (3, 4, "alexnet:conv1, 2 thread(s)"),
+        (4, 4, "alexnet:conv2, 2 thread(s)"),
+    ]
     measuring.measure(tmp_path / "new", more, measurer)
-    assert len(measurer.asked) == 8
+    assert len(measurer.asked) == 6
+    # What was measured in turns has one date, whatever the number of threads.
+    dates: dict[str, set[str]] = {}
+    for each in rows.read(tmp_path / "new" / "rows.jsonl"):
+        dates.setdefault(each.about.name, set()).add(each.date)
+    assert {name: len(found) for name, found in dates.items()} == {
+        "alexnet:conv1": 2,
+        "alexnet:conv2": 2,
+        "squeezenet": 1,
+        "alexnet:conv3": 1,
+    }
+    assert len(set().union(*dates.values())) == 6
     runs = json.loads((tmp_path / "new" / "environment.json").read_text())["runs"]
     assert [run["threads"] for run in runs] == [[1], [1, 2]]
 
 
-def test_an_interrupted_subject_is_measured_again(tmp_path: Path, quick: None) -> None:
+@pytest.mark.parametrize(
+    ("threads", "left"),
+    [
+        ([1], [("alexnet:conv2", (1,))]),
+        ([1, 2], [("alexnet:conv1", (2,)), ("alexnet:conv2", (1, 2))]),
+    ],
+)
+def test_an_interrupted_subject_is_measured_again(
+    tmp_path: Path, quick: None, threads: list[int], left: list[tuple[str, tuple[int, ...]]]
+) -> None:
     class Interrupted(Pretender):
         def compare_layers(self, *words: Any, **options: Any) -> Iterator[dict[str, Any]]:
             for number, raw in enumerate(super().compare_layers(*words, **options)):
@@ -348,17 +381,19 @@ def test_an_interrupted_subject_is_measured_again(tmp_path: Path, quick: None) -
                 yield raw
 
     with pytest.raises(KeyboardInterrupt):
-        measuring.measure(tmp_path, asked(), Interrupted())
+        measuring.measure(tmp_path, asked(threads=threads), Interrupted())
     path = tmp_path / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     assert len(rows.read(path)) == len(ALL) + 3
     measurer = Pretender(seed=1)
-    measuring.measure(tmp_path, asked(), measurer)
-    assert measurer.asked == [("alexnet:conv2", 1, ALL)]
+    measuring.measure(tmp_path, asked(threads=threads), measurer)
+    assert measurer.asked == [(*each, ALL) for each in left]
     found = Results(rows.read(path))
-    assert len(found.figures) == 2 * len(ALL)
-    dates = {f.row.date for f in found.figures if f.about.layer == "conv2"}
-    assert len(dates) == 1  # none of the first attempt
+    assert len(found.figures) == 2 * len(ALL) * len(threads)
+    # Of those that were measured again, none is of the first attempt.
+    for name, again in left:
+        of_it = [f.row for f in found.figures if f.about.name == name]
+        assert len({each.date for each in of_it if each.threads in again}) == 1
 
 
 def test_what_was_absent_is_measured_once_it_is_here(tmp_path: Path, quick: None) -> None:
@@ -378,7 +413,7 @@ def test_more_contestants_are_measured_beside_ours(tmp_path: Path, quick: None) 
     measurer = Pretender()
     measuring.measure(tmp_path, asked(contestants=(OURS, "oneDNN")), measurer)
     measuring.measure(tmp_path, asked(contestants=(OURS, "MNN")), measurer)
-    assert measurer.asked[2:] == [(f"alexnet:conv{n}", 1, (OURS, "MNN")) for n in (1, 2)]
+    assert measurer.asked[2:] == [(f"alexnet:conv{n}", (1,), (OURS, "MNN")) for n in (1, 2)]
     found = Results(rows.read(tmp_path / "rows.jsonl"))
     assert all(f.over_ours for f in found.figures)
 
@@ -665,9 +700,9 @@ def test_the_command_measures_and_writes(
     status, out, err = run(*words, "--contestant", "onednn", "--contestant", "ncnn*")
     assert status == 0
     assert out == f"{folder}/report.md, {folder}/report.html: 8 rows\n"
-    assert err == f"1/2 {SMALL}, 1 thread(s)\n2/2 {SMALL}, 2 thread(s)\n"
+    assert err == f"1/1 {SMALL}, 1 and 2 thread(s)\n"
     names = (OURS, "oneDNN", "ncnn, no Winograd", "ncnn")
-    assert pretender.asked == [(SMALL, threads, names) for threads in (1, 2)]
+    assert pretender.asked == [(SMALL, (1, 2), names)]
     assert {"report.md", "report.html", "rows.csv", "rows.jsonl", "environment.json"} <= {
         file.name for file in folder.iterdir()
     }
@@ -681,7 +716,7 @@ def test_networks_alone_need_no_layers(run: Command, pretender: Pretender, tmp_p
     folder = str(tmp_path / "new")
     status, _, _ = run("report", "-o", folder, "--networks", "alexnet,squeezenet", "--repeat", "1")
     assert status == 0
-    assert pretender.asked == [(name, 1, FOR_NETWORKS) for name in ("alexnet", "squeezenet")]
+    assert pretender.asked == [(name, (1,), FOR_NETWORKS) for name in ("alexnet", "squeezenet")]
 
 
 def test_a_report_on_a_wrong_result_of_ours_fails(

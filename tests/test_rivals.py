@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import exact_case
-from fake_rivals import Fake
+from fake_rivals import Converter, Fake
 
 from tvm_directconv import ConvWorkload, random_tensors, workloads
 from tvm_directconv.bench import models
@@ -71,7 +71,7 @@ def test_a_contestant_that_does_everything_right(monkeypatch: pytest.MonkeyPatch
     layer = workloads("vgg16:conv1_1")[0]
     small = ConvWorkload.parse(f'{SMALL}n"{layer.name}"')
     said: list[str] = []
-    (row,) = compare_layers([small], [Fake(algorithm="FFT")], 3, 5, say=said.append)
+    (row,) = compare_layers([small], [Fake(algorithm="FFT")], [3], 5, say=said.append)
     assert tuple(row) == KEYS
     implementation = json.loads(row.pop("implementation"))
     assert implementation == {
@@ -100,7 +100,7 @@ def test_a_contestant_that_does_everything_right(monkeypatch: pytest.MonkeyPatch
         "blocking": "blocks",
         "blocking_source": "nowhere",
     }
-    assert said[0] == "vgg16:conv1_1 (1 of 1): fake"
+    assert said[0] == "vgg16:conv1_1 (1 of 1): fake, 3 thread(s)"
 
 
 TROUBLE = {
@@ -123,7 +123,7 @@ def test_trouble_of_one_is_no_trouble_of_others() -> None:
     """All at once, in two layers; what goes wrong goes wrong in the first of them."""
     fakes = [Fake(name=does, does=does, channels=SMALL.in_channels) for does in TROUBLE]
     contestants = [*fakes, Fake(name="well")]
-    rows = compare_layers([SMALL, OTHER], contestants, 1, 2, prepare_seconds=5, run_seconds=3)
+    rows = compare_layers([SMALL, OTHER], contestants, [1], 2, prepare_seconds=5, run_seconds=3)
     first = {row["contestant"]: row for row in itertools.islice(rows, len(contestants))}
     second = {row["contestant"]: row for row in rows}
     assert list(first) == list(second) == [*TROUBLE, "well"]
@@ -142,7 +142,7 @@ def test_trouble_of_one_is_no_trouble_of_others() -> None:
 
 def test_memory_beside_the_arrays_is_counted() -> None:
     none, some = compare_layers(
-        [SMALL], [Fake(name="none"), Fake(name="some", does="take memory")], 1, 1
+        [SMALL], [Fake(name="none"), Fake(name="some", does="take memory")], [1], 1
     )
     assert 47 < (some["extra_bytes"] - none["extra_bytes"]) / 2**20 < 50
 
@@ -151,20 +151,26 @@ def test_they_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(rounds, "_PLACES", 1)
     log = tmp_path / "log"
     fakes = [Fake(name=name, log=str(log)) for name in "abc"]
-    rows = [*compare_layers([SMALL], fakes, 1, 4)]
-    assert [row["contestant"] for row in rows] == [*"abc"]
+    rows = [*compare_layers([SMALL], fakes, [1, 2], 4)]
+    assert [(row["contestant"], row["threads"]) for row in rows] == [
+        (name, threads) for threads in (1, 2) for name in "abc"
+    ]
+    assert {len(row["seconds"]) for row in rows} == {4}
     # A call for the caches and at least one that is timed.
     found = [(name, len([*group])) for name, group in itertools.groupby(log.read_text().split())]
-    assert [name for name, _ in found[-12:]] == [*"abcbcacababc"]
-    assert {count for _, count in found[-12:]} == {2}
+    assert " ".join(name for name, _ in found[-24:]) == (
+        "a1 b1 c1 a2 b2 c2 b1 c1 a1 b2 c2 a2 c1 a1 b1 c2 a2 b2 a1 b1 c1 a2 b2 c2"
+    )
+    assert {count for _, count in found[-24:]} == {2}
 
 
 def test_places_in_memory_are_taken_in_turns(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    (row,) = compare_layers([SMALL], [Fake(log=str(log))], 1, 6)
-    assert len(row["seconds"]) == 6
-    # Three calls more for memory before all and in the first of four places; each round is two.
-    assert len(log.read_text().split()) == (1 + 3) + (4 + 3) + 6 * 2
+    for row in compare_layers([SMALL], [Fake(log=str(log))], [1, 2], 6):
+        assert len(row["seconds"]) == 6
+        # Three calls more for memory before all and in the first of four places; each round is two.
+        calls = log.read_text().split().count(f"fake{row['threads']}")
+        assert calls == (1 + 3) + (4 + 3) + 6 * 2
 
 
 def state(pid: int) -> str:
@@ -292,7 +298,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 def test_layers_of_ours_and_of_im2col() -> None:
     workload = ConvWorkload.parse("ic16ih9oc32kh3ph1")
-    rows = compare_layers([workload], [Ours(), Im2colSgemm(), OnnxRuntime()], 1, 2)
+    rows = compare_layers([workload], [Ours(), Im2colSgemm(), OnnxRuntime()], [1], 2)
     ours, im2col, onnxruntime = rows
     assert [row["status"] for row in (ours, im2col, onnxruntime)] == ["ok"] * 3
     assert ours["extra_bytes"] == 0 and im2col["extra_bytes"] == workload.im2col_bytes
@@ -318,10 +324,13 @@ def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = ConvWorkload.parse("ic3ih224oc8oh56kh4sh4")
     _, weight = random_tensors(workload, seed=0)
     monkeypatch.setattr(models, "model", lambda name: layer_model(workload, weight))
-    contestants = [Ours(name="mine", blocking="model"), OnnxRuntime(), Fake()]
-    results = network_results("small", contestants, 1, 2)
-    mine, onnxruntime, fake = (result.row(1, "small") for result in results)
-    for row, compiles in ((mine, True), (onnxruntime, False)):
+    contestants = [Ours(name="mine", blocking="model"), OnnxRuntime(), Converter(), Fake()]
+    results = network_results("small", contestants, [1, 2], 2)
+    rows = [result.row("small") for result in results]
+    assert [row["threads"] for row in rows] == [1] * 4 + [2] * 4
+    mine, onnxruntime, converter, fake = rows[4:]
+    assert [row["status"] for row in rows[:4]] == [row["status"] for row in rows[4:]]
+    for row, compiles in ((mine, True), (onnxruntime, False), (converter, True)):
         assert tuple(row) == KEYS
         assert row["subject"] == "network" and row["network"] == "small"
         assert row["layer"] is row["workload"] is None
@@ -329,7 +338,7 @@ def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["status"] == "ok" and len(row["seconds"]) == len(row["peak_gflops"]) == 2
         assert row["max_error"] < 1e-5 and row["extra_bytes"] >= 0
         assert (row["compile_seconds"] is not None) == compiles
-    for result in results[:2]:
+    for result in results[:3]:
         assert result.peak_bytes and result.resident_bytes
         assert result.peak_bytes >= result.resident_bytes > 0
     assert (fake["status"], fake["reason"]) == ("unsupported", "fake computes no networks")

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_numbers,
         default=[1],
         metavar="N[,N...]",
-        help="threads that compute; with several numbers everything is measured with each; "
-        "default: 1",
+        help="threads that compute; with several numbers everything is measured with each, in "
+        "turns; default: 1",
     )
     parser.add_argument(
         "--contestant",

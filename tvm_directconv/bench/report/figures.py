@@ -220,14 +220,18 @@ class Results:
     def per_core(self, contestant: str, threads: int) -> dict[Subject, float]:
         """Return the speed per core on several threads over that on one, by layer.
 
-        Of different layers that were measured on both: the median time on one thread over
-        `threads` times that on `threads`.
+        Of different layers that were measured on both: the median of the time on one thread over
+        `threads` times that on `threads`. If they were not measured in turns, there are no
+        neighbouring times: it is the ratio of the medians.
         """
         found = {}
         for subject in self.distinct():
             one, many = (self.of(subject, n, contestant) for n in (1, threads))
             if one and many and one.seconds_p50 and many.seconds_p50:
-                found[subject] = one.seconds_p50 / (threads * many.seconds_p50)
+                ratio = one.seconds_p50 / many.seconds_p50
+                if one.row.date == many.row.date:
+                    ratio = float(np.median(np.divide(one.row.seconds, many.row.seconds)))
+                found[subject] = ratio / threads
         return found
 
 

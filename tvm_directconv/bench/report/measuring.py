@@ -21,7 +21,10 @@ RawRow = Mapping[str, Any]
 
 
 class Measurer(Protocol):
-    """What measures, in turns, all contestants on one subject after the other."""
+    """What measures, in turns, all contestants on one subject after the other.
+
+    Numbers of threads take turns, too.
+    """
 
     def contestants(self, subject: str) -> Mapping[str, str | None]:
         """Return the names of all contestants for layers or networks, ours among them.
@@ -34,12 +37,12 @@ class Measurer(Protocol):
         self,
         workloads: Sequence[ConvWorkload],
         contestants: Sequence[str],
-        threads: int,
+        threads: Sequence[int],
         repeats: int,
         *,
         say: Callable[[str], None],
     ) -> Iterator[RawRow]:
-        """Yield a row for each convolution and contestant, absent ones too.
+        """Yield a row for each convolution, number of threads and contestant, absent ones too.
 
         All rows of a convolution come before the first one of the next. `say` is told what is
         being done.
@@ -50,7 +53,7 @@ class Measurer(Protocol):
         self,
         networks: Sequence[str],
         contestants: Sequence[str],
-        threads: int,
+        threads: Sequence[int],
         repeats: int,
         *,
         say: Callable[[str], None],
@@ -88,7 +91,7 @@ class _Rivals:
         return found
 
     def compare_layers(
-        self, workloads: Sequence[ConvWorkload], contestants: Sequence[str], *how: int, **say: Any
+        self, workloads: Sequence[ConvWorkload], contestants: Sequence[str], *how: Any, **say: Any
     ) -> Iterator[RawRow]:
         from ..rivals.rounds import compare_layers
 
@@ -96,7 +99,7 @@ class _Rivals:
         yield from compare_layers(workloads, chosen, *how, **say)
 
     def compare_networks(
-        self, networks: Sequence[str], contestants: Sequence[str], *how: int, **say: Any
+        self, networks: Sequence[str], contestants: Sequence[str], *how: Any, **say: Any
     ) -> Iterator[RawRow]:
         from ..rivals.rounds import compare_networks
 
@@ -126,7 +129,7 @@ class Asked:
     networks : sequence of str
         Whole networks.
     threads : sequence of int
-        Numbers of threads.
+        Numbers of threads, which take turns.
     repeats : int
         How often each contestant is timed.
     contestants : mapping of str to sequence of str
@@ -142,16 +145,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be measured with one number of threads.
+    """What is to be measured with the same numbers of threads.
 
     Attributes
     ----------
-    threads : int
+    threads : tuple of int
     workloads : list of ConvWorkload
     networks : list of str
     """
 
-    threads: int
+    threads: tuple[int, ...]
     workloads: list[ConvWorkload]
     networks: list[str]
 
@@ -192,8 +195,8 @@ def chosen(measurer: Measurer, patterns: Sequence[str] = ()) -> dict[str, list[s
 def missing(rows: Sequence[Row], asked: Asked, absent: Mapping[str, Collection[str]]) -> list[Part]:
     """Return what has to be measured yet.
 
-    A subject is complete when there is a row of every contestant. What was not installed when it
-    was measured, and is installed now, is missing.
+    A subject is complete with a number of threads when there is a row of every contestant. What was
+    not installed when it was measured, and is installed now, is missing.
 
     Parameters
     ----------
@@ -210,17 +213,23 @@ def missing(rows: Sequence[Row], asked: Asked, absent: Mapping[str, Collection[s
         if row.status != "not_here" or row.reason not in absent[row.subject]
     }
 
-    def lacks(subject: Subject, threads: int) -> bool:
+    def lacked(subject: Subject) -> tuple[int, ...]:
         contestants = asked.contestants[subject.kind]
-        return any((subject, threads, name) not in have for name in contestants)
+        return tuple(
+            threads
+            for threads in asked.threads
+            if any((subject, threads, name) not in have for name in contestants)
+        )
 
+    subjects = [*map(network_subject, asked.networks), *map(layer_subject, asked.workloads)]
     return [
         Part(
             threads,
-            [w for w in asked.workloads if lacks(layer_subject(w), threads)],
-            [name for name in asked.networks if lacks(network_subject(name), threads)],
+            [w for w in asked.workloads if lacked(layer_subject(w)) == threads],
+            [name for name in asked.networks if lacked(network_subject(name)) == threads],
         )
-        for threads in asked.threads
+        for threads in dict.fromkeys(map(lacked, subjects))
+        if threads
     ]
 
 
@@ -241,7 +250,8 @@ def measure(
         What it shall hold.
     measurer : Measurer
     done : callable
-        Is told the number of the subject that rows are coming of, of how many, and its name.
+        Is told the number of the subject that rows are coming of, of how many, and its name and
+        numbers of threads.
     say : callable
         Is told what is being done.
 
@@ -282,10 +292,11 @@ def measure(
         for part in parts:
             for raw in _measured(part, asked, measurer, say):
                 row = Row.from_dict({**raw, "date": date})
-                if (row.about, row.threads) != subject:
-                    number, date, subject = number + 1, now(), (row.about, row.threads)
+                if row.about != subject:
+                    number, date, subject = number + 1, now(), row.about
                     row = replace(row, date=date)
-                    done(number, total, f"{row.about.name}, {row.threads} thread(s)")
+                    threads = " and ".join(map(str, part.threads))
+                    done(number, total, f"{subject.name}, {threads} thread(s)")
                 _check_library(row, libraries, folder)
                 append(row)
 

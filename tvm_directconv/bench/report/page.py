@@ -329,7 +329,10 @@ def _per_core(results: Results) -> list[_Block]:
         return []
     return [
         _Heading(3, "Speed per core"),
-        _Text("Time on one thread over n times the time on n threads."),
+        _Text(
+            "Time on one thread over n times the time on n threads. Where these were not measured "
+            "in turns with each other, it is the ratio of their medians."
+        ),
         _Table(("", "threads", "geometric mean", "minimum", "layers"), rows),
     ]
 

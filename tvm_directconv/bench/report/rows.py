@@ -142,8 +142,8 @@ class Row:
     Parameters
     ----------
     date : str
-        When the contestants' comparison on this subject began. Rows that share it were measured
-        in turns, so their repeats stand beside each other.
+        When the contestants' comparison on this subject began. Rows that share it, of whatever
+        number of threads, were measured in turns, so their repeats stand beside each other.
     subject : str
         ``layer`` or ``network``.
     network, layer, workload : str, optional
@@ -323,7 +323,7 @@ def _check_repeats(row: Row, repeats: dict[tuple[object, ...], int]) -> None:
     """Raise if a row has not as many repeats as those that it was measured in turns with."""
     if not row.seconds:
         return
-    others = repeats.setdefault((row.about, row.threads, row.date), len(row.seconds))
+    others = repeats.setdefault((row.about, row.date), len(row.seconds))
     if others != len(row.seconds):
         raise ReportError(
             f"{row.contestant} has {len(row.seconds)} repeats, others of the same comparison "

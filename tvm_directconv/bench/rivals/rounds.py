@@ -35,7 +35,7 @@ _STATUS = {NotHere: "not_here", Unsupported: "unsupported", Failed: "failed"}
 
 @dataclass(eq=False)
 class Result:
-    """What was found of one contestant and one subject, a layer or a network.
+    """What was found of one contestant with so many threads, and one subject: layer or network.
 
     The attributes that a row has are explained at :func:`compare_layers`.
 
@@ -47,6 +47,7 @@ class Result:
     """
 
     contestant: Contestant
+    threads: int
     status: str = "ok"
     reason: str | None = None
     library: str | None = None
@@ -70,7 +71,7 @@ class Result:
         self.seconds.clear()
         self.peak_gflops.clear()
 
-    def row(self, threads: int, network: str, workload: ConvWorkload | None = None) -> Row:
+    def row(self, network: str, workload: ConvWorkload | None = None) -> Row:
         """Return what reports are made of."""
         finite = self.max_error is not None and math.isfinite(self.max_error)
         return {
@@ -78,7 +79,7 @@ class Result:
             "network": network,
             "layer": workload.layer if workload else None,
             "workload": str(workload) if workload else None,
-            "threads": threads,
+            "threads": self.threads,
             "contestant": self.contestant.name,
             "library": self.library,
             "implementation": self.found.get("implementation"),
@@ -99,7 +100,7 @@ class Result:
 def compare_layers(
     workloads: Sequence[ConvWorkload],
     contestants: Sequence[Contestant],
-    threads: int,
+    threads: Sequence[int],
     repeats: int,
     *,
     prepare_seconds: float = PREPARE_SECONDS,
@@ -108,8 +109,9 @@ def compare_layers(
 ) -> Iterator[Row]:
     """Time layers of contestants in turns with each other and with the FMA burst.
 
-    Input and weights are random. Each contestant has a process of its own for all layers; one that
-    ends is started anew for the next layer.
+    Input and weights are random. Each contestant has a process of its own for all layers, and one
+    for each number of threads; one that ends is started anew for the next layer. They are all
+    there at once, stopped but for one, and so is their memory.
 
     Parameters
     ----------
@@ -117,11 +119,12 @@ def compare_layers(
         The layers.
     contestants : sequence of Contestant
         Who takes part.
-    threads : int
-        Threads that each may compute with.
+    threads : sequence of int
+        Different numbers of threads that each may compute with.
     repeats : int
-        Rounds. In each, all contestants run once, and the next one begins with another one of
-        them. Arrays are in several places in memory by turns.
+        Rounds. In each, all contestants run once with the first number of threads, then once with
+        the next one; the next round begins with another one of them. Arrays are in several places
+        in memory by turns.
     prepare_seconds, run_seconds : float
         The longest that a contestant may take for preparing a layer, and for a round.
     say : callable
@@ -130,18 +133,18 @@ def compare_layers(
     Yields
     ------
     dict
-        A row for each contestant and layer, as soon as the layer is finished. `seconds` are of
-        one call in each round, and `peak_gflops` the mean of the bursts immediately before and
-        after; both are empty unless `status` is "ok". `status` may be "not_here" (the library is
-        not installed), "unsupported" (it does not compute that), "failed", or "wrong" (the output
-        differs from the reference by more than :data:`TOLERANCE` allows); `reason` then says why.
-        `max_error` is in units of :func:`tvm_directconv.max_error`; it is None if the output has
-        values that are no numbers. `extra_bytes` is memory beside input, weights and output once
-        each. It is exact where the library or the code tells it: ours, im2col's buffer, oneDNN's
-        scratchpad. Of others it is how much more than these arrays the process takes at its peak
-        while it computes, compared with before the layer was prepared: copies of the arrays that a
-        library keeps count, memory that it kept of earlier layers does not, and half a megabyte is
-        nothing.
+        A row for each contestant, number of threads and layer, as soon as the layer is finished
+        with all numbers of threads. `seconds` are of one call in each round, and `peak_gflops` the
+        mean of the bursts immediately before and after; both are empty unless `status` is "ok".
+        `status` may be "not_here" (the library is not installed), "unsupported" (it does not
+        compute that), "failed", or "wrong" (the output differs from the reference by more than
+        :data:`TOLERANCE` allows); `reason` then says why. `max_error` is in units of
+        :func:`tvm_directconv.max_error`; it is None if the output has values that are no numbers.
+        `extra_bytes` is memory beside input, weights and output once each. It is exact where the
+        library or the code tells it: ours, im2col's buffer, oneDNN's scratchpad. Of others it is
+        how much more than these arrays the process takes at its peak while it computes, compared
+        with before the layer was prepared: copies of the arrays that a library keeps count, memory
+        that it kept of earlier layers does not, and half a megabyte is nothing.
 
     Raises
     ------
@@ -149,10 +152,9 @@ def compare_layers(
         If the burst cannot be run.
     """
     with contextlib.ExitStack() as stack:
-        peak = Seat(Peak(), threads, layers=False)
-        stack.callback(peak.close)
-        seats = [Seat(contestant, threads) for contestant in contestants]
-        for seat in seats:
+        peaks = [Seat(Peak(), number, layers=False) for number in threads]
+        seats = [Seat(contestant, number) for number in threads for contestant in contestants]
+        for seat in [*peaks, *seats]:
             stack.callback(seat.close)
         for number, workload in enumerate(workloads, 1):
             title = f"{workload.name or workload} ({number} of {len(workloads)})"
@@ -164,9 +166,9 @@ def compare_layers(
                 expected = conv2d_reference(x, weight, workload)
                 plain_bytes = workload.input_bytes + workload.weight_bytes + workload.output_bytes
                 arguments = {"folder": folder, "workload": asdict(workload)}
-                match = _Match(seats, peak, prepare_seconds, run_seconds)
+                match = _Match(seats, peaks, prepare_seconds, run_seconds)
                 for result in match.results:
-                    say(f"{title}: {result.contestant.name}")
+                    say(f"{title}: {result.contestant.name}, {result.threads} thread(s)")
                     match.prepare(result, "layer", again=False, **arguments)
                     algorithm = result.found.get("algorithm") or result.contestant.algorithm
                     tolerance = TOLERANCE.get(algorithm, LOOSE_TOLERANCE)
@@ -181,13 +183,13 @@ def compare_layers(
                         match.round()
                 match.release()
             for result in match.results:
-                yield result.row(threads, workload.network, workload)
+                yield result.row(workload.network, workload)
 
 
 def compare_networks(
     networks: Sequence[str],
     contestants: Sequence[Contestant],
-    threads: int,
+    threads: Sequence[int],
     repeats: int,
     *,
     prepare_seconds: float = PREPARE_SECONDS,
@@ -209,7 +211,7 @@ def compare_networks(
     Yields
     ------
     dict
-        A row for each contestant and network.
+        A row for each contestant, number of threads and network.
 
     Raises
     ------
@@ -228,13 +230,13 @@ def compare_networks(
             run_seconds=run_seconds,
             say=say,
         ):
-            yield result.row(threads, network)
+            yield result.row(network)
 
 
 def network_results(
     network: str,
     contestants: Sequence[Contestant],
-    threads: int,
+    threads: Sequence[int],
     repeats: int,
     *,
     prepare_seconds: float = PREPARE_SECONDS,
@@ -243,8 +245,8 @@ def network_results(
 ) -> list[Result]:
     """Do the same for one network, and return all that was found.
 
-    Each contestant has a process of its own that has done nothing else: what it takes of memory
-    is the network's.
+    Each contestant has a process of its own for each number of threads, that has done nothing
+    else: what it takes of memory is the network's.
     """
     OnnxRuntime().check(network=True)
     import onnx
@@ -259,17 +261,22 @@ def network_results(
         x = np.random.default_rng(0).standard_normal(NETWORK_SHAPE, np.float32)
         np.save(place / "x.npy", x)
         say(f"{network}: the right output")
-        expected = _right_output(source, threads, prepare_seconds)
+        expected = _right_output(source, prepare_seconds)
         plain_bytes = x.nbytes + expected.nbytes + _weight_bytes(made)
-        seats = [Seat(contestant, threads, layers=False) for contestant in contestants]
-        peak = Seat(Peak(), threads, layers=False)
-        for seat in [*seats, peak]:
+        peaks = [Seat(Peak(), number, layers=False) for number in threads]
+        seats = [Seat(each, number, layers=False) for number in threads for each in contestants]
+        for seat in [*peaks, *seats]:
             stack.callback(seat.close)
-        match = _Match(seats, peak, prepare_seconds, run_seconds)
+        # What is converted is put beside the source, and may depend on the number of threads.
+        sources = {number: place / str(number) / source.name for number in threads}
+        for link in sources.values():
+            link.parent.mkdir()
+            link.symlink_to(source)
+        match = _Match(seats, peaks, prepare_seconds, run_seconds)
         for result, seat in zip(match.results, seats, strict=True):
-            say(f"{network}: {result.contestant.name}")
+            say(f"{network}: {result.contestant.name}, {result.threads} thread(s)")
             seconds = None
-            path = str(source)
+            path = str(sources[result.threads])
             if type(result.contestant).convert is not Contestant.convert:
                 match.prepare(result, "convert", onnx=path)
                 path, seconds = result.found.get("path", path), result.found.get("seconds")
@@ -284,16 +291,22 @@ def network_results(
 
 
 class _Match:
-    """One subject of all contestants."""
+    """One subject of all contestants, with each number of threads that there is a burst of."""
 
     def __init__(
-        self, seats: Sequence[Seat], peak: Seat, prepare_seconds: float, run_seconds: float
+        self,
+        seats: Sequence[Seat],
+        peaks: Sequence[Seat],
+        prepare_seconds: float,
+        run_seconds: float,
     ) -> None:
-        self.results = [Result(seat.contestant) for seat in seats]
+        self.results = [Result(seat.contestant, seat.threads) for seat in seats]
         self._seats = seats
-        self._peak = peak
+        self._peaks = peaks
         self._prepare_seconds, self._run_seconds = prepare_seconds, run_seconds
-        self._flops: int = peak.ask("warm_up", prepare_seconds)["flops"]
+        self._flops = {
+            peak.threads: int(peak.ask("warm_up", prepare_seconds)["flops"]) for peak in peaks
+        }
         self._rounds = 0
 
     def prepare(self, result: Result, command: str, **arguments: Any) -> None:
@@ -307,26 +320,32 @@ class _Match:
         self._ask(result, "layer", self._prepare_seconds, again=True, **arguments)
 
     def round(self) -> None:
-        """Have each contestant run once; the next round begins with the next one."""
-        playing = [result for result in self.results if result.status == "ok"]
-        first = self._rounds % len(playing) if playing else 0
+        """Have each contestant run once with each number of threads.
+
+        The next round begins with the next contestant. All run with one number of threads before
+        the next number comes: ratios between contestants stay those of the closest neighbours.
+        """
+        for peak in self._peaks:
+            playing = [r for r in self.results if r.threads == peak.threads and r.status == "ok"]
+            first = self._rounds % len(playing) if playing else 0
+            before = self._burst(peak)
+            for result in playing[first:] + playing[:first]:
+                found = self._ask(result, "run", self._run_seconds)
+                after = self._burst(peak)
+                if found is not None:
+                    result.seconds.append(found["seconds"])
+                    result.peak_gflops.append((before + after) / 2)
+                before = after
         self._rounds += 1
-        before = self._burst()
-        for result in playing[first:] + playing[:first]:
-            found = self._ask(result, "run", self._run_seconds)
-            after = self._burst()
-            if found is not None:
-                result.seconds.append(found["seconds"])
-                result.peak_gflops.append((before + after) / 2)
-            before = after
 
     def release(self) -> None:
         """Have all forget the subject."""
         for seat in self._seats:
             seat.release(self._run_seconds)
 
-    def _burst(self) -> float:
-        return self._flops / float(self._peak.ask("run", self._run_seconds)["seconds"]) / 1e9
+    def _burst(self, peak: Seat) -> float:
+        seconds = float(peak.ask("run", self._run_seconds)["seconds"])
+        return self._flops[peak.threads] / seconds / 1e9
 
     def _ask(
         self, result: Result, command: str, seconds: float, **arguments: Any
@@ -363,8 +382,8 @@ def _check(
         result.fail("wrong", f"the largest error is {error:.2g}; expected at most {tolerance:g}")
 
 
-def _right_output(source: Path, threads: int, seconds: float) -> np.ndarray:
-    seat = Seat(OnnxRuntime(), threads, layers=False)
+def _right_output(source: Path, seconds: float) -> np.ndarray:
+    seat = Seat(OnnxRuntime(), 1, layers=False)
     try:
         seat.ask("network", seconds, folder=str(source.parent), path=str(source))
         return np.asarray(np.load(source.parent / "output.npy"))

@@ -167,14 +167,16 @@ class Seat:
 
     Attributes
     ----------
+    contestant, threads
+        As given.
     library : str or None
         What was loaded, if anything was.
     """
 
     def __init__(self, contestant: Contestant, threads: int, layers: bool = True) -> None:
         self.contestant = contestant
+        self.threads = threads
         self.library: str | None = None
-        self._threads = threads
         self._layers = layers
         self._process: Process | None = None
 
@@ -189,7 +191,7 @@ class Seat:
         try:
             if not self._process:
                 self.contestant.check(network=not self._layers)
-                self._process = Process(self.contestant, self._threads, self._layers)
+                self._process = Process(self.contestant, self.threads, self._layers)
                 self.library = self._process.library
             return self._process.ask(command, seconds, **arguments)
         except Ended as error:

@@ -224,3 +224,16 @@ def test_what_tasks_read_first_comes_from_afar() -> None:
     parts = replace(whole, oh_block=2)
     again = cycles(workload, parts, **far) - cycles(workload, parts, **near)
     assert again < 1.1 * slower
+
+
+def test_weights_wait_for_each_other_only_if_some_come_from_afar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # All is in the second-level cache, and twice as much as that is.
+    near, far = (ConvWorkload.parse(f"ic512ih14oc{n}oh14kh1") for n in (64, 1024))
+    blocking = Blocking(16, 2, 14, 16, 8, flat_rows=1)
+    before = [cycles(workload, blocking) for workload in (near, far)]
+    monkeypatch.setattr(model, "_CONTENTION", 100.0)
+    after = [cycles(workload, blocking) for workload in (near, far)]
+    assert after[0] == before[0]
+    assert after[1] > 2 * before[1]

@@ -497,7 +497,9 @@ def _task_cycles(
     far = task_weights * next_weights
     # Weights on their way from afar, and those that every tile has from the second-level cache
     # again, wait for each other.
-    contended = _CONTENTION * min(far, visits * len(tiles) * weights_again)
+    contended = 0.0
+    if from_afar > 1 / device.l2_bytes_per_cycle:
+        contended = _CONTENTION * min(far, visits * len(tiles) * weights_again)
     return _together(row * visits, far + task_input * next_input) + contended
 
 

@@ -18,7 +18,7 @@ from fake_rivals import Converter, Fake
 from tvm_directconv import ConvWorkload, random_tensors, workloads
 from tvm_directconv.bench import models
 from tvm_directconv.bench.rivals import rounds, turns
-from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere
+from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere, Prepared
 from tvm_directconv.bench.rivals.contestants import (
     LAYER_CONTESTANTS,
     NETWORK_CONTESTANTS,
@@ -31,6 +31,7 @@ from tvm_directconv.bench.rivals.onnxruntime import OnnxRuntime, layer_model
 from tvm_directconv.bench.rivals.openblas import Im2colSgemm, Sgemm
 from tvm_directconv.bench.rivals.ours import Ours
 from tvm_directconv.bench.rivals.rounds import compare_layers, network_results
+from tvm_directconv.bench.rivals.serve import Server
 from tvm_directconv.bench.rivals.turns import Process
 from tvm_directconv.bench.rivals.tvm import Untuned
 from tvm_directconv.layout import aligned_zeros
@@ -156,7 +157,7 @@ def test_they_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (name, threads) for threads in (1, 2) for name in "abc"
     ]
     assert {len(row["seconds"]) for row in rows} == {4}
-    # A call for the caches and at least one that is timed.
+    # A call to warm up and one that is timed.
     found = [(name, len([*group])) for name, group in itertools.groupby(log.read_text().split())]
     assert " ".join(name for name, _ in found[-24:]) == (
         "a1 b1 c1 a2 b2 c2 b1 c1 a1 b2 c2 a2 c1 a1 b1 c2 a2 b2 a1 b1 c1 a2 b2 c2"
@@ -205,6 +206,21 @@ def test_who_is_not_asked_is_stopped() -> None:
 def fields(workload: ConvWorkload) -> dict[str, object]:
     names = ("in_channels", "in_height", "in_width", "out_channels", "kernel", "padding")
     return {name: getattr(workload, name) for name in names}
+
+
+def test_who_was_stopped_warms_up() -> None:
+    def seconds(threads: int) -> float:
+        begun: list[float] = []
+        server = Server(Ours(), threads)
+        prepared = Prepared(
+            call=lambda: begun.append(time.perf_counter()), output=lambda: np.zeros(1)
+        )
+        server.kept.append(prepared)
+        server.run()
+        return begun[-1] - begun[0]
+
+    assert seconds(1) > 2e-3
+    assert seconds(2) > 10e-3
 
 
 def test_processes_end_with_the_one_that_started_them() -> None:

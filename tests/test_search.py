@@ -197,7 +197,7 @@ def test_evolution_is_better_than_chance() -> None:
     # Where the space is large and trials are few.
     space = space_of("3x3")
     evolved, drawn = [], []
-    for seed in range(3):
+    for seed in range(12):
         costs = costs_of(space, 10 + seed)
         for strategy, results in (("evolutionary", evolved), ("random", drawn)):
             points = run(search(strategy, space, seed), costs, 48, noise=0.01)

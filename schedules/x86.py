@@ -40,5 +40,6 @@ def schedule(
     """
     # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
     # the others until operands spill. At the quarters of the tile it does neither.
-    embedded = device.lanes == 16 and blocking.oc_vectors == 1
+    # Of one vector, each pixel is used once.
+    embedded = device.memory_operand_broadcast and blocking.oc_vectors == 1
     direct(sch, workload, device, blocking, threads, finished=3, load_in_fma=embedded)

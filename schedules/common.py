@@ -13,7 +13,7 @@ from tvm_directconv.blocking import (
 )
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.device import Device
-from tvm_directconv.lowering import BASE, COLUMN, LANES, NEXT, PIXELS, STEP, TAP, TILE
+from tvm_directconv.lowering import BASE, COLUMN, LANES, NEXT, PIXELS, STEP, TAIL, TAP, TILE, VECTOR
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -66,6 +66,11 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
     sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
+    whole, rest = blocking.oc_tiles(workload)
+    if rest:
+        run = 1 if blocking.rows_outside else workload.out_height // blocking.oh_block
+        sch.annotate(task, TAIL, [run, whole + 1, rest])
+        sch.annotate(vector, VECTOR, 1)
     moved = moved_columns(workload, blocking.ow_tile)
     sch.annotate(tile, TILE, [*border_tiles(workload, blocking.ow_tile), moved])
     sch.annotate(column, COLUMN, 1)
@@ -156,7 +161,7 @@ def start_sums(sch: Any, loops: Loops) -> None:
     sch.decompose_reduction(sch.get_sblock(BLOCK_NAME), loops.ic)
 
 
-def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
+def finish_outputs(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blocking) -> None:
     """Apply the epilogue, if there is one: in registers, or where all input channels are added.
 
     In the paper's order the sums leave the registers between blocks of input channels, so they are
@@ -171,6 +176,8 @@ def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
     own = sch.get_loops(block)
     own = own[[sch.get(loop).same_as(sch.get(at)) for loop in own].index(True) + 1 :]
     sch.vectorize(own[-1])
+    if blocking.oc_tiles(workload)[1]:
+        sch.annotate(own[0], VECTOR, 1)
     if at is loops.tile:
         if blocking.ow_tile > 1:
             sch.annotate(own[-2], COLUMN, 1)
@@ -212,6 +219,6 @@ def direct(
         sch.annotate(loops.step, BASE, 1)
     fetch_weights(sch, workload, device, loops, blocking)
     fetch_pixels(sch, workload, device, loops, blocking)
-    finish_outputs(sch, loops, blocking)
+    finish_outputs(sch, workload, loops, blocking)
     parallel_tasks(sch, loops, threads)
     start_sums(sch, loops)

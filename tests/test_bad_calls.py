@@ -90,7 +90,7 @@ def blocked(**knobs: Any) -> dict[str, Any]:
 
 BLOCKINGS = [
     ({"lanes": 5}, "lanes is 5"),
-    ({"oc_vectors": 3}, "does not divide the 4 vectors"),
+    ({"oc_vectors": 5}, "16 output channels are only 4 vectors"),
     ({"ow_tile": 9}, "a row has only 7 columns"),
     ({"ow_tile": 0}, "ow_tile is 0"),
     ({"ic_block": 3}, "does not divide 8 input channels"),

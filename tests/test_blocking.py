@@ -1,6 +1,7 @@
 """Block sizes: what can be used, where borders are, and what the model chooses."""
 
 from dataclasses import replace
+from functools import partial
 from math import ceil
 
 import pytest
@@ -174,13 +175,33 @@ def test_pixels_of_1x1_kernels_are_counted_in_other_rows() -> None:
 
 
 def test_tiles_have_few_streams_of_weights() -> None:
-    # 13 vectors of 16 lanes, and 7.
-    for channels, most in ((208, 1), (112, 7)):
-        workload = ConvWorkload.parse(f"ic96ih14oc{channels}oh14kh3ph1")
+    # 13 vectors of 16 lanes, 7, and 11 in groups, which leave none over.
+    for channels, groups, most in ((208, 1, 4), (112, 1, 7), (352, 2, 1)):
+        workload = ConvWorkload.parse(f"g{groups}ic96ih14oc{channels}oh14kh3ph1")
         spec = device("skylake-avx512")
         layout = model.default_input_layout(workload, spec)
         found = {b.oc_vectors for b in model.candidates(workload, spec, layout)}
         assert max(found) == most
+
+
+@pytest.mark.parametrize("rows_outside", [False, True])
+def test_the_last_tile_of_channels_takes_what_its_vectors_take(rows_outside: bool) -> None:
+    def of(vectors: int, tile: int, threads: int = 1) -> model.Estimate:
+        workload = ConvWorkload.parse(f"ic16ih14oc{16 * vectors}oh14kh3ph1")
+        blocking = Blocking(16, tile, 14, 16, 8, oh_block=7, rows_outside=rows_outside)
+        return model.estimate(blocking, workload, device("sapphirerapids"), threads)
+
+    about = partial(pytest.approx, rel=5e-3)  # Fewer channels leave others more of the cache.
+    # Two blocks of rows; tiles of two vectors, and one of one.
+    two, one = of(2, 2).cycles / 2, of(1, 1).cycles / 2
+    assert one < two
+    assert of(5, 2).cycles == about(4 * two + 2 * one)
+    # Of six tasks, the first of three threads has two, and the fewest with one vector.
+    shared = of(5, 2, threads=3)
+    assert shared.cycles == about(2 * two)
+    assert shared.balance == about((4 * two + 2 * one) / 3 / (2 * two))
+    # The first of two threads has three: in this order of tasks one of one vector, or none.
+    assert of(5, 2, threads=2).cycles == about(2 * two + (one if rows_outside else two))
 
 
 def cycles(workload: ConvWorkload, blocking: Blocking, **figures: float) -> float:

@@ -107,7 +107,7 @@ def random_blocking(
         flat_rows = chosen(divisors(workload.out_height * workload.out_width))
     pixels = workload.out_height * workload.out_width
     tiles = range(1, (pixels // flat_rows if flat_rows else workload.out_width) + 1)
-    oc_vectors = chosen(divisors(ceil(workload.out_channels / lanes), 8))
+    oc_vectors = chosen([*range(1, min(ceil(workload.out_channels / lanes), 8) + 1)])
     room = target.vector_registers
     ow_tile = chosen([n for n in tiles if registers(oc_vectors, n, workload) <= room])
     ic_block = chosen(divisors(workload.group_in))

@@ -256,7 +256,7 @@ def test_a_start_is_kept_in_a_full_space() -> None:
     ("start", "reason"),
     [
         (Blocking(16, 1, 1, 8, 1), "lanes is 16"),
-        (Blocking(8, 3, 1, 8, 1), "does not divide the 8 vectors"),
+        (Blocking(8, 9, 1, 8, 1), "only 8 vectors"),
         (Blocking(8, 4, 14, 8, 1), "registers"),
         (Blocking(8, 1, 1, 8, 0), "ic_unroll is 0"),
     ],

@@ -63,7 +63,8 @@ class Blocking:
         fp32 lanes of the vectors computed with, the paper's N_vec; also the channel block of
         the output.
     oc_vectors : int
-        Vectors of output channels in the register tile: C_o,b = oc_vectors x lanes.
+        Vectors of output channels in the register tile: C_o,b = oc_vectors x lanes. The last tile
+        has those that are left over; where there are groups, none may be.
     ow_tile : int
         Output columns in the register tile, W_o,b.
     ic_block : int
@@ -149,6 +150,10 @@ class Blocking:
     def channels_at_once(self, workload: ConvWorkload) -> int:
         """Return the input channels that are summed up before a tile's sums are stored."""
         return self.ic_block if self.loop_order == IC_OUTSIDE else workload.group_in
+
+    def oc_tiles(self, workload: ConvWorkload) -> tuple[int, int]:
+        """Return how many tiles make up the output channels, and the vectors of one more, or 0."""
+        return divmod(ceil(workload.out_channels / self.lanes), self.oc_vectors)
 
     def weight_layout(self) -> WeightLayout:
         """Return the layout of weights for this blocking."""
@@ -275,10 +280,15 @@ def reasons_against(
     if reasons:
         return reasons
     vectors = ceil(workload.out_channels / b.lanes)
-    if vectors % b.oc_vectors:
+    if b.oc_vectors > vectors:
+        reasons.append(
+            f"oc_vectors is {b.oc_vectors}: {workload.out_channels} output channels are only "
+            f"{vectors} vectors"
+        )
+    elif workload.groups > 1 and vectors % b.oc_vectors:
         reasons.append(
             f"oc_vectors is {b.oc_vectors}: does not divide the {vectors} vectors of "
-            f"{workload.out_channels} output channels"
+            f"{workload.out_channels} output channels in groups"
         )
     if workload.group_in % b.ic_block:
         reasons.append(
@@ -404,12 +414,27 @@ def estimate(
     """
     b, view = blocking, blocking.view(workload)
     stored = _STORED_SUMS if b.loop_order == IC_OUTSIDE else 1
-    oc_tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
-    tasks = view.batch * oc_tiles * (view.out_height // b.oh_block)
-    balance = tasks / (ceil(tasks / threads) * threads)
-    cycles = _task_cycles(b, workload, device, oc_tiles, code) * stored * tasks / threads / balance
+    whole, rest = b.oc_tiles(view)
+    oc_tiles = whole + bool(rest)
+    of_whole = stored * _task_cycles(b, workload, device, oc_tiles, code)
+    of_last = of_whole
+    if rest:
+        narrow = replace(b, oc_vectors=rest)
+        of_last = stored * _task_cycles(narrow, workload, device, oc_tiles, None)
+    blocks = view.out_height // b.oh_block
+    run = 1 if b.rows_outside else blocks  # of tasks, before the next tile's turn
+
+    def of_first(tasks: int) -> float:
+        turns, left = divmod(tasks, run * oc_tiles)
+        wholes = run * whole
+        return (turns * wholes + min(left, wholes)) * of_whole + (
+            turns * (run * oc_tiles - wholes) + max(0, left - wholes)
+        ) * of_last
+
+    tasks = view.batch * oc_tiles * blocks
+    largest = of_first(ceil(tasks / threads))
     ideal = workload.flops / device.peak_flops_per_cycle / threads
-    return Estimate(cycles, ideal, balance)
+    return Estimate(largest, ideal, of_first(tasks) / threads / largest)
 
 
 def _task_cycles(
@@ -429,22 +454,27 @@ def _task_cycles(
     # Bytes that are read again and again, by the next tile of the row, the next row and the next
     # task. How many others lie between two readings decides about the cache they come from.
     tile_weights = channels * rows * columns * vectors_bytes
-    # Pixels between those that are read come along: processors fetch lines in pairs.
-    pixel = 4 * groups * (workload.stride[1] if b.flat_rows else 1)
+    pixel = 4 * groups
     tile_input = channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * pixel
     row_input = channels * rows * view.in_width * pixel
+    if b.flat_rows:
+        # Pixels between those that are read come along as far as the second-level cache, into
+        # which processors fetch lines in pairs.
+        pixel *= workload.stride[1]
+    vectors = ceil(view.out_channels / b.lanes)
     task_weights = depth * rows * columns * vectors_bytes
+    all_weights = depth * rows * columns * vectors * b.lanes * 4
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
     task_input = task_rows * view.in_width * depth * pixel
     # A tile of whole groups shares its input with no other: it is read again by the next rows only.
     own_input = view.groups > 1 and b.oc_vectors * b.lanes >= view.group_out
     # What a task is the first to read comes from farther away than what one before it read.
     image = view.in_height * view.in_width * depth * pixel
-    outputs = view.out_height * view.out_width * oc_tiles * vectors_bytes
+    outputs = view.out_height * view.out_width * vectors * b.lanes * 4
     images = oc_tiles if own_input else 1
-    everything = task_weights * oc_tiles + image * images + outputs
+    everything = all_weights + image * images + outputs
     if b.rows_outside:
-        between_weights = task_weights * oc_tiles
+        between_weights = all_weights
         between_input = (task_input + task_weights) * images
     else:
         between_weights = task_weights + task_input
@@ -615,7 +645,11 @@ def candidates(
     # Where groups are whole vectors, a tile stays within one.
     within = _divisors(vectors if workload.group_out % lanes else workload.group_out // lanes)
     few = [n for n in within if n <= 4]
-    for oc_vectors in few if len(few) > 1 else [n for n in within if n <= 7]:
+    if len(few) == 1:
+        few = [n for n in within if n <= 7]
+    if workload.groups == 1:
+        few = sorted({*few, *range(1, min(vectors, 4) + 1)})
+    for oc_vectors in few:
         for ow_tile in range(1, usable_registers(device)):
             if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
                 break
@@ -639,7 +673,7 @@ def candidates(
                 tiles = ceil(view.out_width / ow_tile)
                 if ow_tile > ceil(view.out_width / tiles):
                     continue  # As many tiles of less width leave less for the last one to lack.
-                for oh_block in _oh_blocks(view, vectors // oc_vectors, threads):
+                for oh_block in _oh_blocks(view, ceil(vectors / oc_vectors), threads):
                     for rows_outside in (False, True):
                         base = replace(
                             tile, flat_rows=flat_rows, oh_block=oh_block, rows_outside=rows_outside

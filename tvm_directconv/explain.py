@@ -307,12 +307,14 @@ def _caches(case: _Case, chosen: Blocking) -> list[str]:
 
 def _tasks(case: _Case, chosen: Blocking) -> list[str]:
     b, view = chosen, chosen.view(case.workload)
-    tiles = ceil(view.out_channels / b.lanes) // b.oc_vectors
+    whole, rest = b.oc_tiles(view)
+    tiles = whole + bool(rest)
     blocks = view.out_height // b.oh_block
     tasks = view.batch * tiles * blocks
     lines = [
         f"Tasks: batch {view.batch} x {_count(tiles, 'channel tile')} x "
         f"{_count(blocks, 'block')} of {_count(b.oh_block, 'row')} = {tasks}",
+        *([f"the last channel tile is {rest * b.lanes} channels wide"] if rest else []),
         "in this order: "
         + (
             "all channels of the same rows, which stay in the cache, then the next rows"

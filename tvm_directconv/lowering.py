@@ -9,6 +9,10 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
                        its end see padding or are narrower than the others, and how many columns
                        the last tile takes over from the one before, ``[left, right, moved]``
 ``directconv.column``  on the loop over the columns of a tile
+``directconv.tail``    on the loop over tasks: where its last tile of output channels has fewer
+                       vectors than the others. ``[run, tiles, rest]``: the tile changes after
+                       every `run` tasks, there are so many, and the last has `rest` vectors
+``directconv.vector``  on the loop over the vectors of such a tile
 ``directconv.tap``     on the loop over kernel columns: unrolled in those border tiles, so that
                        which products are with padding is known when compiling
 ``directconv.next``    on the loop over register tiles and on loops within a tile: the weights that
@@ -56,6 +60,8 @@ from .compute import BLOCK_NAME, INPUT_NAME, WEIGHT_NAME
 
 TILE = "directconv.tile"
 COLUMN = "directconv.column"
+TAIL = "directconv.tail"
+VECTOR = "directconv.vector"
 TAP = "directconv.tap"
 NEXT = "directconv.next"
 PIXELS = "directconv.pixels"
@@ -110,12 +116,14 @@ def _pass(function: Any) -> Any:
     return tirx.transform.prim_func_pass(function, opt_level=0, name=function.__name__)
 
 
-def _with_body(loop: For, body: Any, kind: ForKind | None = None, done: str = "") -> For:
-    """Return a loop with another body and kind, without the annotation that is done with."""
+def _with_body(
+    loop: For, body: Any, kind: ForKind | None = None, done: str = "", extent: Any = None
+) -> For:
+    """Return a loop with another body, kind or extent, without the annotation that is done with."""
     return For(
         loop.loop_var,
         loop.min,
-        loop.extent,
+        loop.extent if extent is None else extent,
         loop.kind if kind is None else kind,
         body,
         loop.thread_binding,
@@ -213,6 +221,43 @@ def expand_exponentials(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @_pass
+def part_tails(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Give tasks with fewer vectors of output channels code of their own.
+
+    Without, all tasks would ask before each vector of a tile whether it exists.
+    """
+
+    def parted(loop: For) -> Any:
+        if TAIL not in loop.annotations:
+            return loop
+        run, tiles, rest = (int(number) for number in loop.annotations[TAIL])
+        vectors: list[Var] = []
+        tvm_ffi.structural_walk(
+            loop, (For, lambda f: vectors.append(f.loop_var) if VECTOR in f.annotations else None)
+        )
+
+        def existing(statement: IfThenElse) -> Any:
+            parts = _conjuncts(statement.condition)
+            others = [part for part in parts if not any(_uses(part, v) for v in vectors)]
+            if not others:
+                return statement.then_case
+            return IfThenElse(tirx.all(*others), statement.then_case, statement.else_case)
+
+        def fewer(inner: For) -> For:
+            if VECTOR not in inner.annotations:
+                return inner
+            extent = tirx.const(rest, inner.loop_var.ty.dtype)
+            return _with_body(inner, inner.body, extent=extent)
+
+        whole = tvm_ffi.structural_map(loop.body, (IfThenElse, existing))
+        tail = tvm_ffi.structural_map(whole, (For, fewer))
+        last = tirx.floormod(tirx.floordiv(loop.loop_var, run), tiles) == tiles - 1
+        return _with_body(loop, IfThenElse(last, tail, whole), done=TAIL)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (For, parted)))
+
+
+@_pass
 def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Turn ``sum += (inside ? x : 0) * w`` into ``if inside: sum += x * w``, tested early.
 
@@ -301,8 +346,11 @@ def _with_fetches(
                 visited(statement.body, outer),
             )
         if isinstance(statement, IfThenElse):
+            other = statement.else_case
             return IfThenElse(
-                statement.condition, visited(statement.then_case, outer), statement.else_case
+                statement.condition,
+                visited(statement.then_case, outer),
+                None if other is None else visited(other, outer),
             )
         if not isinstance(statement, For):
             return statement
@@ -794,6 +842,7 @@ def _lowered() -> list[Any]:
         tirx.transform.NarrowDataType(32),
         present_shapes,
         expand_exponentials,
+        part_tails,
         skip_padding,
         prefetch_weights,
         prefetch_pixels,

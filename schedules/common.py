@@ -161,7 +161,7 @@ def start_sums(sch: Any, loops: Loops) -> None:
     sch.decompose_reduction(sch.get_sblock(BLOCK_NAME), loops.ic)
 
 
-def finish_outputs(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blocking) -> None:
+def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
     """Apply the epilogue, if there is one: in registers, or where all input channels are added.
 
     In the paper's order the sums leave the registers between blocks of input channels, so they are
@@ -176,7 +176,7 @@ def finish_outputs(sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blo
     own = sch.get_loops(block)
     own = own[[sch.get(loop).same_as(sch.get(at)) for loop in own].index(True) + 1 :]
     sch.vectorize(own[-1])
-    if blocking.oc_tiles(workload)[1]:
+    if VECTOR in sch.get(loops.vector).annotations:
         sch.annotate(own[0], VECTOR, 1)
     if at is loops.tile:
         if blocking.ow_tile > 1:
@@ -219,6 +219,6 @@ def direct(
         sch.annotate(loops.step, BASE, 1)
     fetch_weights(sch, workload, device, loops, blocking)
     fetch_pixels(sch, workload, device, loops, blocking)
-    finish_outputs(sch, workload, loops, blocking)
+    finish_outputs(sch, loops, blocking)
     parallel_tasks(sch, loops, threads)
     start_sums(sch, loops)

@@ -102,6 +102,11 @@ def unroll_tile(
         sch.annotate(loops.kw, TAP, 1)
 
 
+def _stays(size: int, device: Device) -> bool:
+    """Return whether an array stays in the second-level cache, half of which others need."""
+    return size <= device.l2_bytes // 2
+
+
 def fetch_weights(
     sch: Any, workload: ConvWorkload, device: Device, loops: Loops, blocking: Blocking
 ) -> None:
@@ -118,7 +123,7 @@ def fetch_weights(
     again = rows if channels == workload.group_in and not blocking.rows_outside else 1
     distance = vector * workload.group_in
     fetching = [loops.tile]
-    if workload.weight_bytes > device.l2_bytes // 2:
+    if not _stays(workload.weight_bytes, device):
         if blocking.loop_order != IC_OUTSIDE:
             fetching.append(loops.ic)
         # Not within rows of the kernel, which are straight-line code in border tiles.
@@ -132,12 +137,11 @@ def fetch_pixels(
 ) -> None:
     """Have pixels fetched before they are due, where not all of them stay in the cache.
 
-    Half of the second-level cache is for weights and outputs. In the paper's order a block of
-    weights stays in the first level while the image passes by; with kernels of several rows, that
-    is for images that are small.
+    In the paper's order a block of weights stays in the first level while the image passes by; with
+    kernels of several rows, that is for images that are small.
     """
     block = _input_block(sch)
-    if not block or workload.depthwise or workload.input_bytes <= device.l2_bytes // 2:
+    if not block or workload.depthwise or _stays(workload.input_bytes, device):
         return
     if blocking.loop_order != IC_OUTSIDE:
         loop = loops.ic

@@ -175,8 +175,8 @@ def test_pixels_of_1x1_kernels_are_counted_in_other_rows() -> None:
 
 
 def test_tiles_have_few_streams_of_weights() -> None:
-    # 13 vectors of 16 lanes, 7, and 11 in groups, which leave none over.
-    for channels, groups, most in ((208, 1, 4), (112, 1, 7), (352, 2, 1)):
+    # 13 vectors of 16 lanes, 2, and twice 9 in groups, which leave none over.
+    for channels, groups, most in ((208, 1, 4), (32, 1, 2), (288, 2, 3)):
         workload = ConvWorkload.parse(f"g{groups}ic96ih14oc{channels}oh14kh3ph1")
         spec = device("skylake-avx512")
         layout = model.default_input_layout(workload, spec)

@@ -1,11 +1,14 @@
 """Rivals: their processes and turns, and that those which are here compute what they should."""
 
+import hashlib
 import itertools
 import json
+import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ from fake_rivals import Converter, Fake
 
 from tvm_directconv import ConvWorkload, random_tensors, workloads
 from tvm_directconv.bench import models
-from tvm_directconv.bench.rivals import rounds, turns
+from tvm_directconv.bench.rivals import rounds, serve, turns
 from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere, Prepared
 from tvm_directconv.bench.rivals.contestants import (
     LAYER_CONTESTANTS,
@@ -31,7 +34,7 @@ from tvm_directconv.bench.rivals.onnxruntime import OnnxRuntime, layer_model
 from tvm_directconv.bench.rivals.openblas import Im2colSgemm, Sgemm
 from tvm_directconv.bench.rivals.ours import Ours
 from tvm_directconv.bench.rivals.rounds import compare_layers, network_results
-from tvm_directconv.bench.rivals.serve import Server
+from tvm_directconv.bench.rivals.serve import Server, threads_share_a_core
 from tvm_directconv.bench.rivals.turns import Process
 from tvm_directconv.bench.rivals.tvm import Untuned
 from tvm_directconv.layout import aligned_zeros
@@ -221,6 +224,49 @@ def test_who_was_stopped_warms_up() -> None:
 
     assert seconds(1) > 2e-3
     assert seconds(2) > 10e-3
+
+
+def test_threads_that_share_a_core_are_seen() -> None:
+    cores, done = os.sched_getaffinity(0), threading.Event()
+    work = bytes(1 << 20)  # hashed without Python's lock
+
+    def compute() -> None:
+        while not done.is_set():
+            hashlib.sha256(work)
+
+    busy = threading.Thread(target=compute)
+    busy.start()
+    try:
+        for first, second, shared in ((0, 0, True), (0, 1, False), (1, 1, True)):
+            os.sched_setaffinity(0, {sorted(cores)[first]})
+            os.sched_setaffinity(busy.native_id or 0, {sorted(cores)[second]})
+            assert eventually(lambda expected=shared: threads_share_a_core() == expected)
+    finally:
+        done.set()
+        busy.join()
+        os.sched_setaffinity(0, cores)
+
+
+def test_threads_that_share_a_core_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def calls(rounds_together: int) -> int:
+        told = iter([*[True] * rounds_together, False])
+        monkeypatch.setattr(serve, "threads_share_a_core", lambda: next(told))
+        begun: list[float] = []
+
+        def call() -> None:
+            begun.append(time.perf_counter())
+            time.sleep(15e-3)
+
+        server = Server(Ours(), 2)
+        server.kept.append(Prepared(call=call, output=lambda: np.zeros(1)))
+        server.run()
+        return len(begun)
+
+    # A call to warm up, those until they are parted, and one that is timed.
+    assert calls(0) == 1 + 1
+    assert calls(3) == 1 + 3 + 1
+    # Some stay together.
+    assert calls(1000) == 7 + 1
 
 
 def test_processes_end_with_the_one_that_started_them() -> None:

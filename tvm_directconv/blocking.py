@@ -12,7 +12,7 @@ from the second for every tile, sums that leave the registers between blocks of 
 stores, and tasks must share out evenly. :func:`choose` counts the cycles of every candidate.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
@@ -641,15 +641,12 @@ def candidates(
     ]
     inner = neighbours(together, input_layout.block)
     # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
-    # ships them; up to 7 are for numbers of vectors that have no small divisor.
-    # Where groups are whole vectors, a tile stays within one.
-    within = _divisors(vectors if workload.group_out % lanes else workload.group_out // lanes)
-    few = [n for n in within if n <= 4]
-    if len(few) == 1:
-        few = [n for n in within if n <= 7]
-    if workload.groups == 1:
-        few = sorted({*few, *range(1, min(vectors, 4) + 1)})
-    for oc_vectors in few:
+    # ships them. Where groups are whole vectors, a tile stays within one.
+    widths: Iterable[int] = range(1, min(vectors, 4) + 1)
+    if workload.groups > 1:
+        within = vectors if workload.group_out % lanes else workload.group_out // lanes
+        widths = [n for n in _divisors(within) if n <= 4]
+    for oc_vectors in widths:
         for ow_tile in range(1, usable_registers(device)):
             if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
                 break

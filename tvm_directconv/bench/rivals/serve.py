@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +28,9 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux.
 _SHORTEST = 2e-3  # seconds that a group of calls takes at least
 _LONG = 0.5  # seconds from which a call needs no other one before it
 # A process that was stopped computes so long before it is timed: with one thread, for caches and
-# clock. Linux may let two threads go on on one core, and takes some 10 ms to part them.
-_WARM_UP_ALONE, _WARM_UP_TOGETHER = 2e-3, 10e-3  # seconds
+# clock. Linux may let two threads go on on one core, where they wait for each other. It parts most
+# of them within 10 ms; some stay together for long, and are given up.
+_WARM_UP_ALONE, _WARM_UP_TOGETHER, _WARM_UP_AT_MOST = 2e-3, 10e-3, 0.1  # seconds
 _RUNS_FOR_MEMORY = 3
 # All code that a first layer loads is loaded by this one, and not counted as memory of a layer.
 _WARM_UP = ConvWorkload(
@@ -114,9 +116,7 @@ class Server:
         memory.clear()
         seconds: list[float] = []
         while len(seconds) < _RUNS_FOR_MEMORY and sum(seconds) < _LONG:
-            begin = time.perf_counter()
-            prepared.call()
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(_timed(prepared.call))
         running, resident = memory.peak(), memory.now()
         self.number = max(1, round(_SHORTEST / max(min(seconds), 1e-7)))
         self.kept.append(prepared)
@@ -132,13 +132,11 @@ class Server:
         """Compute what was prepared last, for a while, then often enough to be timed."""
         call = self.kept[-1].call
         warm_up = _WARM_UP_ALONE if self.threads == 1 else _WARM_UP_TOGETHER
-        begin = time.perf_counter()
-        call()
-        first = time.perf_counter() - begin
-        if first > _LONG:
-            return {"seconds": first}
-        while time.perf_counter() - begin < warm_up:
-            call()
+        spent = _timed(call)
+        if spent > _LONG:
+            return {"seconds": spent}
+        while spent < warm_up or (spent < _WARM_UP_AT_MOST and threads_share_a_core()):
+            spent += _timed(call)
         begin = time.perf_counter()
         for _ in range(self.number):
             call()
@@ -148,6 +146,23 @@ class Server:
         """Forget all that was prepared."""
         self.kept.clear()
         return {}
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def threads_share_a_core() -> bool:
+    """Return whether two threads of this process want to run on one core, as Linux tells."""
+    cores = []
+    for thread in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # It may have ended.
+            state, *rest = thread.read_text().rpartition(")")[2].split()
+            if state == "R":
+                cores.append(rest[35])
+    return len(set(cores)) < len(cores)
 
 
 class _Memory:

@@ -104,6 +104,11 @@ BLOCKINGS = [
 ]
 
 
+def test_groups_leave_no_vector_over() -> None:
+    with pytest.raises(BlockingError, match="oc_vectors is 3: does not divide the 4 vectors of 16"):
+        dc.build("g2" + SMALL, "x86-64-v2", blocking=blocked(lanes=4, oc_vectors=3))
+
+
 @pytest.mark.parametrize(("knobs", "message"), BLOCKINGS, ids=lambda v: str(v)[:40])
 def test_wrong_blockings(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(BlockingError, match=re.escape(message)):

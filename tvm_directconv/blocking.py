@@ -152,8 +152,12 @@ class Blocking:
         return self.ic_block if self.loop_order == IC_OUTSIDE else workload.group_in
 
     def oc_tiles(self, workload: ConvWorkload) -> tuple[int, int]:
-        """Return how many tiles make up the output channels, and the vectors of one more, or 0."""
-        return divmod(ceil(workload.out_channels / self.lanes), self.oc_vectors)
+        """Return how many tiles the output channels make, and the vectors of a narrower last one.
+
+        The second is 0 if all are equally wide.
+        """
+        vectors = ceil(workload.out_channels / self.lanes)
+        return ceil(vectors / self.oc_vectors), vectors % self.oc_vectors
 
     def weight_layout(self) -> WeightLayout:
         """Return the layout of weights for this blocking."""
@@ -414,22 +418,20 @@ def estimate(
     """
     b, view = blocking, blocking.view(workload)
     stored = _STORED_SUMS if b.loop_order == IC_OUTSIDE else 1
-    whole, rest = b.oc_tiles(view)
-    oc_tiles = whole + bool(rest)
+    oc_tiles, rest = b.oc_tiles(view)
     of_whole = stored * _task_cycles(b, workload, device, oc_tiles, code)
-    of_last = of_whole
+    of_last = 0.0
     if rest:
         narrow = replace(b, oc_vectors=rest)
         of_last = stored * _task_cycles(narrow, workload, device, oc_tiles, None)
     blocks = view.out_height // b.oh_block
     run = 1 if b.rows_outside else blocks  # of tasks, before the next tile's turn
+    whole = run * (oc_tiles - bool(rest))  # tasks, before those of the narrower tile
 
     def of_first(tasks: int) -> float:
         turns, left = divmod(tasks, run * oc_tiles)
-        wholes = run * whole
-        return (turns * wholes + min(left, wholes)) * of_whole + (
-            turns * (run * oc_tiles - wholes) + max(0, left - wholes)
-        ) * of_last
+        wholes = turns * whole + min(left, whole)
+        return wholes * of_whole + (tasks - wholes) * of_last
 
     tasks = view.batch * oc_tiles * blocks
     largest = of_first(ceil(tasks / threads))
@@ -670,7 +672,7 @@ def candidates(
                 tiles = ceil(view.out_width / ow_tile)
                 if ow_tile > ceil(view.out_width / tiles):
                     continue  # As many tiles of less width leave less for the last one to lack.
-                for oh_block in _oh_blocks(view, ceil(vectors / oc_vectors), threads):
+                for oh_block in _oh_blocks(view, tile.oc_tiles(view)[0], threads):
                     for rows_outside in (False, True):
                         base = replace(
                             tile, flat_rows=flat_rows, oh_block=oh_block, rows_outside=rows_outside

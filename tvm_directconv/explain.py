@@ -307,8 +307,7 @@ def _caches(case: _Case, chosen: Blocking) -> list[str]:
 
 def _tasks(case: _Case, chosen: Blocking) -> list[str]:
     b, view = chosen, chosen.view(case.workload)
-    whole, rest = b.oc_tiles(view)
-    tiles = whole + bool(rest)
+    tiles, rest = b.oc_tiles(view)
     blocks = view.out_height // b.oh_block
     tasks = view.batch * tiles * blocks
     lines = [

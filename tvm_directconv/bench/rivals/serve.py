@@ -131,11 +131,13 @@ class Server:
     def run(self) -> dict[str, Any]:
         """Compute what was prepared last, for a while, then often enough to be timed."""
         call = self.kept[-1].call
-        warm_up = _WARM_UP_ALONE if self.threads == 1 else _WARM_UP_TOGETHER
+        least, most = _WARM_UP_ALONE, _WARM_UP_ALONE
+        if self.threads > 1:
+            least, most = _WARM_UP_TOGETHER, _WARM_UP_AT_MOST
         spent = _timed(call)
         if spent > _LONG:
             return {"seconds": spent}
-        while spent < warm_up or (spent < _WARM_UP_AT_MOST and threads_share_a_core()):
+        while spent < least or (spent < most and threads_share_a_core()):
             spent += _timed(call)
         begin = time.perf_counter()
         for _ in range(self.number):

@@ -66,10 +66,10 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
     sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
-    tiles, rest = blocking.oc_tiles(workload)
-    if rest:
+    tiles, narrow, vectors = blocking.oc_tiles(workload)
+    if narrow:
         run = 1 if blocking.rows_outside else workload.out_height // blocking.oh_block
-        sch.annotate(task, TAIL, [run, tiles, rest])
+        sch.annotate(task, TAIL, [run, tiles, narrow, vectors])
         sch.annotate(vector, VECTOR, 1)
     moved = moved_columns(workload, blocking.ow_tile)
     sch.annotate(tile, TILE, [*border_tiles(workload, blocking.ow_tile), moved])

@@ -73,6 +73,28 @@ def test_tiles_between_the_borders_are_whole_and_read_no_padding(
     assert not workload.out_width % ow_tile or at_right or at_left >= tiles
 
 
+@pytest.mark.parametrize(
+    ("channels", "oc_vectors", "tiles"),
+    [
+        (24, 3, (1, 0)),
+        (128, 3, (6, 2, 2)),  # 3 + 3 + 3 + 3 + 2 + 2 vectors
+        (33, 4, (2, 1, 1)),  # One vector less would leave no whole tile.
+        (40, 3, (2, 1, 2)),
+        (56, 2, (4, 1, 1)),
+        (104, 4, (4, 3, 3)),
+        (112, 4, (4, 2, 3)),
+    ],
+)
+def test_what_channels_lack_is_shared_by_the_last_tiles(
+    channels: int, oc_vectors: int, tiles: tuple[int, ...]
+) -> None:
+    workload = ConvWorkload.parse(f"ic8ih1oc{channels}oh1kh1")
+    found = Blocking(8, oc_vectors, ow_tile=1, ic_block=8, ic_unroll=8).oc_tiles(workload)
+    assert found[: len(tiles)] == tiles
+    count, narrow, vectors = found
+    assert (count - narrow) * oc_vectors + narrow * vectors == ceil(channels / 8)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("name", DEVICES)
 def test_the_model_chooses_what_can_be_used(name: str, threads: int) -> None:

@@ -79,12 +79,13 @@ def test_padding_is_not_tested_in_innermost_loops(name: str, order: str) -> None
 
 @pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
 @pytest.mark.parametrize("rows_outside", [False, True])
+@pytest.mark.parametrize("vectors", [5, 7])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_narrower_last_tile_of_channels_has_code_of_its_own(
-    name: str, rows_outside: bool, order: str
+def test_narrower_last_tiles_of_channels_have_code_of_their_own(
+    name: str, vectors: int, rows_outside: bool, order: str
 ) -> None:
     lanes = device(name).lanes
-    workload = conv(name, in_channels=128, in_height=4, out_channels=5 * lanes)
+    workload = conv(name, in_channels=128, in_height=4, out_channels=vectors * lanes)
     knobs = {"ic_block": 64, "oh_block": 2, "rows_outside": rows_outside, "loop_order": order}
     blocking = tile(name, oc_vectors=3, ow_tile=2, **knobs)
     # Tiles of two columns in a loop, of three vectors and of two.

@@ -63,8 +63,8 @@ class Blocking:
         fp32 lanes of the vectors computed with, the paper's N_vec; also the channel block of
         the output.
     oc_vectors : int
-        Vectors of output channels in the register tile: C_o,b = oc_vectors x lanes. The last tile
-        has those that are left over; where there are groups, none may be.
+        Vectors of output channels in the register tile: C_o,b = oc_vectors x lanes. Where that does
+        not divide them, the last tiles are narrower; where there are groups, it must.
     ow_tile : int
         Output columns in the register tile, W_o,b.
     ic_block : int
@@ -151,13 +151,18 @@ class Blocking:
         """Return the input channels that are summed up before a tile's sums are stored."""
         return self.ic_block if self.loop_order == IC_OUTSIDE else workload.group_in
 
-    def oc_tiles(self, workload: ConvWorkload) -> tuple[int, int]:
-        """Return how many tiles the output channels make, and the vectors of a narrower last one.
+    def oc_tiles(self, workload: ConvWorkload) -> tuple[int, int, int]:
+        """Return the tiles of output channels: how many, how many narrower ones, their vectors.
 
-        The second is 0 if all are equally wide.
+        The narrower ones are the last. What is left over would be too few sums to fill the FMA
+        pipelines, so several tiles do with one vector less, if there are as many.
         """
         vectors = ceil(workload.out_channels / self.lanes)
-        return ceil(vectors / self.oc_vectors), vectors % self.oc_vectors
+        tiles = ceil(vectors / self.oc_vectors)
+        lacking = tiles * self.oc_vectors - vectors
+        if lacking < tiles:
+            return tiles, lacking, self.oc_vectors - 1
+        return tiles, 1, vectors % self.oc_vectors
 
     def weight_layout(self) -> WeightLayout:
         """Return the layout of weights for this blocking."""
@@ -418,20 +423,20 @@ def estimate(
     """
     b, view = blocking, blocking.view(workload)
     stored = _STORED_SUMS if b.loop_order == IC_OUTSIDE else 1
-    oc_tiles, rest = b.oc_tiles(view)
+    oc_tiles, narrow, vectors = b.oc_tiles(view)
     of_whole = stored * _task_cycles(b, workload, device, oc_tiles, code)
-    of_last = 0.0
-    if rest:
-        narrow = replace(b, oc_vectors=rest)
-        of_last = stored * _task_cycles(narrow, workload, device, oc_tiles, None)
+    of_narrow = 0.0
+    if narrow:
+        other = replace(b, oc_vectors=vectors)
+        of_narrow = stored * _task_cycles(other, workload, device, oc_tiles, None)
     blocks = view.out_height // b.oh_block
     run = 1 if b.rows_outside else blocks  # of tasks, before the next tile's turn
-    whole = run * (oc_tiles - bool(rest))  # tasks, before those of the narrower tile
+    whole = run * (oc_tiles - narrow)  # tasks, before those of the narrower tiles
 
     def of_first(tasks: int) -> float:
         turns, left = divmod(tasks, run * oc_tiles)
         wholes = turns * whole + min(left, whole)
-        return wholes * of_whole + (tasks - wholes) * of_last
+        return wholes * of_whole + (tasks - wholes) * of_narrow
 
     tasks = view.batch * oc_tiles * blocks
     largest = of_first(ceil(tasks / threads))

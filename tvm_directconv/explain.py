@@ -305,15 +305,21 @@ def _caches(case: _Case, chosen: Blocking) -> list[str]:
     ]
 
 
+def _narrower(tiles: int, channels: int) -> list[str]:
+    if tiles < 2:
+        return [f"the last channel tile is {channels} channels wide"] * tiles
+    return [f"the last {tiles} channel tiles are {channels} channels wide"]
+
+
 def _tasks(case: _Case, chosen: Blocking) -> list[str]:
     b, view = chosen, chosen.view(case.workload)
-    tiles, rest = b.oc_tiles(view)
+    tiles, narrow, vectors = b.oc_tiles(view)
     blocks = view.out_height // b.oh_block
     tasks = view.batch * tiles * blocks
     lines = [
         f"Tasks: batch {view.batch} x {_count(tiles, 'channel tile')} x "
         f"{_count(blocks, 'block')} of {_count(b.oh_block, 'row')} = {tasks}",
-        *([f"the last channel tile is {rest * b.lanes} channels wide"] if rest else []),
+        *_narrower(narrow, vectors * b.lanes),
         "in this order: "
         + (
             "all channels of the same rows, which stay in the cache, then the next rows"

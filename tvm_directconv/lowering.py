@@ -9,9 +9,9 @@ passes here keep what the schedule decided. Schedules talk to them with loop ann
                        its end see padding or are narrower than the others, and how many columns
                        the last tile takes over from the one before, ``[left, right, moved]``
 ``directconv.column``  on the loop over the columns of a tile
-``directconv.tail``    on the loop over tasks: where its last tile of output channels has fewer
-                       vectors than the others. ``[run, tiles, rest]``: the tile changes after
-                       every `run` tasks, there are so many, and the last has `rest` vectors
+``directconv.tail``    on the loop over tasks: where its last tiles of output channels have fewer
+                       vectors than the others. ``[run, tiles, narrow, vectors]``: the tile changes
+                       after every `run` tasks, and of `tiles`, the last `narrow` have so many
 ``directconv.vector``  on the loop over the vectors of such a tile
 ``directconv.tap``     on the loop over kernel columns: unrolled in those border tiles, so that
                        which products are with padding is known when compiling
@@ -230,15 +230,16 @@ def part_tails(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def parted(loop: For) -> Any:
         if TAIL not in loop.annotations:
             return loop
-        run, tiles, rest = (int(number) for number in loop.annotations[TAIL])
-        vectors: list[Var] = []
+        run, tiles, narrow, few = (int(number) for number in loop.annotations[TAIL])
+        tile = tirx.floormod(tirx.floordiv(loop.loop_var, run), tiles)
+        vectors: list[For] = []
         tvm_ffi.structural_walk(
-            loop, (For, lambda f: vectors.append(f.loop_var) if VECTOR in f.annotations else None)
+            loop, (For, lambda f: vectors.append(f) if VECTOR in f.annotations else None)
         )
 
         def existing(statement: IfThenElse) -> Any:
             parts = _conjuncts(statement.condition)
-            others = [part for part in parts if not any(_uses(part, v) for v in vectors)]
+            others = [part for part in parts if not any(_uses(part, f.loop_var) for f in vectors)]
             if not others:
                 return statement.then_case
             return IfThenElse(tirx.all(*others), statement.then_case, statement.else_case)
@@ -246,13 +247,15 @@ def part_tails(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         def fewer(inner: For) -> For:
             if VECTOR not in inner.annotations:
                 return inner
-            extent = tirx.const(rest, inner.loop_var.ty.dtype)
-            return _with_body(inner, inner.body, extent=extent)
+            vector = inner.loop_var
+            # Each narrow tile before leaves some of the vectors that the others would have had.
+            left = (int(inner.extent) - few) * (tile - (tiles - narrow))
+            body = inner.body if narrow == 1 else _replaced(inner.body, vector, vector - left)
+            return _with_body(inner, body, extent=tirx.const(few, vector.ty.dtype))
 
         whole = tvm_ffi.structural_map(loop.body, (IfThenElse, existing))
         tail = tvm_ffi.structural_map(whole, (For, fewer))
-        last = tirx.floormod(tirx.floordiv(loop.loop_var, run), tiles) == tiles - 1
-        return _with_body(loop, IfThenElse(last, tail, whole), done=TAIL)
+        return _with_body(loop, IfThenElse(tile >= tiles - narrow, tail, whole), done=TAIL)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (For, parted)))
 

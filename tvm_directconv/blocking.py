@@ -28,14 +28,21 @@ IC_INSIDE = "ic_inside"
 IC_OUTSIDE = "ic_outside"
 _ORDERS = (IC_INSIDE, IC_OUTSIDE)
 
-# Straight-line code longer than this no longer pays: 256 FMAs are some 2 KiB of instructions,
-# and beyond about 400 LLVM begins to move FMAs between steps and to spill.
-_STRAIGHT_FMAS = 256
+# Straight-line code longer than this no longer pays. Tiles of 3 vectors and kernels of several
+# columns were 5 % faster with 4 steps than with 8, with AVX-512; with AVX2, 8 steps of 12 FMAs are
+# 1 % faster than 4. In border tiles it is all columns of the kernel that so many steps are of.
+_STRAIGHT_FMAS = 128
+# The same with the kernel's columns, which cost no branch then. Beyond about 400, LLVM begins to
+# move FMAs between steps and to spill.
+_STRAIGHT_ROW_FMAS = 256
 # Constants of the cost model, fitted to some thousand blockings measured with AVX2 and AVX-512.
 _LOADS_REACHED = 0.65
-_PER_LOAD = 0.05  # Of tiles that are equal otherwise, the one that loads less.
+_EMBEDDED_LOADS_REACHED = 0.85  # Where each is a part of a multiply-add, as in tiles of one vector.
+# Loads that hide behind FMAs still take power, and slots that another hyperthread of the core
+# wants. Beside one, loops of 64 x 6 kept 0.90 of the burst's speed, 48 x 9 0.87, 32 x 14 0.78.
+_PER_LOAD = 0.12
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
-_STORED_SUMS = 1.04  # Sums that leave the registers have been slower than counted.
+_STORED_SUMS = 1.038  # Sums that leave the registers have been slower than counted.
 _MEMORY_SLOWER = 2.0  # than the third-level cache
 _CONTENTION = 1.5
 _STREAMS = 16
@@ -571,6 +578,8 @@ def _step_cycles(
     load = width / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
     if pixels_are_vectors:
         load = (width + 1) * b.oc_vectors / device.loads_per_cycle
+    elif device.memory_operand_broadcast and b.oc_vectors == 1:
+        loads_reached = _EMBEDDED_LOADS_REACHED
     load /= loads_reached
     return max(fma, load, device.fma_latency * _LATENCY_SLACK) + load * _PER_LOAD
 
@@ -624,7 +633,10 @@ def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
 
     best = max(balance(rows) for rows in _divisors(view.out_height))
     even = [r for r in _divisors(view.out_height) if balance(r) > best - 0.02]
-    return sorted({min(even, key=lambda r: abs(r - near)) for near in (1, 4, 8, even[-1])})
+    wanted = [1, 4, 8, even[-1]]
+    if view.kernel[0] > 1:
+        wanted.append(16)  # Blocks share rows of input with their neighbours: fewer, if they fit.
+    return sorted({min(even, key=lambda r: abs(r - near)) for near in wanted})
 
 
 def candidates(
@@ -668,7 +680,7 @@ def candidates(
                 ow_tile,
                 together,
                 ic_unroll,
-                kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_FMAS,
+                kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS,
             )
             for flat_rows in _flat_rows(workload, ow_tile):
                 view = replace(tile, flat_rows=flat_rows).view(workload)

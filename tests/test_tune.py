@@ -36,7 +36,7 @@ from tvm_directconv.tuning.tune import Budget, Layer, Tuner
 
 NATIVE = dc.device("native")
 LAYER = dc.ConvWorkload.parse('ic16ih12oc64oh12kh3ph1n"toy:first"')
-OTHER = dc.ConvWorkload.parse('ic32ih10oc16oh10kh3ph1n"toy:second"')
+OTHER = dc.ConvWorkload.parse('ic32ih10oc32oh10kh3ph1n"toy:second"')
 TINY = "ic8ih6oc16oh6kh3ph1"
 PROCESSOR = "0x41 0xd08"
 

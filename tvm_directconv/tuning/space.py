@@ -23,7 +23,7 @@ from ..workload import ConvWorkload
 _SLOWEST = 1.5
 # A generation of the search asks for some hundred points; more than this would not be looked at.
 _MOST_POINTS = 512
-# Straight-line multiply-adds; the model allows itself half of this.
+# Straight-line multiply-adds; the model allows itself less.
 _STRAIGHT_FMAS = 512
 
 

@@ -194,16 +194,21 @@ def test_evolution_finds_the_best(bad_start: bool) -> None:
 
 
 def test_evolution_is_better_than_chance() -> None:
-    # Where the space is large and trials are few. Not in the mean: one search in twenty or so stays
-    # where it began, far from the best.
+    # Where the space is large and trials are few.
     space = space_of("3x3")
-    evolved, drawn = [], []
+    blind, guided, drawn = [], [], []
     for seed in range(12):
         costs = costs_of(space, 10 + seed)
-        for strategy, results in (("evolutionary", evolved), ("random", drawn)):
-            points = run(search(strategy, space, seed), costs, 48, noise=0.01)
+        for searched, results in (
+            (Evolution(space, seed, guided=False), blind),
+            (search("evolutionary", space, seed), guided),
+            (search("random", space, seed), drawn),
+        ):
+            points = run(searched, costs, 48, noise=0.01)
             results.append(costs[points].min() / costs.min())
-    assert np.median(evolved) - 1 < 0.5 * (np.median(drawn) - 1)
+    assert np.mean(blind) - 1 < 0.5 * (np.mean(drawn) - 1)
+    # These costs have nothing to do with the model, which then misleads one search in ten or so.
+    assert np.median(guided) - 1 < 0.5 * (np.median(drawn) - 1)
 
 
 def test_an_interrupt_waits_for_the_cost_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,8 @@ def part_tails(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if VECTOR not in inner.annotations:
                 return inner
             vector = inner.loop_var
-            # Each narrow tile before leaves some of the vectors that the others would have had.
+            # Each narrow tile before leaves some of the vectors that the others would have had. Of
+            # one there is none before, but TVM does not see it.
             left = (int(inner.extent) - few) * (tile - (tiles - narrow))
             body = inner.body if narrow == 1 else _replaced(inner.body, vector, vector - left)
             return _with_body(inner, body, extent=tirx.const(few, vector.ty.dtype))

@@ -50,10 +50,20 @@ def products(name: str, workload: ConvWorkload, blocking: Blocking) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_products_with_padding_are_not_computed(name: str) -> None:
-    # One row in two tiles, both at a border, and two channels in straight-line code.
+    # One row in two tiles, both at a border, and one channel in straight-line code.
     workload = conv(name, kernel=(1, 3), padding=(0, 1))
-    blocking = tile(name, ic_block=device(name).lanes, ic_unroll=2)
-    assert products(name, workload, blocking) == 2 * (8 * 3 - 2)
+    blocking = tile(name, ic_block=device(name).lanes, ic_unroll=1)
+    assert products(name, workload, blocking) == 8 * 3 - 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("inputs", ["half a block", "two blocks"])
+def test_two_rounds_are_no_loop(name: str, inputs: str) -> None:
+    lanes = device(name).lanes
+    channels, unrolled = (lanes, lanes // 2) if inputs == "half a block" else (2 * lanes, lanes)
+    workload = conv(name, in_channels=channels)
+    blocking = tile(name, ic_block=channels, ic_unroll=unrolled)
+    assert products(name, workload, blocking) == 4 * channels
 
 
 @pytest.mark.parametrize("name", NAMES)

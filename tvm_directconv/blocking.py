@@ -579,7 +579,8 @@ def _step_cycles(
     if pixels_are_vectors:
         load = (width + 1) * b.oc_vectors / device.loads_per_cycle
     elif device.memory_operand_broadcast and b.oc_vectors == 1:
-        loads_reached = _EMBEDDED_LOADS_REACHED
+        # A part of a multiply-add takes no slot of its own.
+        return max(fma, load / _EMBEDDED_LOADS_REACHED, device.fma_latency * _LATENCY_SLACK)
     load /= loads_reached
     return max(fma, load, device.fma_latency * _LATENCY_SLACK) + load * _PER_LOAD
 

@@ -9,6 +9,7 @@ from tvm_directconv.blocking import (
     border_tiles,
     moved_columns,
     neighbours,
+    unrolls,
     weights_take_time,
 )
 from tvm_directconv.compute import BLOCK_NAME
@@ -89,7 +90,7 @@ def unroll_tile(
 ) -> None:
     """Unroll the register tile and `ic_unroll` steps, and make vectors of the lanes.
 
-    If that leaves two rounds of a loop, they are unrolled as well.
+    If that leaves two rounds of a loop over input channels, they are unrolled as well.
 
     `finished` is how many sums of a step LLVM must finish before the next one, 0 for all.
     """
@@ -98,9 +99,8 @@ def unroll_tile(
     for loop in (loops.step, loops.column, loops.vector):
         sch.unroll(loop)
     sch.vectorize(loops.lane)
-    # LLVM makes a loop with a flag of two rounds: with AVX2, each began 4 of its 48 cycles late.
     for loop in (loops.ic_blocks, loops.ic_steps):
-        if int(sch.get(loop).extent) == 2:
+        if unrolls(int(sch.get(loop).extent)):
             sch.unroll(loop)
     if blocking.kw_unroll:
         sch.unroll(loops.kw)

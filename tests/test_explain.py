@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import tvm_directconv as dc
 from tvm_directconv import blocking as model
+from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.errors import BlockingError, DeviceError, DirectConvError, WorkloadError
 
 LAYERS = ["alexnet:conv1", "vgg16:conv3_2", "googlenet:3a_5x5", "resnet50:conv1"]
@@ -118,6 +119,18 @@ def test_idle_lanes_and_filled_blocks_are_named() -> None:
     assert "of 4 lanes 1 compute zeros: there are only 3 output channels" in text
     assert "of the cycles go to lanes without an output channel" in text
     assert "bytes more than the plain layouts: channels that fill blocks" in text
+
+
+def test_two_rounds_count_as_straight_line_code() -> None:
+    layer, target = workload_of("googlenet:5a_5x5r"), dc.device("sapphirerapids")
+    chosen = model.choose(layer, target)
+    assert chosen.ic_block == 2 * chosen.ic_unroll
+    text = dc.explain(layer, target)
+    told = numbers(r"straight-line code: (\d+) input channels, (\d+) FMAs", text)
+    assert told == (16, 16 * chosen.oc_vectors * chosen.ow_tile)
+    # That is what the loop of the compiled code has.
+    code = dc.build(layer, target, blocking="model").assembly()
+    assert told[1] in {loop.fmas for loop in innermost_loops(code, target.triple)}
 
 
 def test_flattened_pixels_are_told() -> None:

@@ -19,6 +19,7 @@ from .blocking import (
     groups_in_tile,
     reasons_against,
     registers,
+    straight_channels,
     tile_columns,
     usable_registers,
 )
@@ -263,11 +264,12 @@ def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[s
         lines.append(
             f"all {channels} input channels while the sums stay in registers; they are stored once"
         )
+    straight = straight_channels(b, case.layout.block)
     taps = case.workload.kernel[1] if b.kw_unroll else 1
     lines.append(
-        f"straight-line code: {_count(b.ic_unroll, 'input channel')}"
+        f"straight-line code: {_count(straight, 'input channel')}"
         + (f" at {_count(taps, 'kernel column')}" if b.kw_unroll else "")
-        + f", {b.ic_unroll * b.oc_vectors * b.ow_tile * taps} FMAs"
+        + f", {straight * b.oc_vectors * b.ow_tile * taps} FMAs"
     )
     other = next((c for c in ranked if c.loop_order != b.loop_order), None)
     if other is None:

@@ -50,10 +50,11 @@ def products(name: str, workload: ConvWorkload, blocking: Blocking) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_products_with_padding_are_not_computed(name: str) -> None:
-    # One row in two tiles, both at a border, and one channel in straight-line code.
+    # One row in two tiles, both at a border, and all channels in straight-line code.
+    lanes = device(name).lanes
     workload = conv(name, kernel=(1, 3), padding=(0, 1))
-    blocking = tile(name, ic_block=device(name).lanes, ic_unroll=1)
-    assert products(name, workload, blocking) == 8 * 3 - 2
+    blocking = tile(name, ic_block=lanes, ic_unroll=lanes)
+    assert products(name, workload, blocking) == lanes * (8 * 3 - 2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -84,8 +84,8 @@ _BASE_MARK = "directconv_base"  # Stands before steps whose input is read from o
 # off FMAs; more values live at once than there are registers, and sums are spilled.
 # It can only reach memory that may alias, which is why functions must not carry tirx.noalias.
 # On x86 it may change %rbp as well, so that no step loads from there on. Processors seem to take
-# such loads for the stack's: a stream from the second-level cache took 5 to 10 % longer a line than
-# by way of any other register (measured with AVX-512), and tiles of 64 x 6 that live on one, 7 %.
+# such loads for the stack's: a line of a stream from the second-level cache took up to 10 % longer
+# than by way of any other register (measured with AVX-512), and tiles of 64 x 6, fed by one, 7 %.
 _PIN = """
 define <{n} x float> @directconv_pin(<{n} x float> %a) {{
   %b = call <{n} x float> asm sideeffect "", "{constraints}"(<{n} x float> %a)

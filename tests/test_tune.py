@@ -258,6 +258,25 @@ def test_what_seems_faster_is_measured_again(folder: Path) -> None:
     assert (layer.trials, layer.failures, len(log_of(folder))) == (16, 0, 18)
 
 
+def test_a_trial_begins_when_the_one_before_is_logged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = logs.append
+
+    def slowly(record: Record, to: Path) -> None:
+        time.sleep(0.01)  # Long enough for the next trial to begin too early.
+        append(record, to)
+
+    monkeypatch.setattr(logs, "append", slowly)
+    begun: list[int] = []
+    # Each is faster than all before: what is measured next has to be compared with it.
+    runner = FakeRunner(lambda name, point: 1 / (1 + begun.index(point)), before=begun.append)
+    tuner(runner, folder, strategy="exhaustive", budget=Budget(trials=8)).run()
+    order = list(dict.fromkeys(begun))
+    rivals = {call[1]: call[2] for call in runner.calls if call[3] == "trial"}
+    assert len(order) == 8 and [rivals[point] for point in order] == [None, *order[:-1]]
+
+
 def test_several_candidates_are_measured_at_once(folder: Path) -> None:
     at_once, most = Counter[str](), [0]
     lock = threading.Lock()

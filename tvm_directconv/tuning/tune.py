@@ -1,12 +1,13 @@
 """The tuner: asks a search for points, has them built and measured, and logs every one of them."""
 
+import itertools
 import math
 import os
 import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -377,11 +378,20 @@ class Tuner:
     ) -> Iterator[tuple[int, Record]]:
         """Measure points on as much hardware as there is; generate them as they are done."""
         pool = ThreadPoolExecutor(self._runner.slots)
+        waiting = iter(points)
+        running: dict[Future[Record | None], int] = {}
         try:
-            futures = {pool.submit(measure, point): point for point in points}
-            for future in as_completed(futures):
-                if record := future.result():
-                    yield futures[future], record
+            while True:
+                # None begins before the caller has seen those that are done: one of them may be
+                # what it is to be compared with.
+                for point in itertools.islice(waiting, self._runner.slots - len(running)):
+                    running[pool.submit(measure, point)] = point
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    point = running.pop(future)
+                    if record := future.result():
+                        yield point, record
         finally:
             # After an interrupt, what has not begun need not.
             pool.shutdown(wait=False, cancel_futures=True)

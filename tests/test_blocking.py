@@ -269,6 +269,31 @@ def test_what_tasks_read_first_comes_from_afar() -> None:
     assert again < 1.1 * slower
 
 
+def slower_from_afar(workload: ConvWorkload, blocking: Blocking) -> float:
+    """Return how many cycles it takes if each byte of the third level takes a tenth of one more."""
+    slow, fast = (
+        cycles(workload, blocking, l3_bytes=1 << 28, l3_bytes_per_cycle=rate) for rate in (8, 40)
+    )
+    return slow - fast
+
+
+def test_sums_stored_between_blocks_wait_for_their_lines() -> None:
+    workload = ConvWorkload.parse("ic128ih28oc512oh28kh1")
+    inside = Blocking(16, 2, 14, 16, 4, rows_outside=True)
+    outside = replace(inside, ic_block=32, loop_order=model.IC_OUTSIDE)
+    waited = slower_from_afar(workload, outside) - slower_from_afar(workload, inside)
+    assert waited == pytest.approx(0.7 * 0.1 * workload.output_bytes, rel=0.1)
+
+
+def test_strided_pixels_counted_in_other_rows_wait() -> None:
+    workload = ConvWorkload.parse("ic256ih56oc512oh28kh1sh2")
+    rows = Blocking(16, 2, 14, 16, 4, oh_block=7, rows_outside=True)
+    flat = replace(rows, oh_block=2, flat_rows=8)
+    waited = slower_from_afar(workload, flat) - slower_from_afar(workload, rows)
+    # Half the rows of the image are read, with all their pixels.
+    assert waited == pytest.approx(0.1 * workload.input_bytes / 2, rel=0.1)
+
+
 def test_weights_wait_for_each_other_only_if_some_come_from_afar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

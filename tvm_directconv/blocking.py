@@ -42,7 +42,8 @@ _EMBEDDED_LOADS_REACHED = 0.93  # Where each is a part of a multiply-add, as in 
 # wants. Beside one, loops of 64 x 6 kept 0.90 of the burst's speed, 48 x 9 0.87, 32 x 14 0.78.
 _PER_LOAD = 0.12
 _LATENCY_SLACK = 1.2  # Just enough sums to fill the pipelines is not enough for a steady flow.
-_STORED_SUMS = 1.038  # Sums that leave the registers have been slower than counted.
+_STORED_SUMS = 1.03  # Sums that leave the registers have been slower than counted.
+_FIRST_STORED = 0.7  # of the time that lines of the output come from afar, before sums are complete
 _MEMORY_SLOWER = 2.0  # than the third-level cache
 _CONTENTION = 1.5
 _STREAMS = 16
@@ -554,12 +555,19 @@ def _task_cycles(
         row += len(inner) * tile_cycles(inner[0])
     visits = depth // channels * b.oh_block
     far = task_weights * next_weights
+    # Some of what comes from afar has not been seen to hide behind anything: lines of the output
+    # where sums are stored between blocks, which the first of them waits for, and the pixels of
+    # strided images that are counted in other rows.
+    waited = 0.0
+    if channels < depth:
+        waited += _FIRST_STORED * from_afar * b.oh_block * view.out_width * vectors_bytes
+    if b.flat_rows and workload.stride != (1, 1):
+        waited += from_afar * task_input * first_input
     # Weights on their way from afar, and those that every tile has from the second-level cache
     # again, wait for each other.
-    contended = 0.0
     if from_afar > 1 / device.l2_bytes_per_cycle:
-        contended = _CONTENTION * min(far, visits * len(tiles) * weights_again)
-    return _together(row * visits, far + task_input * next_input) + contended
+        waited += _CONTENTION * min(far, visits * len(tiles) * weights_again)
+    return _together(row * visits, far + task_input * next_input) + waited
 
 
 @cache

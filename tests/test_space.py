@@ -1,7 +1,7 @@
 """The space of block sizes: what is in it, in which order, and why the rest is not."""
 
 from collections.abc import Iterable
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from math import ceil
 
 import numpy as np
@@ -32,8 +32,12 @@ def check(space: Space) -> None:
         assert point.lanes == lanes
         # Straight-line code has a limit.
         taps = workload.kernel[1] if point.kw_unroll else 1
-        assert point.oc_vectors * point.ow_tile * point.ic_unroll * taps <= 512
+        straight = blocks.straight_channels(point, layout.block)
+        assert point.oc_vectors * point.ow_tile * straight * taps <= 512
         assert space.number_of(point) == number
+    # Nothing is measured twice: what differs in no more than its name is left out.
+    codes = {replace(p, ic_unroll=blocks.straight_channels(p, layout.block)) for p in space.points}
+    assert len(codes) == len(space)
     assert np.isfinite(space.cycles).all() and (space.cycles > 0).all()
     # The model's choice comes first; behind it, the model's ranks.
     assert space.points[0] == blocks.choose(workload, target, space.threads, layout)
@@ -117,7 +121,8 @@ def test_both_orders_and_what_the_model_does_not_count_are_searched() -> None:
     space = Space(LAYER, device("haswell"))
     assert {point.loop_order for point in space.points} == {IC_INSIDE, IC_OUTSIDE}
     assert {point.kw_unroll for point in space.points} == {False, True}
-    assert len({point.ic_unroll for point in space.points}) >= 4
+    # Four of blocks of eight would be the code of eight.
+    assert {point.ic_unroll for point in space.points} == {1, 2, 8}
     assert len({(p.oc_vectors, p.ow_tile) for p in space.points}) >= 4
     assert {point.kw_unroll for point in Space(POINTWISE, device("haswell")).points} == {False}
 

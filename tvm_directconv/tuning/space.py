@@ -206,7 +206,7 @@ class Space:
                     sums,
                     blocks.registers(b.oc_vectors, b.ow_tile, self.workload),
                     (b.oc_vectors + b.ow_tile) / sums,
-                    sums * b.ic_unroll * (view.kernel[1] if b.kw_unroll else 1),
+                    self._straight_fmas(b),
                     b.ic_unroll,
                     b.ic_block,
                     b.channels_at_once(view),
@@ -236,19 +236,27 @@ class Space:
     def _variants(self, blocking: Blocking) -> Iterator[Blocking]:
         """Generate what differs from a candidate in the knobs that the model does not count."""
         view, layout = blocking.view(self.workload), self.input_layout
-        sums = blocking.oc_vectors * blocking.ow_tile
+        codes = set()
         ic_blocks = [blocking.ic_block]
         if blocking.loop_order == IC_INSIDE:
             ic_blocks += [blocking.ic_block * 4, view.in_channels]
         for ic_block in dict.fromkeys(ic_blocks):
             inner = blocks.neighbours(ic_block, layout.block)
-            for ic_unroll in dict.fromkeys((1, 2, 4, 8, blocking.ic_unroll, inner)):
+            # The candidate's own first: of those that are the same code, one is enough.
+            for ic_unroll in dict.fromkeys((blocking.ic_unroll, 1, 2, 4, 8, inner)):
                 for kw_unroll in (False, True) if view.kernel[1] > 1 else (False,):
-                    straight = sums * ic_unroll * (view.kernel[1] if kw_unroll else 1)
-                    if straight > _STRAIGHT_FMAS:
-                        continue
                     variant = replace(
                         blocking, ic_block=ic_block, ic_unroll=ic_unroll, kw_unroll=kw_unroll
                     )
-                    if not blocks.reasons_against(variant, self.workload, self.device, layout):
+                    if blocks.reasons_against(variant, self.workload, self.device, layout):
+                        continue
+                    code = ic_block, blocks.straight_channels(variant, layout.block), kw_unroll
+                    if code not in codes and self._straight_fmas(variant) <= _STRAIGHT_FMAS:
+                        codes.add(code)
                         yield variant
+
+    def _straight_fmas(self, blocking: Blocking) -> int:
+        """Return the multiply-adds in a blocking's straight-line code."""
+        columns = blocking.view(self.workload).kernel[1] if blocking.kw_unroll else 1
+        channels = blocks.straight_channels(blocking, self.input_layout.block)
+        return blocking.oc_vectors * blocking.ow_tile * channels * columns

@@ -272,6 +272,12 @@ def straight_channels(blocking: Blocking, input_block: int | None) -> int:
     return blocking.ic_unroll * 2 ** sum(map(unrolls, rounds))
 
 
+def straight_fmas(blocking: Blocking, workload: ConvWorkload, input_block: int | None) -> int:
+    """Return the multiply-adds in a blocking's straight-line code."""
+    taps = workload.kernel[1] if blocking.kw_unroll else 1
+    return blocking.oc_vectors * blocking.ow_tile * straight_channels(blocking, input_block) * taps
+
+
 def unrolls(rounds: int) -> bool:
     """Return whether a loop over input channels is unrolled, beyond what `ic_unroll` says.
 
@@ -496,6 +502,7 @@ def _task_cycles(
     all_weights = depth * rows * columns * vectors * b.lanes * 4
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
     task_input = task_rows * view.in_width * depth * pixel
+    task_outputs = b.oh_block * view.out_width * vectors_bytes
     # A tile of whole groups shares its input with no other: it is read again by the next rows only.
     own_input = view.groups > 1 and b.oc_vectors * b.lanes >= view.group_out
     # What a task is the first to read comes from farther away than what one before it read.
@@ -526,7 +533,7 @@ def _task_cycles(
     input_again = tile_input * _per_byte(row_input + tile_weights, device)
     sums_again = 0.0
     if channels < depth:  # Loaded and stored.
-        sums_again = 2 * _per_byte(b.oh_block * view.out_width * vectors_bytes, device)
+        sums_again = 2 * _per_byte(task_outputs, device)
 
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
     rows_met = sum(taps_inside(view, 0, range(view.out_height))) / view.out_height
@@ -560,7 +567,7 @@ def _task_cycles(
     # strided images that are counted in other rows.
     waited = 0.0
     if channels < depth:
-        waited += _FIRST_STORED * from_afar * b.oh_block * view.out_width * vectors_bytes
+        waited += _FIRST_STORED * from_afar * task_outputs
     if b.flat_rows and workload.stride != (1, 1):
         waited += from_afar * task_input * first_input
     # Weights on their way from afar, and those that every tile has from the second-level cache

@@ -20,6 +20,7 @@ from .blocking import (
     reasons_against,
     registers,
     straight_channels,
+    straight_fmas,
     tile_columns,
     usable_registers,
 )
@@ -269,7 +270,7 @@ def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[s
     lines.append(
         f"straight-line code: {_count(straight, 'input channel')}"
         + (f" at {_count(taps, 'kernel column')}" if b.kw_unroll else "")
-        + f", {straight * b.oc_vectors * b.ow_tile * taps} FMAs"
+        + f", {straight_fmas(b, case.workload, case.layout.block)} FMAs"
     )
     other = next((c for c in ranked if c.loop_order != b.loop_order), None)
     if other is None:

@@ -206,7 +206,7 @@ class Space:
                     sums,
                     blocks.registers(b.oc_vectors, b.ow_tile, self.workload),
                     (b.oc_vectors + b.ow_tile) / sums,
-                    self._straight_fmas(b),
+                    blocks.straight_fmas(b, self.workload, self.input_layout.block),
                     b.ic_unroll,
                     b.ic_block,
                     b.channels_at_once(view),
@@ -250,13 +250,8 @@ class Space:
                     )
                     if blocks.reasons_against(variant, self.workload, self.device, layout):
                         continue
+                    straight = blocks.straight_fmas(variant, self.workload, layout.block)
                     code = ic_block, blocks.straight_channels(variant, layout.block), kw_unroll
-                    if code not in codes and self._straight_fmas(variant) <= _STRAIGHT_FMAS:
+                    if code not in codes and straight <= _STRAIGHT_FMAS:
                         codes.add(code)
                         yield variant
-
-    def _straight_fmas(self, blocking: Blocking) -> int:
-        """Return the multiply-adds in a blocking's straight-line code."""
-        columns = blocking.view(self.workload).kernel[1] if blocking.kw_unroll else 1
-        channels = blocks.straight_channels(blocking, self.input_layout.block)
-        return blocking.oc_vectors * blocking.ow_tile * channels * columns

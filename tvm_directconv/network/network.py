@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from .. import __version__, versions
 from ..build import BoundCall, load_library, manifest_path
 from ..device import Device
-from ..errors import ArgumentError, BlockingError, LibraryError
+from ..errors import ArgumentError, BlockingError, LibraryError, ModelError
 from ..layout import ALIGNMENT, aligned_zeros
-from ..workload import ConvWorkload
+from ..workload import ConvWorkload, model_layer_name
 
 KIND = "network"
 """What the manifest of a network says it is of."""
@@ -342,6 +342,11 @@ def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[in
     elif Path(model).suffix == ".pt2":
         from .torch_import import import_torch
 
+        if input_shapes:
+            raise ModelError(
+                f"a size of input {next(iter(input_shapes))!r} is given, but {str(model)!r} leaves "
+                "none open: expected none, torch.export has fixed them"
+            )
         module = import_torch(model)
     else:
         from .onnx_import import import_onnx
@@ -359,7 +364,7 @@ def network_workloads(
     device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[ConvWorkload]:
-    """Return the different convolutions of a model, with how often each is in it.
+    """Return the convolutions of a model.
 
     Parameters
     ----------
@@ -369,7 +374,8 @@ def network_workloads(
     Returns
     -------
     list of ConvWorkload
-        In the order in which they are computed; each is named after the model and its place.
+        All of them, in the order in which they are computed; each is named after the model's file
+        and its place, as :func:`tvm_directconv.workloads` finds it.
 
     Raises
     ------
@@ -380,8 +386,9 @@ def network_workloads(
     from ..device import device as find_device
     from .pipeline import convolutions
 
-    name = Path(model).stem if isinstance(model, str | Path) else "network"
-    return convolutions(import_model(model, input_shapes), name, find_device(device))
+    name = model if isinstance(model, str | Path) else "network"
+    found = convolutions(import_model(model, input_shapes), find_device(device))
+    return [replace(w, name=model_layer_name(name, number)) for number, w in enumerate(found)]
 
 
 def _digest(path: Path) -> str:

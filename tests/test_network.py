@@ -1,11 +1,15 @@
 """Compiled networks: loading, running, wrong calls, other processors, and random networks."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +150,57 @@ def test_threads_of_the_caller_with_an_arena_each(network: Network, folder: Path
     for worker in workers:
         worker.join()
     assert wrong == []
+
+
+def test_threads_that_share_a_network_take_turns(
+    network: Network, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = load_network(library(folder))
+    inputs = random_inputs(network.manifest.inputs)
+    inside, most = [], []
+
+    def computing(*operands: Any) -> None:
+        inside.append(operands)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+
+    monkeypatch.setattr(shared, "_main", computing)
+    monkeypatch.setattr(shared, "_profile", computing)
+    bound = shared.bind(*inputs)[0]
+    uses = [bound, lambda: shared.run(*inputs), lambda: shared.profile(*inputs, repeat=2)]
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(use) for use in uses * 4]:
+            done.result()
+    assert most == [1] * 16
+
+
+def test_a_network_can_be_run_within_its_own_run(network: Network) -> None:
+    inputs = random_inputs(network.manifest.inputs)
+    with network._turns:  # As a signal handler may.
+        assert_equal(network.run(*inputs), by_onnxruntime(model(), inputs))
+
+
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not(network: Network) -> None:
+    inputs = random_inputs(network.manifest.inputs)
+    holding, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with network._turns:
+            holding.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # Ends a child that waits.
+        network.run(*inputs)
+        os._exit(0)
+    leave.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_profiles_time_every_step(network: Network) -> None:

@@ -1,8 +1,10 @@
 """A program as C source: its tables, its weights, and the functions that TVM's runtime calls."""
 
 import hashlib
+import re
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ WEIGHTS_HEADER = 64
 _MAGIC = b"directconv\0\0\0\0\0\1"
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """DLPack's numbers for the kinds of NumPy's types."""
+_MENTIONED = 400  # characters of names in a message, which has room for 512
 _CALLERS = "contiguous and aligned to 64 bytes"
 
 
@@ -100,7 +103,7 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
             for tensor in step.operands
         ]
     parameters = [
-        f'    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "{memory} {quoted(str(port))}, '
+        f'    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "{memory} {_described(port)}, '
         f'{_CALLERS}"}},'
         for memory, port in arguments
     ]
@@ -109,7 +112,7 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
         f"    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "
         f'"{port}, which is {port.nbytes} bytes, {_CALLERS}"}},'
     )
-    names = ", ".join([*(quoted(port.name) for _, port in arguments), "arena"])
+    names = ", ".join([*(port.name for _, port in arguments), "arena"])
     identity = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(weights_id))
     return "\n".join(
         [
@@ -130,18 +133,24 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
             "    .steps = steps,",
             "    .parameters = parameters,",
             f'    .name = "{name}",',
-            f'    .arguments = "{names}",',
+            f'    .arguments = "{quoted(shortened(names, _MENTIONED))}",',
             f"    .step_count = {len(steps)},",
             f"    .inputs = {len(program.inputs)},",
             f"    .outputs = {len(program.outputs)},",
             f"    .most_operands = {max(len(step.operands) for step in program.steps)},",
             f"    .arena_bytes = {program.arena_bytes},",
             f"    .has_weights = {int(bool(program.weights))},",
+            f"    .weights_bytes = {WEIGHTS_HEADER + program.weight_bytes},",
             f"    .weights_id = {{{identity}}},",
             "};",
             "",
         ]
     )
+
+
+def _described(port: Port) -> str:
+    """Return what a port has to be, as it stands in a string literal."""
+    return quoted(str(replace(port, name=shortened(port.name, _MENTIONED))))
 
 
 def weights_source(name: str, file: str, visibility: str = "global") -> str:
@@ -190,7 +199,12 @@ def packed_functions(name: str, program: Program) -> str:
     return "\n".join([*lines, ""])
 
 
+def shortened(name: str, most: int) -> str:
+    """Return a name, or the beginning of one that is too long."""
+    return name if len(name) <= most else f"{name[: most - 4]} ..."
+
+
 def quoted(name: str) -> str:
-    """Return a name as it stands in a string literal."""
+    """Return a name as it stands in a string literal, where ``??/`` may stand for a backslash."""
     printable = "".join(c if c.isprintable() else "?" for c in name)
-    return printable.replace("\\", "\\\\").replace('"', '\\"')
+    return re.sub(r'([\\"?])', r"\\\1", printable)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import COMMANDS, FOREIGN, Command
+from conftest import COMMANDS, FOREIGN, Command, change_manifest
 
 import tvm_directconv as dc
 from tvm_directconv import versions
@@ -489,16 +489,16 @@ def test_run_with_an_epilogue(run: Command, name: str) -> None:
     assert run("run", "finished.so", *emulate, "--bias", "bias.npy")[0] == 0
     # A library that computes something else: the manifest claims another activation.
     manifest = Path("finished.so.json")
-    manifest.write_text(manifest.read_text().replace('"relu6"', '"relu"'))
+    epilogue = json.loads(manifest.read_text())["epilogue"]
+    change_manifest(manifest, epilogue={**epilogue, "activation": "relu"})
     status, out, _ = run("run", "finished.so", *emulate, "--bias", "bias.npy")
     assert status == 1 and "expected up to 0.0001" in out
 
 
 def test_run_fails_if_the_result_is_wrong(run: Command, folder: Path) -> None:
     # A library that computes something else: the manifest claims another padding.
-    path = folder / "here.so.json"
-    right = json.loads(path.read_text())
-    path.write_text(json.dumps({**right, "workload": SMALL.replace("oh9kh3ph1", "oh9kh3ph0")}))
+    lie = str(dc.ConvWorkload.parse(SMALL.replace("oh9kh3ph1", "oh9kh3ph0")))
+    change_manifest(folder / "here.so.json", workload=lie)
     status, out, _ = run("run", "here.so")
     assert status == 1 and "expected up to 0.0001" in out
 

@@ -150,7 +150,7 @@ BAD = {
     "Infinity": (record().to_line().replace("0.8", "Infinity"), "Infinity is no number"),
     "too large": (record().to_line().replace("0.8", "1e999"), "of_peak is inf"),
     "huge": (line(of_peak=10**400), "of_peak is 1000"),
-    "list": ("[1]", "is no record"),
+    "list": ("[1]", "expected an object"),
     "no key": (line(seed=type), "seed missing"),
     "format text": (line(format="1"), "format is '1'"),
     "format true": (line(format=True), "format is True"),

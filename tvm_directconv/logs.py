@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import blocking as blocks
-from . import versions
+from . import reading, versions
 from .blocking import Blocking
 from .device import Device, devices, host_cpu, native
 from .device import device as find_device
 from .errors import BlockingError, DeviceError, LogError, WorkloadError
-from .kinds import TEXT, Kind, is_positive, is_text, is_whole, or_null
+from .kinds import TEXT, THREADS, Kind, is_positive, is_text, is_whole, or_null, problem, shown
 from .layout import ActivationLayout
 from .workload import ConvWorkload
 
@@ -66,6 +66,7 @@ STATUSES = ("ok", "rejected", "compile_error", "timeout", "wrong_result", "crash
 MODELLED = "llvm-mca"
 MEASURED_BY = ("local", "rpc", "runner", MODELLED)
 
+_LARGEST = 2**32  # bytes
 _VARIABLE = "TVM_DIRECTCONV_LOGS"
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 # What was measured for another case is taken if the model, too, finds little against it.
@@ -108,7 +109,7 @@ _KINDS = {
     "device": Kind(
         "a device's name", lambda v: is_text(v) and v.isprintable() and not re.search(r"^\.|/", v)
     ),
-    "threads": Kind("a whole number from 1 to 65536", lambda v: is_whole(v, 1, 65536)),
+    "threads": THREADS,
     "input_layout": Kind("NCHW, NHWC or NCHW<block>c", _is_layout),
     "blocking": Kind("block sizes", lambda v: isinstance(v, Blocking)),
     "status": Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
@@ -213,10 +214,8 @@ class Record:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if not kind.test(value):
-                raise LogError(f"{name} is {value!r}: expected {kind.expected}")
+        if wrong := problem(vars(self), _KINDS):
+            raise LogError(wrong)
         # As it will be read again: the descriptor leaves out padding that no output reads.
         known = replace(_canonical(self.workload), name=self.workload.name)
         object.__setattr__(self, "workload", known)  # the way past `frozen`
@@ -263,11 +262,9 @@ class Record:
             If it is no record.
         """
         try:
-            found = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise LogError(f"not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise LogError(f"{str(found)[:40]!r} is no record: expected an object of JSON")
+            found = reading.parsed_object(line)
+        except reading.Unreadable as error:
+            raise LogError(str(error)) from None
         if is_whole(found.get("format"), FORMAT + 1):
             raise _NewerError(
                 f"format is {found['format']}, this version of tvm-directconv knows {FORMAT}: a "
@@ -279,11 +276,9 @@ class Record:
         values = {key: found[key] for key in _KINDS}
         text, name, knobs = found["workload"], found["name"], found["blocking"]
         if not isinstance(text, str):
-            raise LogError(f"workload is {text!r}: expected a descriptor")
+            raise LogError(f"workload is {shown(text)}: expected a descriptor")
         if name is not None and not is_text(name):
-            raise LogError(f"name is {name!r}: expected a non-empty string, or null")
-        if not isinstance(knobs, dict):
-            raise LogError(f"blocking is {knobs!r}: expected its knobs by name")
+            raise LogError(f"name is {shown(name)}: expected a non-empty string, or null")
         try:
             values["workload"] = replace(_parsed(text), name=name or "", count=1)
             values["blocking"] = Blocking.from_dict(knobs)
@@ -294,10 +289,6 @@ class Record:
 
 class _NewerError(LogError):
     """A record that a newer version wrote."""
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 _parsed = functools.cache(ConvWorkload.parse)
@@ -421,10 +412,10 @@ def lines(path: str | os.PathLike[str]) -> list[Line]:
     """
     try:
         return _lines(_content(path)[0])
-    except OSError as error:
+    except (OSError, reading.Unreadable) as error:
         raise LogError(
-            f"cannot read tuning log {os.fspath(path)!r} ({error.strerror}): expected a file of "
-            "records, one on each line"
+            f"cannot read tuning log {os.fspath(path)!r} ({reading.reason(error)}): expected a "
+            "file of records, one on each line"
         ) from None
 
 
@@ -439,11 +430,11 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
 
 def _content(path: str | os.PathLike[str]) -> tuple[bytes, tuple[int, ...]]:
     """Return what is in a file, and what changes when it does."""
-    with open(path, "rb") as file:
+    with reading.open_regular(path) as file:
         # So as not to meet a line that is half written. Some file systems have no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)
-        return file.read(), _stamp(os.fstat(file.fileno()))
+        return reading.content_of(file, _LARGEST), _stamp(os.fstat(file.fileno()))
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -495,9 +486,9 @@ def _load(path: Path) -> _Log:
         content, stamp = _content(path)
     except FileNotFoundError:
         return _NO_LOG
-    except OSError as error:
+    except (OSError, reading.Unreadable) as error:
         warnings.warn(
-            f"cannot read tuning log {str(path)!r} ({error.strerror}): going on without it",
+            f"cannot read tuning log {str(path)!r} ({reading.reason(error)}): going on without it",
             LogWarning,
             stacklevel=3,
         )

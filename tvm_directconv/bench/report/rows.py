@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ... import reading
 from ...errors import ReportError, WorkloadError
-from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null
+from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem
 from ...workload import ConvWorkload
 
 OURS = "ours"
@@ -43,6 +44,7 @@ CONTESTANTS = (
     "MNN",
     "NNPACK",
 )
+_LARGEST = 2**30  # bytes
 SUBJECTS = ("layer", "network")
 STATUSES = ("ok", "not_here", "unsupported", "failed", "wrong")
 FEWER_PRODUCTS = ("Winograd", "FFT")
@@ -203,10 +205,8 @@ class Row:
     blocking_source: str | None
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if not kind.test(value):
-                raise ReportError(f"{name} is {value!r}: expected {kind.expected}")
+        if wrong := problem(vars(self), _KINDS):
+            raise ReportError(wrong)
         for name in ("seconds", "peak_gflops"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # the way past `frozen`
         if self.subject == "network":
@@ -268,16 +268,9 @@ class Row:
             If it is no row.
         """
         try:
-            found = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise ReportError(f"not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ReportError(f"{str(found)[:40]!r} is no row: expected an object of JSON")
-        return cls.from_dict(found)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+            return cls.from_dict(reading.parsed_object(line))
+        except reading.Unreadable as error:
+            raise ReportError(str(error)) from None
 
 
 def now() -> str:
@@ -295,14 +288,12 @@ def read(path: Path) -> list[Row]:
     ReportError
         If the file cannot be read or is damaged elsewhere; with the line's number.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as error:
-        raise ReportError(
-            f"cannot read {str(path)!r} ({error.strerror}): expected a file of rows"
-        ) from None
+    try:
+        content = reading.content(path, _LARGEST)
+    except reading.Unreadable as error:
+        raise ReportError(f"cannot read {str(path)!r} ({error}): expected a file of rows") from None
     rows: list[Row] = []
     repeats: dict[tuple[object, ...], int] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):

@@ -859,3 +859,12 @@ def test_the_packages_logs_are_good() -> None:
             layout = ActivationLayout(r.input_layout)
             if r.status == "ok":
                 assert not blocks.reasons_against(r.blocking, r.workload, device, layout)
+
+
+def test_lines_say_what_was_disturbed_and_old_ones_need_not() -> None:
+    assert "disturbed" not in record().to_line()
+    assert Record.from_line(record().to_line()).disturbed is None
+    noisy = replace(record(), disturbed="bursts reach 30% of what the clock allows")
+    assert Record.from_line(noisy.to_line()) == noisy
+    with pytest.raises(LogError, match=r"disturbed is True: expected"):
+        replace(record(), disturbed=True)

@@ -71,6 +71,8 @@ _VARIABLE = "TVM_DIRECTCONV_LOGS"
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 # What was measured for another case is taken if the model, too, finds little against it.
 _NEAR_THE_MODEL = 1.05
+# Keys that older versions did not write; what stands for them is null.
+_LATER = ("disturbed",)
 # LLVM's names for instruction sets, where other devices name a core.
 _NO_CORE = re.compile(r"generic|x86-64(-v\d)?")
 
@@ -120,6 +122,7 @@ _KINDS = {
     "of_peak": _RATIO,
     "over_model": _RATIO,
     "repeats": Kind("a whole number from 0", lambda v: is_whole(v, 0)),
+    "disturbed": or_null(TEXT),
     "chosen": Kind("true or false", lambda v: isinstance(v, bool)),
     "measured_by": Kind(f"one of {', '.join(MEASURED_BY)}", lambda v: v in MEASURED_BY),
     "cpu": or_null(TEXT),
@@ -162,6 +165,9 @@ class Record:
         Seconds of the model's blocking over those of this one, measured in one run by turns.
     repeats : int
         How many measurements the percentiles are over.
+    disturbed : str, optional
+        Why the measurement cannot be believed, see :mod:`tvm_directconv.bench.disturbance`; None if
+        there is nothing against it.
     chosen : bool
         Whether the tuner decided for this blocking in the end, after it had run it once more
         against that of the model.
@@ -203,6 +209,7 @@ class Record:
     of_peak: float | None = None
     over_model: float | None = None
     repeats: int = 0
+    disturbed: str | None = None
     chosen: bool = False
     measured_by: str
     cpu: str | None
@@ -244,6 +251,9 @@ class Record:
         """Return the record as it stands in a log, without a newline."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["format"], values["workload"]
+        for key in _LATER:
+            if values[key] is None:
+                del values[key]
         values["blocking"] = self.blocking.to_dict()
         head = {
             "format": FORMAT,
@@ -270,10 +280,10 @@ class Record:
                 f"format is {found['format']}, this version of tvm-directconv knows {FORMAT}: a "
                 "newer version wrote it, upgrade to read it"
             )
-        missing = [key for key in (*_KINDS, "name") if key not in found]
+        missing = [key for key in (*_KINDS, "name") if key not in found and key not in _LATER]
         if missing:
             raise LogError(f"{', '.join(missing)} missing: expected every key of a record")
-        values = {key: found[key] for key in _KINDS}
+        values: dict[str, Any] = {key: found.get(key) for key in _KINDS}
         text, name, knobs = found["workload"], found["name"], found["blocking"]
         if not isinstance(text, str):
             raise LogError(f"workload is {shown(text)}: expected a descriptor")

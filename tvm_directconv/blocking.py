@@ -738,6 +738,18 @@ def candidates(
                             yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
 
 
+def check_threads(threads: object) -> None:
+    """Raise if something is no number of threads.
+
+    Raises
+    ------
+    BlockingError
+        With what it is.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+
+
 def choose(
     workload: ConvWorkload,
     device: Device,

@@ -735,8 +735,7 @@ def build(
 
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+    blocks.check_threads(threads)
     target_device = find_device(device)
     layout = (
         ActivationLayout(input_layout)

@@ -5,6 +5,7 @@ core, each inheriting from a more general one; ``generic.toml`` explains the
 keys. :func:`device` turns whatever a user may write into a :class:`Device`.
 """
 
+import contextlib
 import difflib
 import functools
 import json
@@ -635,30 +636,9 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
                 f"target {text!r}: cannot use {key!r}{_suggestion(key, _TARGET_KEYS)}: expected "
                 f"{', '.join(_TARGET_KEYS)}. Put what else you need into a device file"
             )
-    triple = value("mtriple")
-    found = _device_of(value("mcpu"), triple, text)
-    if triple and _platform(triple) != _platform(found.triple):
-        if _arch(triple) != _arch(found.triple):
-            advice = "correct one of the two"
-        else:
-            advice = f"leave it out, or {_derived(found, 'triple', triple)}"
-        raise DeviceError(
-            f"target {text!r}: mtriple is {triple!r}, but device {found.name!r} has "
-            f"{found.triple!r}: {advice}"
-        )
-    float_abi = value("mfloat-abi")
-    if float_abi not in (None, found.mfloat_abi):
-        raise DeviceError(
-            f"target {text!r}: mfloat-abi is {float_abi!r}, but device {found.name!r} has "
-            f"{found.mfloat_abi!r}: leave it out"
-        )
-    for flag in _flags(options.get("mattr", ()), text):
-        if (flag[1:] in _features(found)) != (flag[0] == "+"):
-            raise DeviceError(
-                f"target {text!r}: mattr asks for {flag!r}, but code for device {found.name!r} is "
-                f"built {'without' if flag[0] == '+' else 'with'} it: leave it out, or "
-                f"{_derived(found, 'mattr', [*found.mattr, flag])}"
-            )
+    found = _device_of(value("mcpu"), value("mtriple"), text)
+    value("mfloat-abi")
+    _check_abi(options, found, text)
     if "num-cores" in options:
         try:
             cores = int(str(options["num-cores"]))
@@ -671,6 +651,61 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
             )
         found = replace(found, cores=cores)
     return found
+
+
+def _check_abi(options: Mapping[str, object], found: Device, text: str) -> None:
+    """Raise if a target asks for another system, float ABI or features than a device has."""
+    triple = options.get("mtriple")
+    if triple and _platform(str(triple)) != _platform(found.triple):
+        if _arch(str(triple)) != _arch(found.triple):
+            advice = "correct one of the two"
+        else:
+            advice = f"leave it out, or {_derived(found, 'triple', triple)}"
+        raise DeviceError(
+            f"target {text!r}: mtriple is {triple!r}, but device {found.name!r} has "
+            f"{found.triple!r}: {advice}"
+        )
+    float_abi = options.get("mfloat-abi")
+    if float_abi not in (None, found.mfloat_abi):
+        raise DeviceError(
+            f"target {text!r}: mfloat-abi is {float_abi!r}, but device {found.name!r} has "
+            f"{found.mfloat_abi!r}: leave it out"
+        )
+    for flag in _flags(options.get("mattr", ()), text):
+        if (flag[1:] in _features(found)) != (flag[0] == "+"):
+            raise DeviceError(
+                f"target {text!r}: mattr asks for {flag!r}, but code for device {found.name!r} is "
+                f"built {'without' if flag[0] == '+' else 'with'} it: leave it out, or "
+                f"{_derived(found, 'mattr', [*found.mattr, flag])}"
+            )
+
+
+def check_target(target: "Target", found: Device) -> None:
+    """Raise if code for a TVM target and for a device cannot be parts of one library.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        What TVM compiles for.
+    found : Device
+        What kernels are compiled for.
+
+    Raises
+    ------
+    DeviceError
+        If the target is not the device's; both are named.
+    """
+    options = {"mtriple": str(_llvm("llvm_get_system_triple")), **target.export()}
+    mcpu, text = options.get("mcpu"), str(target)
+    if mcpu != found.mcpu:
+        with contextlib.suppress(DeviceError):  # Another name of the same processor.
+            mcpu = _from_target(options, text).mcpu
+    if options["kind"] != "llvm" or mcpu != found.mcpu:
+        raise DeviceError(
+            f"target {text!r} is not that of device {found.name!r}, for which convolutions are "
+            f"compiled: expected tvm_directconv.device({found.name!r}).target(), or another device"
+        )
+    _check_abi(options, found, text)
 
 
 def _derived(base: Device, key: str, value: object) -> str:

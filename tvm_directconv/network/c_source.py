@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelError
-from .network import Port
-from .program import ARENA, COPY, WEIGHTS, Program, packed
+from .program import ARENA, COPY, WEIGHTS, Program, arena_of, packed
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 """Where the C runtime is."""
@@ -107,7 +106,7 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
         f'{_CALLERS}"}},'
         for memory, port in arguments
     ]
-    port = Port("arena", (program.arena_bytes // 4,), "float32")
+    port = arena_of(program)
     parameters.append(
         f"    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "
         f'"{port}, which is {port.nbytes} bytes, {_CALLERS}"}},'
@@ -183,11 +182,22 @@ __asm__(".section .rodata.{name}_weights,\\"a\\",%progbits\\n"
 """
 
 
-def packed_functions(name: str, program: Program) -> str:
-    """Return C source of the functions that TVM's runtime calls: ``main`` and ``profile``."""
+def packed_functions(
+    name: str, program: Program, functions: tuple[str, str] = ("main", "profile")
+) -> str:
+    """Return C source of the functions that TVM's runtime calls: to run, and to time each step.
+
+    Parameters
+    ----------
+    name : str
+        An :func:`identifier`.
+    program : Program
+    functions : tuple of str
+        What they are called.
+    """
     weights = f"{name}_weights" if program.weights else "0"
     lines = [f"extern const unsigned char {name}_weights[];"] if program.weights else []
-    for function, profile in (("main", 0), ("profile", 1)):
+    for profile, function in enumerate(functions):
         lines.append(
             '__attribute__((visibility("default"))) Kernel __tvm_ffi_' + function + ";\n"
             f"int __tvm_ffi_{function}(void *self, const Any *args, int32_t num_args, Any *result) "

@@ -15,7 +15,7 @@ from .. import manifest as manifests
 from .. import versions
 from ..build import BoundCall, load_library
 from ..device import Device
-from ..errors import ArgumentError, BlockingError, LibraryError, ModelError
+from ..errors import ArgumentError, LibraryError, ModelError
 from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_text, is_whole, or_null
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
@@ -245,11 +245,6 @@ def compile_network(
     from .pipeline import passes
     from .program import COPY, conv_attributes_of, program_of
 
-    if blocking not in (None, "auto", "model"):
-        raise BlockingError(
-            f"blocking is {str(blocking)!r}: expected 'auto' or 'model', as a network has many "
-            "convolutions"
-        )
     output = Path(output)
     if emit not in ("library", "c"):
         raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
@@ -315,7 +310,7 @@ def compile_network(
 
 def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[int]] | None) -> Any:
     """Return a model as a Relax module; see :func:`compile_network`."""
-    from .rewriter import check_static
+    from .rewriter import prepared
 
     if not isinstance(model, str | Path):
         module = model
@@ -332,11 +327,7 @@ def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[in
         from .onnx_import import import_onnx
 
         module = import_onnx(model, input_shapes)
-    from tvm import relax
-
-    module = relax.transform.DeadCodeElimination(["main"])(module)
-    check_static(module)
-    return module
+    return prepared(module)
 
 
 def network_workloads(

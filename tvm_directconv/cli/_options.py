@@ -48,7 +48,7 @@ def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | No
 def workloads_of(
     args: argparse.Namespace, device: Device | str | None, default: Sequence[str] = ()
 ) -> list[ConvWorkload]:
-    """Return the convolutions that ``SPEC`` and what is said of inputs ask for; none if none is given.
+    """Return the convolutions that ``SPEC`` and what is said of inputs ask for, if anything is.
 
     Parameters
     ----------

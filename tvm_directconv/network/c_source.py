@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelError
+from .network import Port
 from .program import ARENA, COPY, WEIGHTS, Program, arena_of, packed
 
 DEPLOY = Path(__file__).parents[1] / "deploy"

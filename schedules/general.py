@@ -7,6 +7,7 @@ are inlined into their readers, reductions are computed where they are read, row
 from math import prod
 from typing import Any
 
+import tvm_ffi
 from tvm.s_tir.schedule import ScheduleError
 
 from .partial_sums import sum_in_parts
@@ -38,6 +39,9 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     from tvm import IRModule, s_tir
 
     sch = s_tir.Schedule(IRModule({"main": func}))
+    alone = func.body.block.name_hint != "root"
+    if alone or any(not sch.get(block).writes for block in _blocks(sch)):
+        return _opaque(func, threads)
     _inline(sch)
     whole = sch.mod["main"]
     in_parts = sum_in_parts(whole, lanes)
@@ -63,6 +67,22 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
         if first is not None:
             sch.decompose_reduction(block, first)
     return _with_scratch(sch.mod["main"], len(outer))
+
+
+def _opaque(func: Any, threads: int) -> Any:
+    """Return a function that TVM has written as loops already, which tell nothing of what they do.
+
+    They may be parallel, which serial functions cannot have.
+    """
+    from tvm import tirx
+
+    def serial(loop: Any) -> Any:
+        if threads > 1 or loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    body = tvm_ffi.structural_map(func.body, (tirx.For, serial))
+    return _with_scratch(func.with_body(body), 0)
 
 
 def _with_scratch(func: Any, depth: int) -> Any:
@@ -131,6 +151,8 @@ def _spatial(sch: Any, block: Any) -> list[Any]:
     """Return a block's own loops over outputs, outermost first."""
     kinds = _iterations(sch, block)
     own = sch.get_loops(block)[-len(kinds) :]
+    if not own:  # A single number.
+        return []
     return [loop for loop, found in zip(own, kinds, strict=True) if found == 0]
 
 

@@ -51,7 +51,6 @@ WEIGHTED = re.compile("test_(basic_)?(conv|gemm|matmul)")
 _QUANTIZED = "quantized, which there is no converter for in TVM"
 _TRAINING = "training: statistics of the batch are outputs, too"
 _DEFORMED = "offsets are inputs; there is no converter for it in TVM"
-_INDICES = "indices of the maxima are an output, too; TVM's pools have none"
 INAPPLICABLE = {
     "test_basic_deform_conv_with_padding": _DEFORMED,
     "test_basic_deform_conv_without_padding": _DEFORMED,
@@ -59,12 +58,8 @@ INAPPLICABLE = {
     "test_batchnorm_example_training_mode": _TRAINING,
     "test_convinteger_with_padding": _QUANTIZED,
     "test_convinteger_without_padding": _QUANTIZED,
-    "test_convtranspose_kernel_shape": "TVM's converter does not know output_shape",
-    "test_convtranspose_output_shape": "TVM's converter does not know output_shape",
     "test_deform_conv_with_mask_bias": _DEFORMED,
     "test_deform_conv_with_multiple_offset_groups": _DEFORMED,
-    "test_maxpool_with_argmax_2d_precomputed_pads": _INDICES,
-    "test_maxpool_with_argmax_2d_precomputed_strides": _INDICES,
 }
 
 

@@ -15,7 +15,7 @@ from .. import manifest as manifests
 from .. import versions
 from ..build import BoundCall, load_library
 from ..device import Device
-from ..errors import ArgumentError, LibraryError, ModelError
+from ..errors import ArgumentError, DirectConvError, LibraryError, ModelError
 from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_text, is_whole, or_null
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
@@ -198,6 +198,7 @@ def compile_network(
     blocking: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     emit: str = "library",
+    input_values: Mapping[str, Any] | None = None,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -223,6 +224,8 @@ def compile_network(
     emit : str
         ``library``, or ``c``: instead of the library, a folder with objects, weights, a header, the
         C runtime, a Makefile and an example. It takes no C compiler to make it.
+    input_values : mapping, optional
+        Values of inputs by name, which are constants then: such as those that choose a branch.
 
     Returns
     -------
@@ -259,10 +262,23 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    module = import_model(model, input_shapes)
-    for transform in passes(target, threads, blocking):
-        module = transform(module)
-    program = program_of(module, target)
+    module = import_model(model, input_shapes, input_values)
+
+    def lowered(module: Any) -> Any:
+        for transform in passes(target, threads, blocking):
+            module = transform(module)
+        return program_of(module, target)
+
+    try:
+        program = lowered(module)
+    except Exception as error:  # Whatever TVM's passes raise, many pages with the network in it.
+        # One of TVM's errors has a name that we use, too; ours are of one line.
+        ours = isinstance(error, DirectConvError) and "\n" not in str(error)
+        if ours or not _is_onnx(model):
+            raise
+        from .onnx_import import onnx_failure
+
+        raise onnx_failure(model, input_shapes, input_values, lowered, error) from error
     objects = compile_kernels(program.kernels, target, threads, progress)
     if emit == "c":
         write_folder(output, program, objects, target.name, target.target_options(threads), threads)
@@ -308,25 +324,36 @@ def compile_network(
     return manifest
 
 
-def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[int]] | None) -> Any:
+def _is_onnx(model: str | Path | Any) -> bool:
+    return isinstance(model, str | Path) and Path(model).suffix != ".pt2"
+
+
+def import_model(
+    model: str | Path | Any,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+) -> Any:
     """Return a model as a Relax module; see :func:`compile_network`."""
     from .rewriter import prepared
 
-    if not isinstance(model, str | Path):
-        module = model
-    elif Path(model).suffix == ".pt2":
-        from .torch_import import import_torch
-
-        if input_shapes:
-            raise ModelError(
-                f"a size of input {next(iter(input_shapes))!r} is given, but {str(model)!r} leaves "
-                "none open: expected none, torch.export has fixed them"
-            )
-        module = import_torch(model)
-    else:
+    if _is_onnx(model):
         from .onnx_import import import_onnx
 
-        module = import_onnx(model, input_shapes)
+        module = import_onnx(model, input_shapes, input_values)
+    else:
+        for what, given in (("size", input_shapes), ("value", input_values)):
+            if given:
+                name = repr(str(model)) if isinstance(model, str | Path) else "the module"
+                raise ModelError(
+                    f"a {what} of input {next(iter(given))!r} is given, but {name} leaves none "
+                    "open: expected none, what is no ONNX model has them fixed"
+                )
+        if isinstance(model, str | Path):
+            from .torch_import import import_torch
+
+            module = import_torch(model)
+        else:
+            module = model
     return prepared(module)
 
 
@@ -334,12 +361,13 @@ def network_workloads(
     model: str | Path | Any,
     device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
 ) -> list[ConvWorkload]:
     """Return the convolutions of a model.
 
     Parameters
     ----------
-    model, device, input_shapes
+    model, device, input_shapes, input_values
         As for :func:`compile_network`.
 
     Returns
@@ -358,7 +386,8 @@ def network_workloads(
     from .pipeline import convolutions
 
     name = model if isinstance(model, str | Path) else "network"
-    found = convolutions(import_model(model, input_shapes), find_device(device))
+    module = import_model(model, input_shapes, input_values)
+    found = convolutions(module, find_device(device))
     return [replace(w, name=model_layer_name(name, number)) for number, w in enumerate(found)]
 
 

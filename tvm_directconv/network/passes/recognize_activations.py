@@ -7,7 +7,7 @@ import numpy as np
 from ...compute import Epilogue
 from ...reference import epilogue_reference
 from ..operators import activation
-from ..rewriter import Rewriter, op_name, rewriting, shape_of, value_of, variables_in
+from ..rewriter import Rewriter, dtype_of, op_name, rewriting, shape_of, value_of, variables_in
 
 # Element-wise operators that activations are written in.
 _ELEMENTWISE: dict[str, Any] = {
@@ -65,7 +65,7 @@ class RecognizeActivations(Rewriter):
             return None
         if op_name(call) == "relax.nn.leakyrelu":
             return variables_in(call)
-        if op_name(call) not in _ELEMENTWISE:
+        if op_name(call) not in _ELEMENTWISE or dtype_of(variable) != "float32":
             return None
         for argument in call.args:
             array = value_of(argument)

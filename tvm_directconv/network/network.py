@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import files, versions
 from .. import manifest as manifests
-from .. import versions
 from ..build import BoundCall, load_library
 from ..device import Device
 from ..errors import ArgumentError, DirectConvError, LibraryError, ModelError
@@ -282,8 +282,6 @@ def compile_network(
     objects = compile_kernels(program.kernels, target, threads, progress)
     if emit == "c":
         write_folder(output, program, objects, target.name, target.target_options(threads), threads)
-    else:
-        link_network(program, objects, output, toolchain)
     layers, buffers = [], [0]
     for step in program.steps:
         attributes = (
@@ -319,8 +317,13 @@ def compile_network(
         layers=tuple(layers),
     )
     if emit == "library":
-        text = manifests.written(manifest.to_dict(), manifests.digest_of(output), indent=1)
-        manifest_path(output).write_text(text, encoding="utf-8")
+        beside = manifest_path(output)
+        with files.explained(output, LibraryError), files.scratch(output.parent) as scratch:
+            library, text = scratch / output.name, scratch / beside.name
+            link_network(program, objects, library, toolchain)
+            found = manifests.written(manifest.to_dict(), manifests.digest_of(library), indent=1)
+            text.write_text(found, encoding="utf-8")
+            files.place({library: output, text: beside})
     return manifest
 
 

@@ -232,7 +232,7 @@ ERRORS = {
     "missing shapes": (["layers", "@nothing.txt"], "cannot read the shapes file 'nothing.txt'"),
     "bad layout": (["explain", SMALL, "--input-layout", "CHW"], "layout is 'CHW'"),
     "missing blocking": (["compile", SMALL, "--blocking", "x.json", "-o", "a.so"], "'x.json'"),
-    "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' is not JSON"),
+    "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' (not JSON: "),
     "epilogue unknown": (
         ["compile", SMALL, "--epilogue", "bais", "-o", "a.so"],
         "with 'bais': exp",

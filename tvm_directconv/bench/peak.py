@@ -184,3 +184,17 @@ class Burst:
         begin = time.perf_counter()
         self._function(*self._arrays)
         return self.flops / (time.perf_counter() - begin) / 1e9
+
+
+def clock(device: Device, calls: int = 10) -> float:
+    """Return this machine's clock in GHz, as the burst shows it on one core.
+
+    Parameters
+    ----------
+    device : Device
+        That of this machine.
+    calls : int
+        How often to measure; the fastest counts, as others only ever take time away.
+    """
+    burst = Burst(device, 1)
+    return max(burst() for _ in range(calls)) / device.peak_flops_per_cycle

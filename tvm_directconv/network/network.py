@@ -279,7 +279,7 @@ def compile_network(
     except Exception as error:  # Whatever TVM's passes raise, many pages with the network in it.
         # One of TVM's errors has a name that we use, too; ours are of one line.
         ours = isinstance(error, DirectConvError) and "\n" not in str(error)
-        if ours or not _is_onnx(model):
+        if not _is_onnx(model) or (ours and not isinstance(error, ModelError)):
             raise
         from .onnx_import import onnx_failure
 

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import helper
 from tvm import relax
 from tvm.ir import is_prim_expr
+from tvm.ir.expr import GenericConst, Var
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from ...errors import ModelError
@@ -171,6 +172,8 @@ def first_line(error: Exception) -> str:
     """Return what is said of an error of TVM's: its last line, without the IR that may follow."""
     text = re.sub(r"(?s)The IR with diagnostic is:.*", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, ModelError) and len(lines) == 1:
+        return lines[0]
     return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
 
 
@@ -193,7 +196,7 @@ def _tensor(builder: Any, result: Any) -> Any:
     result = builder.normalize(result)
     if is_prim_expr(result):
         return constant(np.array(result.value, str(result.dtype)))
-    return result
+    return result if isinstance(result, Var | GenericConst) else builder.emit(result)
 
 
 def _check(graph: Graph, node: Node, name: str, result: Any) -> None:

@@ -202,7 +202,7 @@ class Graph:
 
         for name, value in values.items():
             self.set_known(name, value)
-        for tensor in graph.initializer:
+        for tensor in [*graph.initializer, *map(_dense, graph.sparse_initializer)]:
             if tensor.name not in values:
                 self.set_known(tensor.name, _array(tensor))
         self.inputs = [value.name for value in graph.input if value.name not in self.known]
@@ -297,7 +297,7 @@ class Graph:
         assert self._at is not None
         inner = dict(scope)
         inner |= dict(zip((value.name for value in graph.input), arguments, strict=True))
-        for tensor in graph.initializer:
+        for tensor in [*graph.initializer, *map(_dense, graph.sparse_initializer)]:
             inner[tensor.name] = self.constant(_array(tensor))
         self._walk(graph, inner, {"": self._at.version}, f"{self._at.name}/")
         return [self._resolved(inner[value.name]) for value in graph.output]
@@ -401,9 +401,16 @@ class Graph:
         if problem:
             raise Refusal(problem)
         for name in filter(None, node.outputs):
-            kind = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
-            if kind and kind not in _COMPUTED:
-                raise Refusal(f"its result is of type {_type_name(kind)}")
+            kind = self.types.get(name)
+            if kind is None or kind.WhichOneof("value") != "tensor_type":
+                continue  # What TVM makes of it is looked at.
+            if shape_in(kind) is None:
+                raise Refusal(
+                    "the shape of its result depends on data: expected one that is known when "
+                    "compiling"
+                )
+            if (element := kind.tensor_type.elem_type) not in _COMPUTED:
+                raise Refusal(f"its result is of type {_type_name(element)}")
         self.nodes.append(node)
 
     def _inferred(self, node: Node) -> tuple[dict[str, onnx.TypeProto], str]:
@@ -414,6 +421,8 @@ class Graph:
         if node.kind in _LIKE_THEIR_INPUT:
             return {node.outputs[0]: self.types[node.inputs[0]]}, ""
         types = {name: self.types[name] for name in node.inputs if name in self.types}
+        if _has_graph(node):
+            types |= {new: self.types[old] for new, old in node.scope.items() if old in self.types}
         values = {
             name: numpy_helper.from_array(np.ascontiguousarray(self.known[name]), name)
             for name in node.inputs
@@ -423,7 +432,7 @@ class Graph:
             found = onnx.shape_inference.infer_node_outputs(
                 schema,
                 node.to_proto(),
-                types | {new: self.types[old] for new, old in node.scope.items() if old in types},
+                types,
                 values,
                 opset_imports=[helper.make_opsetid("", node.version)],
             )
@@ -613,6 +622,16 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray:
     return value.astype(np.float32) if tensor.data_type == _HALF else value
 
 
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """Return a sparse tensor with its zeros."""
+    values = _array(sparse.values)
+    shape = tuple(sparse.dims)
+    places = numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(shape, values.dtype)
+    dense[tuple(places.T) if places.ndim == 2 else np.unravel_index(places, shape)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
+
+
 def _in_single(name: str, value: Any) -> Any:
     """Return an attribute with single precision in place of half."""
     if isinstance(value, TensorProto) and value.data_type == _HALF:
@@ -638,6 +657,7 @@ def _leave_out_unused(node: Node) -> None:
 def _names(graph: onnx.GraphProto) -> Iterable[str]:
     """Return the names of all tensors of a graph, those of subgraphs included."""
     yield from (value.name for value in [*graph.input, *graph.initializer, *graph.output])
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
     for node in graph.node:
         yield from node.output
         for attribute in node.attribute:

@@ -384,6 +384,18 @@ def test_indices_that_are_inputs(tmp_path: Path) -> None:
     assert_like_onnxruntime(g.model(*outputs), tmp_path)
 
 
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "min", "max"])
+def test_ways_to_scatter(tmp_path: Path, reduction: str) -> None:
+    g = Graph(x=(4, 3), u=(2, 3))
+    rows = g.constant([[0], [-2]], dtype=np.int64)
+    each = g.constant([[0, 1, 2], [-4 if reduction != "none" else 3, 3, 0]], dtype=np.int64)
+    outputs = [
+        g.node("ScatterND", "x", rows, "u", reduction=reduction),
+        g.node("ScatterElements", "x", each, "u", reduction=reduction),
+    ]
+    assert_like_onnxruntime(g.model(*outputs, opset=18), tmp_path)
+
+
 def test_an_index_outside_of_its_axis(tmp_path: Path) -> None:
     g = Graph(x=(2, 6, 4))
     y = g.node("Gather", "x", g.constant([3, 6], dtype=np.int64), axis=1)
@@ -735,6 +747,63 @@ def test_functions_of_the_model(tmp_path: Path) -> None:
     assert_like_onnxruntime(model, tmp_path)
 
 
+# --- Old versions -----------------------------------------------------------------------------
+
+
+def test_old_forms(tmp_path: Path) -> None:
+    g = Graph(x=(2, 3, 4, 5))
+    matrix = g.node("Reshape", "x", g.constant([6, 20], dtype=np.int64))
+    outputs = [
+        g.node("Clip", "x", min=-1.0, max=2.0),
+        g.node("Clip", "x", max=1.0),
+        g.node("Pad", "x", pads=[0, 0, 1, 2, 0, 0, 0, 1], value=3.0),
+        g.node("Slice", "x", starts=[0, 1], ends=[1, -1], axes=[1, 3]),
+        g.node("Slice", "x", starts=[1], ends=[9]),
+        g.node("ReduceSum", "x", axes=[1, 3], keepdims=0),
+        g.node("ReduceMax", "x", axes=[2]),
+        g.node("Softmax", "x"),
+        g.node("Softmax", "x", axis=3),
+        g.node("LogSoftmax", "x", axis=2),
+        g.node("Squeeze", g.node("Unsqueeze", "x", axes=[0, 3]), axes=[3]),
+        g.node("Gemm", matrix, g.integers(20, 4), g.integers(4)),
+        g.node("Dropout", "x", ratio=0.3),
+    ]
+    model = g.model(*outputs, opset=8)
+    assert_like_onnxruntime(model, tmp_path, exact=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "like"),
+    [((4, 5), 2, (4, 5)), ((3,), 1, (3, 1, 1)), ((3, 4), 1, (3, 4, 1)), ((5,), None, (5,))],
+    ids=str,
+)
+def test_the_axis_at_which_operands_were_placed(shape: Any, axis: Any, like: Any) -> None:
+    g = Graph(x=(2, 3, 4, 5))
+    more = {} if axis is None else {"axis": axis}
+    y = g.node("Mul", "x", g.integers(*shape), broadcast=1, **more)
+    model = g.model(y, domains=["none"], opset=6)
+    x = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5)
+    (found,) = ReferenceEvaluator(rewritten(model)).run(None, {"x": x})
+    np.testing.assert_array_equal(found, x * numpy_helper.to_array(g.constants[0]).reshape(like))
+
+
+def test_names_of_types_and_storage_that_is_used_again() -> None:
+    g = Graph(x=(2, 3))
+    y = g.node("Cast", g.node("Relu", "x", consumed_inputs=[1]), to="INT32")
+    x = np.array([[1.5, -2, 3], [4, 5, -6]], np.float32)
+    model = g.model(y, domains=["none"], opset=5)
+    (found,) = ReferenceEvaluator(rewritten(model)).run(None, {"x": x})
+    assert_equal(found, [np.maximum(x, 0).astype(np.int32)])
+
+
+def test_a_version_that_is_not_brought_to_todays(tmp_path: Path) -> None:
+    g = Graph(x=(1, 2, 4, 4))
+    y = g.node("LpPool", "x", kernel_shape=[2, 2], p=2.0)
+    model = g.model(y, domains=["none"], opset=1)
+    said = refusal(model, tmp_path)
+    assert "LpPool (lppool0): it is of version 1" in said and "onnx.version_converter" in said
+
+
 # --- What holds for all operators -------------------------------------------------------------
 
 
@@ -838,6 +907,26 @@ def test_shapes_that_are_computed_from_inputs(tmp_path: Path) -> None:
     model = g.model(g.node("Reshape", "x", shape), domains=["none"])
     said = refusal(model, tmp_path)
     assert "Reshape (reshape0): its input 'shape' depends on an input" in said
+
+
+def test_outputs_that_are_inputs_constants_or_the_same(tmp_path: Path) -> None:
+    g = Graph(x=(2, 3))
+    y = g.node("Relu", "x")
+    same = g.node("Identity", y)
+    model = g.model(
+        "x", y, same, g.node("Identity", g.integers(40, 40)), g.node("ReduceSum", "x", keepdims=0)
+    )
+    assert_like_onnxruntime(model, tmp_path)
+
+
+def test_constants_that_are_sparse(tmp_path: Path) -> None:
+    g = Graph(x=(2, 3))
+    model = g.model(g.node("Add", "x", "x"))
+    values = helper.make_tensor("w", TensorProto.FLOAT, [2], [5.0, 7.0])
+    places = helper.make_tensor("places", TensorProto.INT64, [2], [1, 4])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [2, 3]))
+    model.graph.node[0].input[1] = "w"
+    assert_like_onnxruntime(model, tmp_path)
 
 
 def test_nodes_that_nobody_reads_are_no_matter(tmp_path: Path) -> None:

@@ -39,14 +39,14 @@ class Windows:
         return [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
 
     def pads(self) -> list[int]:
-        """Return the padding as ONNX writes it, with as much at the ends as windows reach."""
-        ends = [
-            max(0, (outputs - 1) * stride + extent - size - before)
+        """Return the padding as ONNX writes it, more at the ends where windows reach further."""
+        reach = [
+            (outputs - 1) * stride + extent - size - before
             for outputs, stride, extent, size, before in zip(
                 self.outputs, self.strides, self.extents, self.image, self.before, strict=True
             )
         ]
-        return [*self.before, *ends]
+        return [*self.before, *map(max, self.after, reach)]
 
     def places(self, axis: int) -> np.ndarray:
         """Return where the elements of each window are, a row for each; some are in the padding."""

@@ -54,7 +54,7 @@ def value_of(expression: Any) -> np.ndarray | None:
 
 def constant(array: np.ndarray) -> Any:
     """Return an array as a constant of its own type."""
-    return relax.const(np.ascontiguousarray(array), str(array.dtype))
+    return relax.const(np.asarray(array, order="C"), str(array.dtype))
 
 
 def variables_in(expression: Any) -> list[Any]:

@@ -1,0 +1,619 @@
+"""A model's graph, walked through once from its inputs to its outputs.
+
+All sizes are known, so at each node everything is known that can be: the type of each tensor, and
+the values of those that depend on no input. A node is upgraded to today's version of its operator,
+computed if all its inputs are known, and otherwise given to the rule for its operator. What a rule
+adds takes the same way.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, defs, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from ...errors import ModelError
+
+FORM = defs.onnx_opset_version()
+"""The version of ONNX's operators that nodes have after their upgrade, and that rules see."""
+
+RULE_MODULES = ("arithmetic", "convolution", "indexing", "resize")
+"""Modules of this package that register rules, upgrades or converters."""
+
+_SMALL = 1024
+"""Elements of the largest constant that may be part of the arithmetic of shapes, and is computed.
+
+Larger results are left to TVM."""
+
+_RANDOM = defs.OpSchema.NodeDeterminism.NonDeterministic
+_HALF, _SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+_COMPUTED = {
+    TensorProto.FLOAT,
+    TensorProto.DOUBLE,
+    TensorProto.BOOL,
+    TensorProto.INT8,
+    TensorProto.INT16,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.UINT8,
+    TensorProto.UINT16,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+}
+"""Element types of tensors inside of a network; half precision is computed in single."""
+
+Rule = Callable[["Graph", "Node"], str | Sequence[str] | None]
+"""Returns the names of the tensors that the node's outputs are, None to keep the node.
+
+A rule may change the node that it keeps. It is asked again for what it emits, so it has to keep
+what it emits of its own kind.
+"""
+
+RULES: dict[str, Rule] = {}
+"""Rules by the type of the operator, as nodes have it."""
+
+
+def rule(*kinds: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators."""
+
+    def register(function: Rule) -> Rule:
+        for kind in kinds:
+            assert kind not in RULES, kind
+            RULES[kind] = function
+        return function
+
+    return register
+
+
+class Refusal(Exception):
+    """Why a node cannot be compiled: what is raised in rules."""
+
+
+@dataclass
+class Node:
+    """An operator in the graph.
+
+    Attributes
+    ----------
+    kind : str
+        Type of the operator, after its domain and a dot if that is not ONNX's own.
+    inputs, outputs : list of str
+        Names of tensors, empty where one is left out.
+    attributes : dict
+        Those that are given: numbers, strings, lists of these, or protocol buffers.
+    name : str
+        What messages call it.
+    version : int
+        Of the set of operators that it is meant by.
+    scope : mapping
+        For subgraphs among the attributes: what names around them are in the graph.
+    """
+
+    kind: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any]
+    name: str
+    version: int = FORM
+    scope: Mapping[str, str] = field(default_factory=dict)
+
+    def input(self, index: int) -> str:
+        """Return the name of an input, empty if it is left out."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+    def output(self, index: int) -> str:
+        """Return the name of an output, empty if nobody reads it."""
+        return self.outputs[index] if index < len(self.outputs) else ""
+
+    def get(self, name: str) -> Any:
+        """Return an attribute, or its default; None if it has none."""
+        return self.attributes.get(name, default_of(self.kind, self.version, name))
+
+    def to_proto(self) -> onnx.NodeProto:
+        """Return the node as ONNX writes it."""
+        domain, _, kind = self.kind.rpartition(".")
+        given = {name: value for name, value in self.attributes.items() if value is not None}
+        return helper.make_node(
+            kind, self.inputs, self.outputs, self.name, domain=domain or None, **given
+        )
+
+
+def schema_of(kind: str, version: int) -> Any:
+    """Return the schema of one of ONNX's own operators, None if there is none."""
+    try:
+        return defs.get_schema(kind, version, "")
+    except defs.SchemaError:
+        return None
+
+
+def default_of(kind: str, version: int, attribute: str) -> Any:
+    """Return the default of an operator's attribute, None if it has none."""
+    schema = schema_of(kind, version)
+    found = schema.attributes.get(attribute) if schema else None
+    return _attribute(found.default_value) if found and found.default_value.name else None
+
+
+def _attribute(proto: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if proto.type == onnx.AttributeProto.STRINGS:
+        return [text.decode("utf-8", "replace") for text in value]
+    if proto.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS):
+        return list(value)
+    return value
+
+
+class Graph:
+    """A graph that grows as a model is walked through.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Its inputs have known sizes.
+    values : mapping
+        Values of inputs, which are then constants.
+
+    Attributes
+    ----------
+    known : dict
+        Values of the tensors that depend on no input, by name.
+    types : dict
+        ``onnx.TypeProto`` of each tensor, by name.
+    nodes : list of Node
+        What is left to compute, in order.
+    inputs, outputs : list of str
+        Tensors that are the network's inputs and outputs, in the model's order.
+
+    Raises
+    ------
+    ModelError
+        If nodes cannot be compiled: all of them are named, with the reasons.
+    """
+
+    def __init__(self, model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
+        for module in RULE_MODULES:
+            import_module(f".{module}", __package__)
+        graph = model.graph
+        self.known: dict[str, np.ndarray] = {}
+        self.types: dict[str, onnx.TypeProto] = {}
+        self.nodes: list[Node] = []
+        self._functions = {f"{f.domain}.{f.name}": f for f in model.functions}
+        self._names = set(_names(graph))
+        self._aliases: dict[str, str] = {}
+        self._at: Node | None = None
+        # Tensors of which nothing is known, as nodes before them are refused.
+        self._unknown: set[str] = set()
+        # By the type of the operator and the reason, the names of refused nodes.
+        self._refused: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+        for name, value in values.items():
+            self.set_known(name, value)
+        for tensor in graph.initializer:
+            if tensor.name not in values:
+                self.set_known(tensor.name, _array(tensor))
+        self.inputs = [value.name for value in graph.input if value.name not in self.known]
+        for value in graph.input:
+            if value.name not in self.known:
+                self._add_input(value)
+        versions = {opset.domain: opset.version for opset in model.opset_import}
+        self._walk(graph, {name: name for name in self._names}, versions)
+        if self._refused:
+            raise ModelError(
+                "the model has operators that are not supported: "
+                + "; ".join(
+                    f"{kind} ({', '.join(names)})" + (f": {reason}" if reason else "")
+                    for (kind, reason), names in self._refused.items()
+                )
+            )
+        self.outputs = [self._output(value) for value in graph.output]
+
+    # --- What rules ask -----------------------------------------------------------------------
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor.
+
+        Raises
+        ------
+        Refusal
+            If it is not known.
+        """
+        found = shape_in(self.types.get(name))
+        if found is None:
+            raise Refusal(f"the shape of its input {name!r} depends on data")
+        return found
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the element type of a tensor."""
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self.types[name].tensor_type.elem_type))
+
+    def value(self, name: str) -> np.ndarray:
+        """Return the value of a tensor that has to be known.
+
+        Raises
+        ------
+        Refusal
+            If it depends on an input of the network.
+        """
+        if name not in self.known:
+            raise Refusal(f"its input {name!r} is computed from inputs: expected a constant")
+        return self.known[name]
+
+    # --- What rules do ------------------------------------------------------------------------
+
+    def set_known(self, name: str, value: np.ndarray) -> None:
+        """Declare the value of a tensor."""
+        self.known[name] = value
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        self.types[name] = helper.make_tensor_type_proto(kind, value.shape)
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """Add a constant; return its name."""
+        name = self._fresh("constant")
+        self.set_known(name, np.asarray(value, dtype))
+        return name
+
+    def emit(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Add a node in today's version; return the name of its output, a list if several.
+
+        Attributes that are None are left out.
+        """
+        name = self._at.name if self._at else ""
+        given = {key: value for key, value in attributes.items() if value is not None}
+        made = [self._fresh(kind.lower()) for _ in range(outputs)]
+        self._visit(Node(kind, list(inputs), list(made), given, name))
+        results = [self._resolved(result) for result in made]
+        return results[0] if outputs == 1 else results
+
+    def inline(
+        self, graph: onnx.GraphProto, arguments: Sequence[str], scope: Mapping[str, str]
+    ) -> list[str]:
+        """Add all nodes of a subgraph.
+
+        Parameters
+        ----------
+        graph : onnx.GraphProto
+            An attribute of a node.
+        arguments : sequence of str
+            Names of the tensors that are its inputs.
+        scope : mapping
+            The node's.
+
+        Returns
+        -------
+        list of str
+            Names of the tensors that are its outputs.
+        """
+        assert self._at is not None
+        inner = dict(scope)
+        inner |= dict(zip((value.name for value in graph.input), arguments, strict=True))
+        for tensor in graph.initializer:
+            inner[tensor.name] = self.constant(_array(tensor))
+        self._walk(graph, inner, {"": self._at.version}, f"{self._at.name}/")
+        return [self._resolved(inner[value.name]) for value in graph.output]
+
+    # --- The walk -----------------------------------------------------------------------------
+
+    def _walk(
+        self,
+        graph: Any,
+        scope: dict[str, str],
+        versions: Mapping[str, int],
+        prefix: str | None = None,
+    ) -> None:
+        """Visit the nodes of a graph, subgraph or function; their outputs are added to the scope.
+
+        Parameters
+        ----------
+        graph : onnx.GraphProto or onnx.FunctionProto
+            What has the nodes.
+        scope : dict
+            From names in it to tensors.
+        versions : mapping
+            Of operators, by domain.
+        prefix : str, optional
+            Stands before the names of nodes in subgraphs. In functions nodes are called as the
+            node that is the call.
+        """
+        caller = self._at
+        used = _read(graph)
+        for number, proto in enumerate(graph.node):
+            if not any(name in used for name in proto.output):
+                continue
+            name = proto.name or f"#{number}"
+            if caller is not None:
+                name = caller.name if prefix is None else f"{prefix}{name}"
+            attributes = {}
+            for attribute in proto.attribute:
+                if not attribute.ref_attr_name:
+                    attributes[attribute.name] = _in_single(attribute.name, _attribute(attribute))
+                elif caller and (value := caller.get(attribute.ref_attr_name)) is not None:
+                    attributes[attribute.name] = value
+            inputs = [self._resolved(scope.get(tensor, tensor)) for tensor in proto.input]
+            outputs = [tensor if tensor in used else "" for tensor in proto.output]
+            for index, tensor in enumerate(outputs):
+                if tensor and caller is not None:
+                    outputs[index] = scope[tensor] = self._fresh(tensor)
+            domain = "" if proto.domain in ("", "ai.onnx") else proto.domain
+            kind = f"{domain}.{proto.op_type}" if domain else proto.op_type
+            version = versions.get(domain, 1)
+            self._visit(Node(kind, inputs, outputs, attributes, name, version, scope))
+
+    def _visit(self, node: Node) -> None:
+        """Take a node on its way; see the module."""
+        around, self._at = self._at, node
+        kind = node.kind
+        try:
+            if any(name in self._unknown for name in node.inputs):
+                # A node before this one is refused. All that are missing are to be named.
+                if not self._is_supported(node):
+                    raise Refusal
+                self._unknown.update(node.outputs)
+            else:
+                self._rewrite(node)
+        except Refusal as refusal:
+            if around is not None and around.name == node.name:
+                raise  # It is the other one that the model has.
+            self._refused[kind, str(refusal)].append(node.name)
+            self._unknown.update(node.outputs)
+        finally:
+            self._at = around
+
+    def _rewrite(self, node: Node) -> None:
+        from .upgrades import upgrade
+
+        if node.kind in self._functions:
+            self._alias(node, self._call(node, self._functions[node.kind]))
+            return
+        upgrade(self, node)
+        _leave_out_unused(node)
+        wanted, problem = self._inferred(node)
+        if self._computed(node, wanted):
+            return
+        self.types |= wanted
+        if node.kind in RULES:
+            results = RULES[node.kind](self, node)
+            if results is not None:
+                self._alias(node, results)
+                self._check(node, wanted)
+                return
+            wanted, problem = self._inferred(node)
+            self.types |= wanted
+        if not self._is_supported(node):
+            function = self._function_of(node)
+            if function is None:
+                raise Refusal
+            self._alias(node, self._call(node, function))
+            return
+        if problem:
+            raise Refusal(problem)
+        for name in filter(None, node.outputs):
+            kind = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
+            if kind and kind not in _COMPUTED:
+                raise Refusal(f"its result is of type {_type_name(kind)}")
+        self.nodes.append(node)
+
+    def _inferred(self, node: Node) -> tuple[dict[str, onnx.TypeProto], str]:
+        """Return the types of a node's outputs as far as ONNX infers them, and what it says."""
+        schema = schema_of(node.kind, node.version)
+        if schema is None:
+            return {}, ""
+        types = {name: self.types[name] for name in node.inputs if name in self.types}
+        values = {
+            name: numpy_helper.from_array(np.ascontiguousarray(self.known[name]), name)
+            for name in node.inputs
+            if name in self.known and self.known[name].size <= _SMALL
+        }
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                schema,
+                node.to_proto(),
+                types | {new: self.types[old] for new, old in node.scope.items() if old in types},
+                values,
+                opset_imports=[helper.make_opsetid("", node.version)],
+            )
+        except Exception as error:  # Of several kinds: an operator is used wrongly.
+            return {}, str(error).replace("\n", " ")[:300]
+        return {name: kind for name, kind in found.items() if kind.WhichOneof("value")}, ""
+
+    def _computed(self, node: Node, types: Mapping[str, onnx.TypeProto]) -> bool:
+        """Compute the outputs of a node that depends on no input; return whether it was done."""
+        schema = schema_of(node.kind, node.version)
+        random = (
+            schema is None or schema.node_determinism == schema.NodeDeterminism.NonDeterministic
+        )
+        if random or node.kind in _NEVER_COMPUTED or _has_graph(node):
+            return False
+        if any(name and name not in self.known for name in node.inputs):
+            return False
+        shapes = [shape_in(types.get(name)) for name in filter(None, node.outputs)]
+        if any(shape is not None and prod(shape) > _SMALL for shape in shapes):
+            return False
+        inputs = {name: self.known[name] for name in node.inputs if name}
+        alone = helper.make_model(
+            helper.make_graph(
+                [node.to_proto()],
+                "alone",
+                [helper.make_value_info(name, self.types[name]) for name in inputs],
+                [helper.make_empty_tensor_value_info(name) for name in node.outputs if name],
+            ),
+            opset_imports=[helper.make_opsetid("", node.version)],
+        )
+        try:
+            outputs = ReferenceEvaluator(alone).run(None, inputs)
+        except Exception:  # Operators that onnx knows no reference of are left to TVM.
+            return False
+        if any(not isinstance(value, np.ndarray | np.generic) for value in outputs):
+            return False
+        if any(np.size(value) > _SMALL for value in outputs):
+            return False
+        for name, value in zip(filter(None, node.outputs), outputs, strict=True):
+            self.set_known(name, np.asarray(value))
+        return True
+
+    def _is_supported(self, node: Node) -> bool:
+        from .convert import CONVERTERS
+
+        return node.kind in RULES or node.kind in CONVERTERS or node.kind in self._functions
+
+    def _function_of(self, node: Node) -> onnx.FunctionProto | None:
+        """Return the function that ONNX defines an operator by, None if there is none."""
+        schema = schema_of(node.kind, node.version)
+        if schema is not None and schema.has_function:
+            return schema.function_body
+        if schema is not None and schema.has_context_dependent_function:
+            types = [self.types[name].SerializeToString() for name in node.inputs if name]
+            text = schema.get_context_dependent_function(node.to_proto().SerializeToString(), types)
+            return onnx.FunctionProto.FromString(text) if text else None
+        return None
+
+    def _call(self, node: Node, function: onnx.FunctionProto) -> list[str]:
+        """Add all nodes of a function that a node calls; return the names of the results."""
+        for attribute in function.attribute_proto:
+            node.attributes.setdefault(attribute.name, _attribute(attribute))
+        missing = [""] * (len(function.input) - len(node.inputs))
+        scope = dict(zip(function.input, [*node.inputs, *missing], strict=True))
+        versions = {opset.domain: opset.version for opset in function.opset_import}
+        self._walk(function, scope, versions)
+        return [self._resolved(scope[name]) for name in function.output]
+
+    def _alias(self, node: Node, results: str | Sequence[str]) -> None:
+        results = [results] if isinstance(results, str) else results
+        for name, result in zip(node.outputs, results, strict=False):
+            if name and name != result:
+                self._aliases[name] = result
+
+    def _check(self, node: Node, wanted: Mapping[str, onnx.TypeProto]) -> None:
+        """Refuse a node of which a rule has made something else than ONNX says."""
+        for name, kind in wanted.items():
+            result = self.types[self._resolved(name)] if name else kind
+            if (shape := shape_in(kind)) is None:
+                continue
+            types = result.tensor_type.elem_type, kind.tensor_type.elem_type
+            if shape_in(result) != shape or types[0] != types[1]:
+                raise Refusal(
+                    f"its result has shape {shape_in(result)} and type {_type_name(types[0])}, but "
+                    f"ONNX infers {shape} and {_type_name(types[1])}"
+                )
+
+    def _resolved(self, name: str) -> str:
+        while name in self._aliases:
+            name = self._aliases[name]
+        return name
+
+    def _fresh(self, base: str) -> str:
+        name, number = base, 0
+        while name in self._names:
+            number += 1
+            name = f"{base}_{number}"
+        self._names.add(name)
+        return name
+
+    # --- Inputs and outputs -------------------------------------------------------------------
+
+    def _add_input(self, value: onnx.ValueInfoProto) -> None:
+        self.types[value.name] = value.type
+        kind = value.type.tensor_type.elem_type
+        if kind == _HALF:
+            self._aliases[value.name] = self.emit("Cast", value.name, to=_SINGLE)
+        elif kind not in _COMPUTED:
+            raise ModelError(
+                f"input {value.name!r} is {_of_type(value.type)}: expected a tensor of floats of "
+                "16, 32 or 64 bits, of integers of 8 to 64 bits, or of bools; convert the model"
+            )
+
+    def _output(self, value: onnx.ValueInfoProto) -> str:
+        name = self._resolved(value.name)
+        if value.type.tensor_type.elem_type != _HALF:
+            return name
+        half = self._fresh(name)
+        self.types[half] = helper.make_tensor_type_proto(_HALF, self.shape(name))
+        self.nodes.append(Node("Cast", [name], [half], {"to": _HALF}, value.name))
+        return half
+
+
+_NEVER_COMPUTED = ("AveragePool", "MaxPool", "Resize", "Upsample")
+"""Operators of which onnx's own reference is wrong in places; the results of rules are used."""
+
+
+def shape_in(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
+    """Return the shape in a type, None if it is no tensor's or not known."""
+    if kind is None or not kind.tensor_type.HasField("shape"):
+        return None
+    sizes = [
+        dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.tensor_type.shape.dim
+    ]
+    return tuple(sizes) if all(size >= 0 for size in sizes) else None
+
+
+def _type_name(kind: int) -> str:
+    return str(TensorProto.DataType.Name(kind)).lower()
+
+
+def _of_type(kind: onnx.TypeProto) -> str:
+    which = kind.WhichOneof("value")
+    if which != "tensor_type":
+        return f"a {str(which).removesuffix('_type')}"
+    return f"a tensor of {_type_name(kind.tensor_type.elem_type)}"
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray:
+    value = numpy_helper.to_array(tensor)
+    return value.astype(np.float32) if tensor.data_type == _HALF else value
+
+
+def _in_single(name: str, value: Any) -> Any:
+    """Return an attribute with single precision in place of half."""
+    if isinstance(value, TensorProto) and value.data_type == _HALF:
+        return numpy_helper.from_array(_array(value), value.name)
+    return _SINGLE if name in ("to", "dtype", "output_dtype") and value == _HALF else value
+
+
+def _has_graph(node: Node) -> bool:
+    return any(isinstance(value, onnx.GraphProto) for value in node.attributes.values())
+
+
+def _leave_out_unused(node: Node) -> None:
+    """Cut off outputs at the end that nobody reads, where the operator allows it."""
+    schema = schema_of(node.kind, node.version)
+    if schema is None:
+        return
+    while len(node.outputs) > max(1, schema.min_output) and not node.outputs[-1]:
+        if schema.outputs[-1].option == defs.OpSchema.FormalParameterOption.Variadic:
+            return
+        node.outputs.pop()
+
+
+def _names(graph: onnx.GraphProto) -> Iterable[str]:
+    """Return the names of all tensors of a graph, those of subgraphs included."""
+    yield from (value.name for value in [*graph.input, *graph.initializer, *graph.output])
+    for node in graph.node:
+        yield from node.output
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _names(inner)
+
+
+def _read(graph: Any) -> set[str]:
+    """Return the names of the tensors that the outputs of a graph or function depend on."""
+    read = {getattr(value, "name", value) for value in graph.output}
+    for node in reversed(graph.node):
+        if any(name in read for name in node.output):
+            read.update(_inputs(node))
+    return read
+
+
+def _inputs(node: onnx.NodeProto) -> Iterable[str]:
+    """Return the names of what a node reads; its subgraphs may read what is around them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from _inputs(inner)

@@ -18,9 +18,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-RIGHT, CONSTANT, REFUSED, WRONG, CRASHED = "right", "constant", "refused", "wrong", "crashed"
-"""Outcomes. ``constant`` is right if inputs other than the first, or all of integers, are constants,
-as they are in models; ``wrong`` are also errors that are not this package's own."""
+RIGHT, CONSTANT, COMPUTED = "right", "constant", "computed"
+REFUSED, WRONG, CRASHED = "refused", "wrong", "crashed"
+"""Outcomes. ``constant`` is right if the inputs of integers, or all but the first, are constants, as
+they are in models; ``computed`` is right if all are, so that it is computed when compiling; ``wrong``
+are errors, too, that are not this package's own."""
 
 LINKING = "linking"
 _AT_ONCE = 48
@@ -142,20 +144,20 @@ def _compiled(case: Case, folder: Path) -> tuple[Outcome, _Network | None]:
     from tvm_directconv.errors import ModelError
 
     folder.mkdir()
-    first = ""
+    reason = ""
     for kind, constant in _variants(case):
         try:
             return Outcome(kind), _network(case, constant, folder)
         except ModelError as error:
-            first = first or str(error)
+            reason = str(error)  # What is left to say when all that can be known is.
         except Exception as error:
             text = f"{type(error).__name__}: {error}".strip().splitlines()
             return Outcome(WRONG, f"{text[0]} ... {text[-1]}"[:300]), None
-    return Outcome(REFUSED, first), None
+    return Outcome(REFUSED, reason), None
 
 
 def _variants(case: Case) -> Iterator[tuple[str, set[int]]]:
-    """Yield which inputs are constants: none, those of integers, all but the first."""
+    """Yield which inputs are constants: none, those of integers, all but the first, all."""
     yield RIGHT, set()
     if any(not isinstance(value, np.ndarray | TensorProto) for value in case.inputs):
         return
@@ -164,6 +166,7 @@ def _variants(case: Case) -> Iterator[tuple[str, set[int]]]:
     for constant in (integers, set(range(1, count))):
         if constant and len(constant) < count:
             yield CONSTANT, constant
+    yield COMPUTED, set(range(count))
 
 
 def array(value: Any) -> np.ndarray:
@@ -196,7 +199,12 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
         del model.graph.input[number]
     path = folder / "model.onnx"
     onnx.save(model, str(path))
-    module = import_model(path, None)
+    shapes = {
+        value.name: array(case.inputs[number]).shape
+        for number, value in enumerate(values)
+        if number not in constant and value.type.HasField("tensor_type")
+    }
+    module = import_model(path, shapes)
     target = device("native")
     for transform in passes(target, 1, "model"):
         module = transform(module)

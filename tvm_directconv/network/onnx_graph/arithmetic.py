@@ -1,7 +1,12 @@
 """Rules for element-wise operators, for those that only pass tensors on, and for shapes."""
 
-import numpy as np
+from functools import reduce
+from typing import Any
 
+import numpy as np
+from tvm import relax
+
+from .convert import converter
 from .graph import Graph, Node, Refusal, rule
 
 
@@ -37,3 +42,24 @@ def binary_sums(graph: Graph, node: Node) -> str:
     for name in node.inputs[1:]:
         total = graph.emit("Add", total, name)
     return total
+
+
+@rule("Mean")
+def binary_mean(graph: Graph, node: Node) -> str:
+    """Write the mean as a sum of two after the other, and a division."""
+    if len(node.inputs) == 1:
+        return node.inputs[0]
+    count = graph.constant(len(node.inputs), graph.dtype(node.inputs[0]))
+    return str(graph.emit("Div", graph.emit("Sum", *node.inputs), count))
+
+
+def _of_two(operator: Any) -> Any:
+    def convert(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
+        return reduce(lambda x, y: builder.normalize(operator(x, y)), inputs)
+
+    return convert
+
+
+# TVM would stack all of them first.
+converter("Max")(_of_two(relax.op.maximum))
+converter("Min")(_of_two(relax.op.minimum))

@@ -23,7 +23,16 @@ from ...errors import ModelError
 FORM = defs.onnx_opset_version()
 """The version of ONNX's operators that nodes have after their upgrade, and that rules see."""
 
-RULE_MODULES = ("arithmetic", "convolution", "indexing", "resize")
+RULE_MODULES = (
+    "arithmetic",
+    "control_flow",
+    "convolution",
+    "indexing",
+    "normalization",
+    "padding",
+    "pooling",
+    "resize",
+)
 """Modules of this package that register rules, upgrades or converters."""
 
 _SMALL = 1024
@@ -205,13 +214,7 @@ class Graph:
         versions = {opset.domain: opset.version for opset in model.opset_import}
         self._walk(graph, {name: name for name in self._names}, versions)
         if self._refused:
-            raise ModelError(
-                "the model has operators that are not supported: "
-                + "; ".join(
-                    f"{kind} ({', '.join(names)})" + (f": {reason}" if reason else "")
-                    for (kind, reason), names in self._refused.items()
-                )
-            )
+            raise ModelError(_message(self._refused))
         self.outputs = [self._output(value) for value in graph.output]
 
     # --- What rules ask -----------------------------------------------------------------------
@@ -561,6 +564,17 @@ def _of_type(kind: onnx.TypeProto) -> str:
     if which != "tensor_type":
         return f"a {str(which).removesuffix('_type')}"
     return f"a tensor of {_type_name(kind.tensor_type.elem_type)}"
+
+
+def _message(refused: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """Return what is said of nodes, which stand under the operator's type and a reason."""
+    listed: dict[bool, list[str]] = {False: [], True: []}
+    for (kind, reason), names in refused.items():
+        what = f"{kind} ({', '.join(names)})"
+        listed[bool(reason)].append(f"{what}: {reason}" if reason else what)
+    missing = f"the model has operators that are not supported: {'; '.join(listed[False])}"
+    wrong = f"the model has nodes that cannot be compiled: {'; '.join(listed[True])}"
+    return ". ".join(text for text, kind in ((missing, False), (wrong, True)) if listed[kind])
 
 
 def _array(tensor: onnx.TensorProto) -> np.ndarray:

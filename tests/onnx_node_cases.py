@@ -216,7 +216,9 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
     parts = (
         '#include "network.h"\n',
         tables(name, program, symbols, write_weights(program.weights, weights)),
-        re.sub(r"__tvm_ffi_(main|profile)", rf"\g<0>{folder.name}", packed_functions(name, program)),
+        re.sub(
+            r"__tvm_ffi_(main|profile)", rf"\g<0>{folder.name}", packed_functions(name, program)
+        ),
         weights_source(name, str(weights), visibility="hidden"),
     )
     source = folder / f"{name}.c"

@@ -24,14 +24,19 @@ FORM = defs.onnx_opset_version()
 """The version of ONNX's operators that nodes have after their upgrade, and that rules see."""
 
 RULE_MODULES = (
+    "accumulation",
     "arithmetic",
     "control_flow",
     "convolution",
+    "elementwise",
     "indexing",
     "normalization",
     "padding",
     "pooling",
+    "quantization",
+    "recurrent",
     "resize",
+    "signal",
 )
 """Modules of this package that register rules, upgrades or converters."""
 
@@ -380,6 +385,8 @@ class Graph:
         if self._computed(node, wanted):
             return
         self.types |= wanted
+        if self._is_empty(node):
+            return
         if node.kind in RULES:
             results = RULES[node.kind](self, node)
             if results is not None:
@@ -460,6 +467,16 @@ class Graph:
             self.set_known(name, np.asarray(value))
         return True
 
+    def _is_empty(self, node: Node) -> bool:
+        """Return whether all results have no elements, and are known by that."""
+        shapes = {name: shape_in(self.types.get(name)) for name in filter(None, node.outputs)}
+        if any(shape is None or 0 not in shape for shape in shapes.values()):
+            return False
+        for name, shape in shapes.items():
+            assert shape is not None
+            self.set_known(name, np.zeros(shape, self.dtype(name)))
+        return True
+
     def _is_supported(self, node: Node) -> bool:
         from .convert import CONVERTERS
 
@@ -484,7 +501,8 @@ class Graph:
         scope = dict(zip(function.input, [*node.inputs, *missing], strict=True))
         versions = {opset.domain: opset.version for opset in function.opset_import}
         self._walk(function, scope, versions)
-        return [self._resolved(scope[name]) for name in function.output]
+        # What is not computed is not read.
+        return [self._resolved(scope.get(name, name)) for name in function.output]
 
     def _alias(self, node: Node, results: str | Sequence[str]) -> None:
         results = [results] if isinstance(results, str) else results
@@ -533,6 +551,10 @@ class Graph:
 
     def _output(self, value: onnx.ValueInfoProto) -> str:
         name = self._resolved(value.name)
+        shape = shape_in(self.types.get(name))
+        if shape is None or 0 in shape:
+            what = "depends on data" if shape is None else f"is {shape}, which has no elements"
+            raise ModelError(f"the shape of output {value.name!r} {what}")
         if value.type.tensor_type.elem_type != _HALF:
             return name
         half = self._fresh(name)
@@ -541,7 +563,7 @@ class Graph:
         return half
 
 
-_NEVER_COMPUTED = ("AveragePool", "MaxPool", "Resize", "Upsample")
+_NEVER_COMPUTED = ("AveragePool", "GRU", "LSTM", "MaxPool", "RNN", "Resize", "Upsample")
 """Operators of which onnx's own reference is wrong in places; the results of rules are used."""
 
 

@@ -1,0 +1,137 @@
+"""Operators along an axis that add, multiply, sort or move elements."""
+
+from typing import Any
+
+import numpy as np
+from onnx import helper
+from tvm import relax
+
+from ..rewriter import dtype_of, shape_of, value_of
+from .convert import converter
+from .graph import Graph, Node, Refusal, rule
+from .upgrades import upgrade_to
+
+
+def _cumulated(operator: Any) -> Any:
+    def convert(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
+        x, axis = inputs[0], value_of(inputs[1])
+        if axis is None:
+            raise ValueError("its axis is computed from inputs: expected a constant")
+        at = int(axis.item()) % len(shape_of(x))
+        back = attributes.get("reverse", 0)
+        x = builder.normalize(relax.op.flip(x, at)) if back else x
+        exclusive = bool(attributes.get("exclusive", 0))
+        made = builder.normalize(operator(x, at, dtype_of(x), exclusive))
+        return relax.op.flip(made, at) if back else made
+
+    return convert
+
+
+converter("CumSum")(_cumulated(relax.op.cumsum))
+converter("CumProd")(_cumulated(relax.op.cumprod))
+
+
+@rule("ReverseSequence")
+def reverse(graph: Graph, node: Node) -> str:
+    """Read each sequence of the batch from its end, and what is behind it as it is."""
+    x, lengths = node.inputs
+    shape = graph.shape(x)
+    time, batch = node.get("time_axis"), node.get("batch_axis")
+
+    def placed(axis: int) -> list[int]:
+        return [shape[axis] if at == axis else 1 for at in range(len(shape))]
+
+    at = graph.constant(np.arange(shape[time]).reshape(placed(time)), np.int64)
+    end = graph.emit("Cast", lengths, to=helper.np_dtype_to_tensor_dtype(np.dtype(np.int64)))
+    end = graph.emit("Reshape", end, graph.constant(placed(batch), np.int64))
+    mirrored = graph.emit("Sub", graph.emit("Sub", end, at), graph.constant(1, np.int64))
+    indices = graph.emit("Where", graph.emit("Less", at, end), mirrored, at)
+    indices = graph.emit("Expand", indices, graph.constant(shape, np.int64))
+    return str(graph.emit("GatherElements", x, indices, axis=time))
+
+
+@rule("TensorScatter")
+def scatter(graph: Graph, node: Node) -> str:
+    """Write along an axis from a place that each sequence of the batch has."""
+    cache, update = node.inputs[:2]
+    shape, own = graph.shape(cache), graph.shape(update)
+    axis = node.get("axis") % len(shape)
+    sizes = [own[axis] if at == axis else 1 for at in range(len(shape))]
+    at = graph.constant(np.arange(own[axis]).reshape(sizes), np.int64)
+    if node.input(2):
+        first = [shape[0], *[1] * (len(shape) - 1)]
+        places = graph.emit("Reshape", node.inputs[2], graph.constant(first, np.int64))
+        at = graph.emit("Add", at, places)
+    if node.get("mode") == "circular":
+        at = graph.emit("Mod", at, graph.constant(shape[axis], np.int64))
+    indices = graph.emit("Expand", at, graph.constant(own, np.int64))
+    return str(graph.emit("ScatterElements", cache, indices, update, axis=axis))
+
+
+@rule("MaxUnpool")
+def unpool(graph: Graph, node: Node) -> str:
+    """Write maxima to where they were, in a tensor of zeros."""
+    x, indices = node.inputs[:2]
+    shape, kernel = graph.shape(x), node.attributes["kernel_shape"]
+    pads = np.reshape(node.attributes.get("pads") or [0] * 2 * len(kernel), (2, -1)).sum(0)
+    strides = node.attributes.get("strides") or [1] * len(kernel)
+    spatial = zip(shape[2:], kernel, strides, pads, strict=True)
+    sizes = [*shape[:2], *((n - 1) * step - pad + k for n, k, step, pad in spatial)]
+    zeros = graph.constant(np.zeros(np.prod(sizes), graph.dtype(x)))
+    flat = graph.constant([-1], np.int64)
+    given = [graph.emit("Reshape", name, flat) for name in (indices, x)]
+    y = graph.emit("ScatterElements", zeros, *given, axis=0)
+    y = graph.emit("Reshape", y, graph.constant(sizes, np.int64))
+    if not node.input(2):
+        return str(y)
+    more = graph.value(node.input(2)) - sizes
+    if (more < 0).any():
+        raise Refusal(f"its output_shape is smaller than {sizes}")
+    pads = np.concatenate([np.zeros_like(more), more])
+    return str(graph.emit("Pad", y, graph.constant(pads, np.int64)))
+
+
+@rule("Col2Im")
+def columns_to_image(graph: Graph, node: Node) -> str:
+    """Write it as a transposed convolution, in which each element of a kernel is a channel."""
+    x = node.inputs[0]
+    image, block = (graph.value(name).tolist() for name in node.inputs[1:])
+    rank = len(block)
+    strides, dilations = (
+        node.attributes.get(name) or [1] * rank for name in ("strides", "dilations")
+    )
+    pads = node.attributes.get("pads") or [0] * 2 * rank
+    batch, columns, _ = graph.shape(x)
+    taps = int(np.prod(block))
+    spans = [size + sum(pads[axis::rank]) for axis, size in enumerate(image)]
+    places = [
+        (span - step * (k - 1) - 1) // stride + 1
+        for span, k, stride, step in zip(spans, block, strides, dilations, strict=True)
+    ]
+    sizes = [batch, columns, *places]
+    weight = np.eye(taps, dtype=graph.dtype(x)).reshape(taps, 1, *block)
+    extra = [
+        span - (place - 1) * stride - step * (k - 1) - 1
+        for span, place, k, stride, step in zip(
+            spans, places, block, strides, dilations, strict=True
+        )
+    ]
+    return str(
+        graph.emit(
+            "ConvTranspose",
+            graph.emit("Reshape", x, graph.constant(sizes, np.int64)),
+            graph.constant(np.tile(weight, (columns // taps, *[1] * (rank + 1)))),
+            group=columns // taps,
+            strides=strides,
+            dilations=dilations,
+            pads=pads,
+            output_padding=extra,
+        )
+    )
+
+
+@upgrade_to(20, "DFT")
+def _dft_20(graph: Graph, node: Node) -> None:
+    """The axis was an attribute."""
+    axis = graph.constant(node.attributes.pop("axis", 1), np.int64)
+    node.inputs = [*node.inputs, ""][:2] + [axis]

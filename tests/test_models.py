@@ -12,8 +12,8 @@ import tvm_directconv as dc
 from tvm_directconv.bench.models import MODELS, model
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ModelError
-from tvm_directconv.network.network import network_workloads
 from tvm_directconv.toolchain import find_toolchain
+from tvm_directconv.workload import workloads
 
 onnxruntime.set_default_logger_severity(3)
 
@@ -87,11 +87,12 @@ def test_networks_for_arm(name: str, device: str, tmp_path: Path) -> None:
 
 
 def test_convolutions_are_counted(tmp_path: Path) -> None:
-    found = network_workloads(saved("resnet18", tmp_path, size=65))
+    path = saved("resnet18", tmp_path, size=65)
+    found = workloads(path)
     # 20 convolutions and the dense layer.
     assert sum(workload.count for workload in found) == 21
     assert len(found) == len(set(found)) < 21
-    assert all(workload.name.startswith("resnet18:") for workload in found)
+    assert all(workload.name.startswith(f"{path}:") for workload in found)
 
 
 def test_unknown_networks_are_refused() -> None:

@@ -1,10 +1,15 @@
 """Compiled networks: loading, running, wrong calls, other processors, and random networks."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from onnx_models import (
 import tvm_directconv as dc
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.device import host_lacks
-from tvm_directconv.errors import ArgumentError, DeviceError, LibraryError
+from tvm_directconv.errors import ArgumentError, DeviceError, LibraryError, ModelError
 from tvm_directconv.layout import aligned_zeros
 from tvm_directconv.network.network import (
     Network,
@@ -147,6 +152,57 @@ def test_threads_of_the_caller_with_an_arena_each(network: Network, folder: Path
     assert wrong == []
 
 
+def test_threads_that_share_a_network_take_turns(
+    network: Network, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = load_network(library(folder))
+    inputs = random_inputs(network.manifest.inputs)
+    inside, most = [], []
+
+    def computing(*operands: Any) -> None:
+        inside.append(operands)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+
+    monkeypatch.setattr(shared, "_main", computing)
+    monkeypatch.setattr(shared, "_profile", computing)
+    bound = shared.bind(*inputs)[0]
+    uses = [bound, lambda: shared.run(*inputs), lambda: shared.profile(*inputs, repeat=2)]
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(use) for use in uses * 4]:
+            done.result()
+    assert most == [1] * 16
+
+
+def test_a_network_can_be_run_within_its_own_run(network: Network) -> None:
+    inputs = random_inputs(network.manifest.inputs)
+    with network._turns:  # As a signal handler may.
+        assert_equal(network.run(*inputs), by_onnxruntime(model(), inputs))
+
+
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not(network: Network) -> None:
+    inputs = random_inputs(network.manifest.inputs)
+    holding, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with network._turns:
+            holding.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # Ends a child that waits.
+        network.run(*inputs)
+        os._exit(0)
+    leave.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_profiles_time_every_step(network: Network) -> None:
     inputs = random_inputs(network.manifest.inputs)
     seconds = network.profile(*inputs, repeat=3)
@@ -176,9 +232,63 @@ def test_the_workloads_of_a_model(tmp_path: Path) -> None:
     y = g.conv("x", 8, 8, 3, 3, pads=[1] * 4)
     y = g.node("Relu", g.conv(g.node("Relu", y), 8, 8, 3, 3, pads=[1] * 4))
     path = saved(g.model(g.conv(y, 16, 8, 1, 1)), tmp_path)
-    first, second = network_workloads(path)
-    assert (first.count, second.count) == (2, 1)
-    assert first.name.startswith("model0:") and second.out_channels == 16
+    found = network_workloads(path)
+    assert [w.name for w in found] == [f"{path}:{number}" for number in range(3)]
+    assert found[0] == found[1] and found[2].out_channels == 16
+    merged = dc.workloads(path)
+    assert [(w.name, w.count) for w in merged] == [(f"{path}:0", 2), (f"{path}:2", 1)]
+
+
+def test_layers_of_a_model_are_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    g = Graph(x=(1, 8, None, 9))
+    y = g.node("Relu", g.conv("x", 8, 8, 3, 3, pads=[1] * 4))
+    y = g.conv(g.node("Relu", g.conv(y, 8, 8, 3, 3, pads=[1] * 4)), 16, 8, 1, 1)
+    shutil.move(saved(g.model(g.conv(y, 8, 16, 1, 1)), tmp_path), "v2.onnx")
+
+    def names(spec: Any) -> list[str]:
+        return [w.name for w in dc.workloads(spec, input_shapes={"x": (1, 8, 7, 9)})]
+
+    assert [w.in_height for w in dc.workloads("v2.onnx:3", "cortex-a72", {"x": (1, 8, 7, 9)})] == [
+        7
+    ]
+    assert names("v2.onnx") == names("v2.onnx:*") == ["v2.onnx:0", "v2.onnx:2", "v2.onnx:3"]
+    assert names(Path("v2.onnx")) == names("v2.onnx")
+    # Under its own number, though it is the same convolution as the first.
+    assert names("v2.onnx:1") == ["v2.onnx:1"]
+    assert names("v2.onnx:[13],alexnet:conv1") == ["v2.onnx:1", "v2.onnx:3", "alexnet:conv1"]
+    Path("mine.txt").write_text("v2.onnx:3  # the last\nic3ih8oc4kh3\n")
+    assert names("@mine.txt") == ["v2.onnx:3", ""]
+    # What names cannot hold, wildcards find again; as they do wherever the name says more.
+    for odd in ("a,b.onnx", "c:d.onnx", 'e"#*.onnx', " [f],.onnx", "g\n.onnx", "dir.onnx:1/h.onnx"):
+        Path(odd).parent.mkdir(exist_ok=True)
+        shutil.copy("v2.onnx", odd)
+        (name,) = names(f"{odd}:3")
+        assert names(name) == [name]
+    assert names("?2.onnx:3") == ["v2.onnx:3"]
+
+
+def test_wrong_layers_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    g = Graph(x=(1, 8, 9, 9))
+    shutil.move(saved(g.model(g.conv("x", 8, 8, 3, 3)), tmp_path), "one.onnx")
+    g = Graph(x=(1, 8, 9, 9))
+    shutil.move(saved(g.model(g.node("Relu", "x")), tmp_path), "none.onnx")
+    for spec, message in {
+        "one.onnx:1": "no layer of one.onnx matches '1'; use a layer's name, 0 to 0, a pattern",
+        "one.onnx:": "no layer of one.onnx matches ''",
+        "none.onnx": "there are no convolutions in none.onnx",
+        "none.onnx:0": "there are no convolutions in none.onnx",
+        "two.onnx:0": "model 'two.onnx' does not exist",
+        "two*.onnx": "model 'two*.onnx' does not exist",
+        "two\0.onnx": "does not exist",
+    }.items():
+        with pytest.raises(dc.DirectConvError, match=re.escape(message)):
+            dc.workloads(spec)
+    with pytest.raises(ModelError, match="size of input 'y' is given, but no model: expected a fi"):
+        dc.workloads("alexnet", input_shapes={"y": (1, 3)})
+    with pytest.raises(ModelError, match="there is no input 'y': expected a size of 'x'"):
+        dc.workloads("one.onnx", input_shapes={"y": (1, 3)})
 
 
 # --- What a library is ------------------------------------------------------------------------

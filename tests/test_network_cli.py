@@ -12,6 +12,7 @@ from conftest import FOREIGN, Command
 from onnx_models import Graph, by_onnxruntime, random_inputs, saved
 from PIL import Image
 
+import tvm_directconv as dc
 from tvm_directconv.cli import main
 from tvm_directconv.network import network as network_module
 from tvm_directconv.network.network import load_network
@@ -239,13 +240,52 @@ def test_tune_takes_the_convolutions_of_a_model(run: Command) -> None:
     status, out, err = run(*words, "--format", "json")
     assert status == 0
     rows = json.loads(out)
-    assert [row["network"] for row in rows] == ["net", "net"]
+    assert [row["network"] for row in rows] == ["net.onnx", "net.onnx"]
     assert [row["layer"] for row in rows] == ["0", "1"]
     assert "log: " in err
     assert run("compile", "net.onnx", "-o", "a.so", "--logs", "logs")[0] == 0
     layers = [layer for layer in load_network("a.so").manifest.layers if layer.workload]
     assert all(layer.blocking_source != "model" for layer in layers)
     assert run("run", "a.so", "--input", "x.npy", "--expect", "y.npy")[0] == 0
+
+
+# --- Layers of models wherever convolutions are ------------------------------------------------
+
+
+def test_names_of_a_model_s_layers_are_specs_of_all_commands(run: Command, tmp_path: Path) -> None:
+    _, out, _ = run("layers", "net.onnx", "--format", "markdown")
+    names = [line.split(" | ")[0].strip("| ") for line in out.splitlines()[2:]]
+    assert names == ["net.onnx:0", "net.onnx:1"]
+    (_, second) = dc.workloads("net.onnx")
+    assert run("explain", names[1])[1].startswith(f"net.onnx:1: {second} on ")
+    assert run("compile", names[1], "-o", "one.so")[0] == 0
+    assert dc.load("one.so").workload == second
+    assert run("compile", "net.onnx:*", "-o", "all")[0] == 0
+    assert sorted(path.name for path in tmp_path.glob("all/*.so")) == [
+        "net.onnx_0.so",
+        "net.onnx_1.so",
+    ]
+    status, out, _ = run("bench", names[1], "--repeat", "1", "--format", "json")
+    assert status == 0 and json.loads(out)[0]["workload"] == str(second)
+    words = ("tune", names[1], "--trials", "1", "--logs", "logs", "--strategy", "random")
+    status, out, _ = run(*words)
+    assert status == 0 and names[1] in out
+    _, out, _ = run("logs", "show", names[1], "--logs", "logs", "--format", "json")
+    assert {row["workload"] for row in json.loads(out)} == {str(second)}
+    _, out, err = run("logs", "show", names[0], "--logs", "logs")
+    assert out == "" and "nothing found" in err
+    _, out, _ = run("logs", "best", "net.onnx", "--logs", "logs", "--format", "json")
+    assert [row["layer"] for row in json.loads(out)] == ["0", "1"]
+
+
+@pytest.mark.parametrize("words", [["layers"], ["explain"], ["logs", "best"], ["logs", "show"]])
+def test_sizes_that_models_leave_open(run: Command, words: list[str]) -> None:
+    status, _, err = run(*words, "open.onnx")
+    assert status == 2 and "--input-shape x:N,3,N,10" in err
+    status, _, err = run(*words, "open.onnx:0", "--input-shape", "x:1,3,7,10")
+    assert status == 0, err
+    status, _, err = run(*words, "--input-shape", "x:1,3,7,10")
+    assert status == 2 and ("a size of input 'x' is given" in err or "required: SPEC" in err)
 
 
 # --- Errors -----------------------------------------------------------------------------------
@@ -275,11 +315,11 @@ ERRORS = {
     ),
     "size of no model": (
         ["compile", SMALL, "-o", "a.so", "--input-shape", "x:1,3"],
-        "--input-shape is given for 'x': expected a model",
+        "a size of input 'x' is given, but no model: expected",
     ),
     "size of no model, tuned": (
         ["tune", SMALL, "--input-shape", "x:1,3"],
-        "--input-shape is given for 'x': expected a model",
+        "a size of input 'x' is given, but no model: expected",
     ),
     "two models": (["compile", "net.onnx", "two.onnx", "-o", "a.so"], "2 specs are given"),
     "epilogue": (

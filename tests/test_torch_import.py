@@ -76,6 +76,8 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     corrupt.write_bytes(b"no zip")
     with pytest.raises(ModelError, match=r"corrupt\.pt2' is corrupt"):
         dc.compile_network(corrupt, tmp_path / "a.so")
+    with pytest.raises(ModelError, match=r"size of input 'x' is given, but .*corrupt\.pt2' leaves"):
+        dc.workloads(f"{corrupt}:0", input_shapes={"x": (1, 3)})
 
 
 def test_sizes_that_depend_on_the_input_are_refused(torch: Any, small: Any, tmp_path: Path) -> None:

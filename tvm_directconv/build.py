@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -484,21 +485,32 @@ class CompiledConv:
 
 
 class BoundCall:
-    """A convolution together with its arrays: calling it computes `out` from the others."""
+    """A convolution together with its arrays: calling it computes `out` from the others.
 
-    def __init__(self, function: Any, arrays: tuple[np.ndarray, ...], threads: int) -> None:
+    Calls that share memory besides, as those of a network share its arena, share a lock.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        arrays: tuple[np.ndarray, ...],
+        threads: int,
+        lock: AbstractContextManager[Any] | None = None,
+    ) -> None:
         import tvm_ffi
 
         self.out = arrays[-1]
         self._function = function
         self._tensors = tuple(tvm_ffi.from_dlpack(array) for array in arrays)
         self._wanted = threads
+        self._lock = lock or nullcontext()
 
     def __call__(self) -> None:
         """Compute the output."""
-        if self._wanted > 1:
-            size_pool(self._wanted)
-        self._function(*self._tensors)
+        with self._lock:
+            if self._wanted > 1:
+                size_pool(self._wanted)
+            self._function(*self._tensors)
 
 
 _pool_threads = 0

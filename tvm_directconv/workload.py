@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import glob
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import WorkloadError
+from .errors import ModelError, WorkloadError
+
+if TYPE_CHECKING:
+    from .device import Device
+
+MODELS = (".onnx", ".pt2")
+"""How files of models end: ONNX, and torch.export."""
 
 MAX_ELEMENTS = 2**31 - 1  # kernels index every tensor with 32-bit integers
 
@@ -24,6 +32,8 @@ _KEYS_3D = ("id", "od", "kd", "sd", "pd", "dd")
 _MAY_BE_ZERO = ("ph", "pw", "dh", "dw")
 _TOKEN = re.compile("([A-Za-z]*)([0-9]*)")
 _NAME = re.compile(r'n"([^"*]+)(?:\*([0-9]+)"|"(?:\*([0-9]+))?)')
+_MODEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, MODELS))}))(?::([^,]*))?", re.DOTALL)
+_NOT_IN_NAMES = re.compile(r'["*,#:\[]|^\s')
 _EXAMPLE = "ic256ih56oc256oh56kh3ph1"
 
 
@@ -545,21 +555,32 @@ def _descriptor_padding(values: dict[str, int], axis: str) -> tuple[int, int]:
 # ---- specs, networks and files of shapes
 
 
-def workloads(spec: str | ConvWorkload | Sequence[str | ConvWorkload]) -> list[ConvWorkload]:
+def workloads(
+    spec: str | Path | ConvWorkload | Sequence[str | Path | ConvWorkload],
+    device: Device | str = "native",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[ConvWorkload]:
     """Find the convolutions that a spec asks for.
 
     Parameters
     ----------
-    spec : str, ConvWorkload, or list or tuple of these
+    spec : str, Path, ConvWorkload, or list or tuple of these
         A string holds one or more of these, separated by commas:
 
         - ``resnet50``: all convolutions of a network (see `networks`);
         - ``vgg16:conv3_*``, ``*:conv1``: the layers that match, ``*`` and ``?`` being wildcards;
+        - ``model.onnx``, ``model.pt2``: all convolutions of a model;
+        - ``model.onnx:3``, ``model.onnx:[4-6]``: those that match of its convolutions, which are
+          called after their place, from 0 on, in the order in which they are computed;
         - ``ic256ih56oc256oh56kh3ph1``: a descriptor, see `ConvWorkload.parse`;
         - ``@my_layers.txt``: a file with one of the above on each line; blank lines, and the rest
           of a line from a ``#`` on, are ignored.
 
-        A workload is passed through.
+        A path is that of a model. A workload is passed through.
+    device : Device or str
+        What models are compiled for: it decides which groups of channels they have.
+    input_shapes : mapping, optional
+        Sizes of inputs that models leave open, by name.
 
     Returns
     -------
@@ -573,16 +594,53 @@ def workloads(spec: str | ConvWorkload | Sequence[str | ConvWorkload]) -> list[C
     ------
     WorkloadError
         If the spec is malformed, a file cannot be read, or nothing matches.
+    ModelError
+        If a model cannot be read, or sizes of inputs are given but no model.
     """
     items = spec if isinstance(spec, (list, tuple)) else [spec]
-    if not items:
-        raise WorkloadError(f"no convolution is given; {_expected()}")
+    shapes = dict(input_shapes or {})
+    models: dict[str, list[ConvWorkload]] = {}
+
+    def layers_of_model(path: str) -> list[ConvWorkload]:
+        if path not in models:
+            from .network.network import network_workloads
+
+            models[path] = network_workloads(path, device, shapes)
+        return models[path]
+
     found: dict[tuple[str, ConvWorkload], ConvWorkload] = {}
     for item in items:
-        for workload in _resolve(item):
+        for workload in _resolve(item, layers_of_model):
             key = (workload.name, workload)
             found[key] = max(found.get(key, workload), workload, key=operator.attrgetter("count"))
+    if shapes and not models:
+        raise ModelError(
+            f"a size of input {next(iter(shapes))!r} is given, but no model: expected a file "
+            f"ending in {' or '.join(MODELS)}"
+        )
+    if not items:
+        raise WorkloadError(f"no convolution is given; {_expected()}")
     return list(found.values())
+
+
+def is_model(spec: str) -> bool:
+    """Return whether a spec is a model in whole, and not layers of one."""
+    return spec.endswith(MODELS)
+
+
+def model_layer_name(path: str | Path, number: int) -> str:
+    """Return what a convolution of a model is called: a spec that finds it again.
+
+    Parameters
+    ----------
+    path : str or Path
+        The model's file.
+    number : int
+        Place among its convolutions.
+    """
+    # Names take fewer characters than files; a wildcard stands for the others.
+    letters = (c if c.isprintable() else "?" for c in _NOT_IN_NAMES.sub("?", str(path)))
+    return f"{''.join(letters)}:{number}"
 
 
 def networks() -> list[str]:
@@ -612,22 +670,40 @@ def load_shapes(path: str | Path) -> list[ConvWorkload]:
     return _merge(_read(Path(path), _descriptor))
 
 
-def _resolve(item: object) -> list[ConvWorkload]:
+def _resolve(
+    item: object, layers_of_model: Callable[[str], list[ConvWorkload]]
+) -> list[ConvWorkload]:
     if isinstance(item, ConvWorkload):
         return [item]
+    if isinstance(item, Path):
+        item = str(item)
     if not isinstance(item, str):
         raise WorkloadError(f"cannot use {item!r} as a convolution; {_expected()}")
+
+    def resolve(spec: str) -> list[ConvWorkload]:
+        return _layers_or_descriptor(spec, layers_of_model)
+
+    model = _MODEL.fullmatch(item)
+    if model and Path(model[1]).is_file():  # Commas may be in its name.
+        return resolve(item)
     found = []
     for spec in (part.strip() for part in item.split(",")):
         if spec.startswith("@"):
             # Files hold no "@": a file that names itself would never end.
-            found += _read(Path(spec[1:]), _layers_or_descriptor)
+            found += _read(Path(spec[1:]), resolve)
         else:
-            found += _layers_or_descriptor(spec)
+            found += resolve(spec)
     return found
 
 
-def _layers_or_descriptor(spec: str) -> list[ConvWorkload]:
+def _layers_or_descriptor(
+    spec: str, layers_of_model: Callable[[str], list[ConvWorkload]]
+) -> list[ConvWorkload]:
+    model = _MODEL.fullmatch(spec)
+    if model and ('"' not in spec or Path(model[1]).is_file()):
+        path, layer = model.groups()
+        paths = [path] if Path(path).is_file() else sorted(glob.glob(path)) or [path]
+        return _matching({path: layers_of_model(path) for path in paths}, layer)
     # No network is called like a key and its value, and only descriptors have quotes.
     if '"' in spec or (":" not in spec and re.match("_*[A-Za-z]{1,2}[0-9]", spec)):
         return _descriptor(spec)
@@ -640,15 +716,22 @@ def _layers_or_descriptor(spec: str) -> list[ConvWorkload]:
         raise WorkloadError(
             f"unknown network {network!r}; {_expected()}" + _did_you_mean(network, networks())
         )
+    return _matching({name: _networks()[name] for name in chosen}, layer if colon else None)
+
+
+def _matching(chosen: dict[str, list[ConvWorkload]], layer: str | None) -> list[ConvWorkload]:
+    """Return the layers of networks that match a pattern, all of them if there is none."""
     found: list[ConvWorkload] = []
-    for name in chosen:
-        layers = _networks()[name]
-        found += _merge(w for w in layers if not colon or fnmatch.fnmatchcase(w.layer, layer))
+    for layers in chosen.values():
+        found += _merge(w for w in layers if layer is None or fnmatch.fnmatchcase(w.layer, layer))
+    names = [w.layer for layers in chosen.values() for w in layers]
+    if not names:
+        raise WorkloadError(f"there are no convolutions in {', '.join(chosen)}")
     if not found:
-        names = [w.layer for name in chosen for w in _networks()[name]]
         raise WorkloadError(
-            f"no layer of {', '.join(chosen)} matches {layer!r}; use a layer's name, a pattern "
-            f"such as {names[0][:4] + '*'!r}, or '*' for all" + _did_you_mean(layer, names)
+            f"no layer of {', '.join(chosen)} matches {layer!r}; use a layer's name, {names[0]} to "
+            f"{names[-1]}, a pattern such as {names[-1][:-1] + '*'!r}, or '*' for all"
+            + _did_you_mean(str(layer), names)
         )
     return found
 
@@ -704,8 +787,8 @@ def _networks() -> dict[str, list[ConvWorkload]]:
 
 def _expected() -> str:
     return (
-        f"expected a network ({', '.join(networks())}), NETWORK:LAYER, a descriptor such as "
-        f"{_EXAMPLE!r}, or @FILE"
+        f"expected a network ({', '.join(networks())}), NETWORK:LAYER, a model "
+        f"({' or '.join(MODELS)}), MODEL:NUMBER, a descriptor such as {_EXAMPLE!r}, or @FILE"
     )
 
 

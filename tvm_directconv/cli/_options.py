@@ -2,22 +2,63 @@
 
 import argparse
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..device import Device
 from ..errors import LogError
 from ..logs import use_logs
+from ..workload import ConvWorkload, workloads
 
 TOLERANCE = 1e-4
 """Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
 
-SPECS = (
-    "a network (vgg16), layers of one (vgg16:conv3_*), a descriptor (ic256ih56oc256oh56kh3ph1), "
-    "or a file with one of these on each line (@FILE)"
+_SPECS = (
+    "a network (vgg16), layers of one (vgg16:conv3_*), the convolutions of a model (model.onnx, "
+    "model.pt2) or some of them, counted from 0 (model.onnx:3), a descriptor "
+    "(ic256ih56oc256oh56kh3ph1), or a file with one of these on each line (@FILE)"
 )
 
 
-MODELS = (".onnx", ".pt2")
-"""How files of models end: ONNX, and torch.export."""
+def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | None = None) -> None:
+    """Add ``SPEC`` and ``--input-shape``; see :func:`workloads_of`.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        To which they are added.
+    more : str
+        Said of specs in the help.
+    default : str, optional
+        What is taken if none is given, in words; at least one has to be given if this is not.
+    """
+    parser.add_argument(
+        "spec",
+        nargs="+" if default is None else "*",
+        metavar="SPEC",
+        help="; ".join(filter(None, (_SPECS, more, default and f"default: {default}"))),
+    )
+    add_input_shape(parser)
+
+
+def workloads_of(
+    args: argparse.Namespace, device: Device | str | None, default: Sequence[str] = ()
+) -> list[ConvWorkload]:
+    """Return the convolutions that ``SPEC`` and ``--input-shape`` ask for; none if none is given.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        What was given.
+    device : Device or str, optional
+        What models are compiled for; this machine if not given.
+    default : sequence of str
+        Specs if none is given.
+    """
+    specs = args.spec or list(default)
+    if not specs and not args.input_shape:
+        return []
+    return workloads(specs, device or "native", dict(args.input_shape))
 
 
 def add_input_shape(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +83,6 @@ def _input_shape(text: str) -> tuple[str, list[int]]:
             "x:1,3,224,224"
         )
     return name, [int(part) for part in parts]
-
-
-def is_model(spec: str) -> bool:
-    """Return whether a spec is a file with a model."""
-    return spec.endswith(MODELS)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -9,16 +9,17 @@ from ..build import build
 from ..device import Device, host_lacks
 from ..device import device as find_device
 from ..errors import DeviceError, LibraryError
-from ..workload import ConvWorkload, workloads
+from ..workload import ConvWorkload
 from ._options import (
-    SPECS,
     TOLERANCE,
     add_blocking,
     add_device,
     add_logs,
+    add_specs,
     add_threads,
     logs_of,
     positive,
+    workloads_of,
 )
 from ._output import Row, add_format, check_writable, for_people, render, status_line, write
 
@@ -27,9 +28,7 @@ _PAPER = ["alexnet", "vgg16", "googlenet"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument(
-        "spec", nargs="*", metavar="SPEC", help=f"{SPECS}; default: {' '.join(_PAPER)}"
-    )
+    add_specs(parser, default=" ".join(_PAPER))
     add_device(parser)
     add_threads(parser)
     add_blocking(parser)
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             f"cannot measure code for {device.name} here: {reason}. Measure on the device, or try "
             "the code with 'tvm-directconv compile' and 'tvm-directconv run --emulate'"
         )
-    asked = workloads(args.spec or _PAPER)
+    asked = workloads_of(args, device, _PAPER)
     logs = logs_of(args)
     if args.output:
         check_writable(args.output)

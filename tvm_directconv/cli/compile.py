@@ -9,33 +9,28 @@ from pathlib import Path
 from ..build import SUFFIXES, build
 from ..compute import ACTIVATIONS, Epilogue
 from ..errors import LibraryError, ModelError, WorkloadError
-from ..workload import ConvWorkload, workloads
+from ..workload import ConvWorkload, is_model
 from ._options import (
-    MODELS,
-    SPECS,
     add_blocking,
     add_device,
     add_input_layout,
-    add_input_shape,
     add_logs,
+    add_specs,
     add_threads,
-    is_model,
     logs_of,
+    workloads_of,
 )
 from ._output import render, status_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument(
-        "spec", nargs="+", metavar="SPEC", help=f"{SPECS}; or one model ({' or '.join(MODELS)})"
-    )
+    add_specs(parser, "one model without numbers is compiled as a network")
     add_device(parser)
     add_threads(parser)
     add_blocking(parser)
     add_logs(parser)
     add_input_layout(parser)
-    add_input_shape(parser)
     parser.add_argument(
         "--epilogue",
         type=_epilogue,
@@ -126,12 +121,7 @@ def _compile_model(args: argparse.Namespace) -> None:
 
 
 def _compile(args: argparse.Namespace) -> None:
-    if args.input_shape:
-        raise ModelError(
-            f"--input-shape is given for {args.input_shape[0][0]!r}: expected a model to compile, "
-            "a file ending in .onnx or .pt2"
-        )
-    asked = workloads(args.spec)
+    asked = workloads_of(args, args.device)
     paths = _folders if args.emit == "c" else _paths
     for workload, path in zip(asked, paths(asked, Path(args.output)), strict=True):
         conv = build(

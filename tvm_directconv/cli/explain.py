@@ -3,13 +3,20 @@
 import argparse
 
 from ..explain import explain
-from ..workload import workloads
-from ._options import SPECS, add_device, add_input_layout, add_logs, add_threads, logs_of
+from ._options import (
+    add_device,
+    add_input_layout,
+    add_logs,
+    add_specs,
+    add_threads,
+    logs_of,
+    workloads_of,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("spec", nargs="+", metavar="SPEC", help=SPECS)
+    add_specs(parser)
     add_device(parser)
     add_threads(parser)
     add_input_layout(parser)
@@ -19,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print why the model chooses the blockings it does."""
     with logs_of(args):
-        for number, workload in enumerate(workloads(args.spec)):
+        for number, workload in enumerate(workloads_of(args, args.device)):
             if number:
                 print("\n" + "-" * 80 + "\n")
             print(explain(workload, args.device, args.threads, args.input_layout))

@@ -2,21 +2,27 @@
 
 import argparse
 
-from ..workload import ConvWorkload, networks, workloads
-from ._options import SPECS
+from ..workload import ConvWorkload, networks
+from ._options import add_device, add_specs, workloads_of
 from ._output import Row, add_format, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("spec", nargs="*", metavar="SPEC", help=f"{SPECS}; default: all networks")
+    add_specs(parser, default="all networks")
+    add_device(parser)
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """List the convolutions that specs stand for."""
-    rows = [_row(workload) for workload in workloads(args.spec or networks())]
-    write(render(rows, args.format))
+    found = workloads_of(args, args.device, networks())
+    rows = [_row(workload) for workload in found]
+    people = [
+        {"layer": w.name} | {key: row[key] for key in row if key not in ("network", "layer")}
+        for w, row in zip(found, rows, strict=True)
+    ]
+    write(render(rows, args.format, people))
     return 0
 
 

@@ -10,14 +10,15 @@ from .. import logs
 from ..device import Device
 from ..device import device as find_device
 from ..layout import ActivationLayout
-from ..workload import ConvWorkload, workloads
+from ..workload import ConvWorkload
 from ._options import (
-    SPECS,
     add_device,
     add_input_layout,
     add_logs,
+    add_specs,
     logs_of,
     positive,
+    workloads_of,
 )
 from ._output import Row, add_format, render, write
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return command
 
     show = add("show", _show)
-    show.add_argument("spec", nargs="*", metavar="SPEC", help=f"{SPECS}; default: everything")
+    add_specs(show, default="everything")
     show.add_argument(
         "--device", metavar="DEVICE", help="only records of this device; default: of all"
     )
@@ -47,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(show)
 
     best = add("best", _best)
-    best.add_argument(
-        "spec", nargs="*", metavar="SPEC", help=f"{SPECS}; default: what is in the logs"
-    )
+    add_specs(best, default="what is in the logs")
     add_device(best)
     best.add_argument(
         "--threads",
@@ -107,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     """List what was measured, the best of each convolution first."""
-    wanted = [str(workload) for workload in workloads(args.spec)] if args.spec else None
+    wanted = {str(workload) for workload in workloads_of(args, args.device)}
     device = find_device(args.device).name if args.device else None
     cases: dict[tuple[object, ...], list[logs.Record]] = {}
     source: dict[int, str] = {}
@@ -116,7 +115,7 @@ def _show(args: argparse.Namespace) -> int:
             for record in logs.read(path):
                 if device not in (None, record.device):
                     continue
-                if wanted is not None and str(record.workload) not in wanted:
+                if wanted and str(record.workload) not in wanted:
                     continue
                 if record.status == "ok" or args.all:
                     case = (record.device, record.workload, record.threads, record.input_layout)
@@ -198,7 +197,7 @@ def _best(args: argparse.Namespace) -> int:
             for record in logs.read(logs.log_path(device.name, folder)):
                 if record.device == device.name and record.status == "ok":
                     known.setdefault(record.workload, set()).add(record.threads)
-        asked = workloads(args.spec) if args.spec else list(known)
+        asked = workloads_of(args, device) or list(known)
         by_descriptor = {str(workload): threads for workload, threads in known.items()}
         rows, people = [], []
         for workload in asked:

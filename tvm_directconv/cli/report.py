@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ReportError
-from ..workload import workloads
-from ._options import SPECS, positive
+from ._options import add_specs, positive, workloads_of
 from ._output import status_line
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
@@ -14,12 +13,7 @@ _PAPER = ["alexnet", "vgg16", "googlenet"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument(
-        "spec",
-        nargs="*",
-        metavar="SPEC",
-        help=f"{SPECS}; default: {' '.join(_PAPER)}, or no layers with --networks",
-    )
+    add_specs(parser, default=f"{' '.join(_PAPER)}, or no layers with --networks")
     parser.add_argument(
         "-o",
         "--output",
@@ -75,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     plots.check()
     folder = Path(args.output)
     if args.render_only:
-        if args.spec or args.networks or args.contestant:
+        if args.spec or args.networks or args.contestant or args.input_shape:
             raise ReportError(
-                "--render-only measures nothing: expected no SPEC, --networks or --contestant "
-                "beside it, everything in the folder is reported"
+                "--render-only measures nothing: expected no SPEC, --input-shape, --networks or "
+                "--contestant beside it, everything in the folder is reported"
             )
     else:
         _measure(folder, args)
@@ -93,9 +87,8 @@ def _measure(folder: Path, args: argparse.Namespace) -> None:
 
     versions.check()
     measurer = measuring.rivals(args.trials)
-    specs = args.spec or ([] if args.networks else _PAPER)
     asked = measuring.Asked(
-        workloads=workloads(specs) if specs else [],
+        workloads=workloads_of(args, "native", [] if args.networks else _PAPER),
         networks=args.networks,
         threads=args.threads,
         repeats=args.repeat,

@@ -6,36 +6,26 @@ from contextlib import closing
 
 from ..device import Device, host_lacks
 from ..device import device as find_device
-from ..errors import DeviceError, ModelError, TuningError
+from ..errors import DeviceError, TuningError
 from ..tuning.runners import TIME_LIMIT, Runner
 from ..tuning.search import STRATEGIES
 from ..tuning.tune import Budget, Layer, Tuner
-from ..workload import ConvWorkload, workloads
 from ._options import (
-    MODELS,
-    SPECS,
     add_device,
-    add_input_shape,
     add_logs,
+    add_specs,
     add_threads,
-    is_model,
     positive,
     whole,
+    workloads_of,
 )
 from ._output import add_format, check_writable, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument(
-        "spec",
-        nargs="+",
-        metavar="SPEC",
-        help=f"{SPECS}; or a model ({' or '.join(MODELS)}): its different convolutions, of which "
-        "those that take longest and occur most get the most trials",
-    )
+    add_specs(parser, "those that take longest and occur most get the most trials")
     add_device(parser)
-    add_input_shape(parser)
     add_threads(parser)
     add_logs(parser)
     where = parser.add_argument_group("where candidates run; default: on this machine")
@@ -115,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from ._progress import Progress, row
 
     device = find_device(args.device)
-    asked = _asked(args, device)
+    asked = workloads_of(args, device)
     if args.output:
         check_writable(args.output)
     if args.plot:
@@ -140,22 +130,6 @@ def run(args: argparse.Namespace) -> int:
     write(render(_rows(layers), args.format, [row(layer) for layer in layers]), args.output)
     print(f"log: {tuner.log}", file=sys.stderr)
     return 1 if any(layer.problem for layer in layers) else 0
-
-
-def _asked(args: argparse.Namespace, device: Device) -> list[ConvWorkload]:
-    if args.input_shape and not any(map(is_model, args.spec)):
-        raise ModelError(
-            f"--input-shape is given for {args.input_shape[0][0]!r}: expected a model to tune"
-        )
-    found: list[str | ConvWorkload] = []
-    for spec in args.spec:
-        if is_model(spec):
-            from ..network.network import network_workloads
-
-            found += network_workloads(spec, device, dict(args.input_shape))
-        else:
-            found.append(spec)
-    return workloads(found)
 
 
 def _runner(args: argparse.Namespace, device: Device) -> Runner:

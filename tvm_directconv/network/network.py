@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import os
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import __version__, versions
 from ..build import BoundCall, load_library, manifest_path
 from ..device import Device
-from ..errors import ArgumentError, BlockingError, LibraryError
+from ..errors import ArgumentError, BlockingError, LibraryError, ModelError
 from ..layout import ALIGNMENT, aligned_zeros
-from ..workload import ConvWorkload
+from ..workload import ConvWorkload, model_layer_name
 
 KIND = "network"
 """What the manifest of a network says it is of."""
@@ -342,6 +345,11 @@ def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[in
     elif Path(model).suffix == ".pt2":
         from .torch_import import import_torch
 
+        if input_shapes:
+            raise ModelError(
+                f"a size of input {next(iter(input_shapes))!r} is given, but {str(model)!r} leaves "
+                "none open: expected none, torch.export has fixed them"
+            )
         module = import_torch(model)
     else:
         from .onnx_import import import_onnx
@@ -359,7 +367,7 @@ def network_workloads(
     device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[ConvWorkload]:
-    """Return the different convolutions of a model, with how often each is in it.
+    """Return the convolutions of a model.
 
     Parameters
     ----------
@@ -369,7 +377,8 @@ def network_workloads(
     Returns
     -------
     list of ConvWorkload
-        In the order in which they are computed; each is named after the model and its place.
+        All of them, in the order in which they are computed; each is named after the model's file
+        and its place, as :func:`tvm_directconv.workloads` finds it.
 
     Raises
     ------
@@ -380,8 +389,9 @@ def network_workloads(
     from ..device import device as find_device
     from .pipeline import convolutions
 
-    name = Path(model).stem if isinstance(model, str | Path) else "network"
-    return convolutions(import_model(model, input_shapes), name, find_device(device))
+    name = model if isinstance(model, str | Path) else "network"
+    found = convolutions(import_model(model, input_shapes), find_device(device))
+    return [replace(w, name=model_layer_name(name, number)) for number, w in enumerate(found)]
 
 
 def _digest(path: Path) -> str:
@@ -389,10 +399,41 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class _Turns:
+    """A lock that is free in a forked process, where the thread that held it does not exist.
+
+    It is reentrant: a signal handler may run the network between two calls of the same thread.
+    """
+
+    _all: ClassVar["weakref.WeakSet[_Turns]"] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._all.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @classmethod
+    def free(cls) -> None:
+        """Free all of them; called in the child after a fork."""
+        for turns in cls._all:
+            turns._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_Turns.free)
+
+
 class Network:
     """A compiled network, loaded. :func:`load_network` makes it.
 
-    It has an arena of its own, so one thread at a time may run it.
+    It has one arena, whose size is in the manifest. Threads may share it: :meth:`run`,
+    :meth:`profile` and the calls that :meth:`bind` makes take turns, each waits until the arena is
+    free. What is to run at the same time is loaded several times, each with an arena of its own;
+    the code and the weights are in memory once.
 
     Attributes
     ----------
@@ -404,6 +445,7 @@ class Network:
         self._main = module["main"]
         self._profile = module["profile"]
         self._arena = aligned_zeros((manifest.arena_bytes // 4,))
+        self._turns = _Turns()
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -435,10 +477,15 @@ class Network:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def bind(self, *inputs: np.ndarray, **named: np.ndarray) -> tuple[BoundCall, list[np.ndarray]]:
-        """Check inputs as :meth:`run` does; return the call, and the arrays it writes."""
+        """Check inputs as :meth:`run` does; return the call, and the arrays it writes.
+
+        They are the same arrays at each call: threads that call it need bound calls of their own.
+        """
         arrays, outputs = self._arrays(inputs, named)
-        call = BoundCall(self._main, (*arrays, *outputs, self._arena), self.manifest.threads)
-        return call, outputs
+        return self._call(self._main, *arrays, *outputs, self._arena), outputs
+
+    def _call(self, function: Any, *operands: np.ndarray) -> BoundCall:
+        return BoundCall(function, operands, self.manifest.threads, self._turns)
 
     def profile(self, *inputs: np.ndarray, repeat: int = 10, **named: np.ndarray) -> np.ndarray:
         """Run and time every step.
@@ -459,8 +506,7 @@ class Network:
         arrays, outputs = self._arrays(inputs, named)
         seconds = np.zeros((repeat, steps))
         for run in range(repeat):
-            operands = (*arrays, *outputs, self._arena, seconds[run])
-            BoundCall(self._profile, operands, self.manifest.threads)()
+            self._call(self._profile, *arrays, *outputs, self._arena, seconds[run])()
         return seconds
 
     def _arrays(

@@ -1,7 +1,5 @@
 """The passes from an imported network to kernels, as ``relax.get_pipeline("tvm_directconv")``."""
 
-from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -64,29 +62,22 @@ def passes(
     ]
 
 
-def convolutions(module: Any, name: str, device: Device) -> list[ConvWorkload]:
-    """Return the different convolutions of an imported network, with how often each is in it.
+def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
+    """Return the convolutions of an imported network, in the order in which they are computed.
 
     Parameters
     ----------
     module : tvm.IRModule
         The network.
-    name : str
-        What stands before their names.
     device : Device
         What they will be compiled for.
     """
     for transform in _first_passes(device):
         module = transform(module)
-    found = [
+    return [
         conv_attributes(value).workload
         for _, value in Rewriter(module).bindings
         if op_name(value) == CONV2D
-    ]
-    counts = Counter(found)
-    return [
-        replace(workload, name=f"{name}:{number}", count=counts[workload])
-        for number, workload in enumerate(dict.fromkeys(found))
     ]
 
 

@@ -4,9 +4,11 @@ None of it computes much. What counts is that memory is gone through once: eleme
 are inlined into their readers, reductions are computed where they are read, rows are vectors.
 """
 
+import math
 from math import prod
 from typing import Any
 
+import numpy as np
 from tvm.s_tir.schedule import ScheduleError
 
 from .partial_sums import sum_in_parts
@@ -37,6 +39,9 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     """
     from tvm import IRModule, s_tir
 
+    func = _with_infinite_limits(func)
+    if func.body.block.name_hint != "root":
+        return _in_order(func)  # Loops that TVM has written by itself: there are no blocks in it.
     sch = s_tir.Schedule(IRModule({"main": func}))
     _inline(sch)
     whole = sch.mod["main"]
@@ -63,6 +68,60 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
         if first is not None:
             sch.decompose_reduction(block, first)
     return _with_scratch(sch.mod["main"], len(outer))
+
+
+def _with_infinite_limits(func: Any) -> Any:
+    """Let the search for the greatest or least element begin at infinity.
+
+    TVM begins at the largest finite number, which then is the result where all are infinite.
+    """
+    from tvm import s_tir, tirx
+    from tvm.tirx import FloatImm
+    from tvm_ffi import structural_map
+
+    def infinite(number: Any) -> Any:
+        dtype = str(number.ty.dtype)
+        if dtype not in ("float32", "float64") or abs(number.value) < np.finfo(dtype).max:
+            return number
+        return tirx.const(math.copysign(math.inf, number.value), dtype)
+
+    def begun(block: Any) -> Any:
+        if block.init is None:
+            return block
+        return s_tir.SBlock(
+            block.iter_vars,
+            block.reads,
+            block.writes,
+            block.name_hint,
+            block.body,
+            structural_map(block.init, (FloatImm, infinite)),
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    return func.with_body(structural_map(func.body, (s_tir.SBlock, begun)))
+
+
+def _in_order(func: Any) -> Any:
+    """Make serial loops of parallel ones."""
+    from tvm import tirx
+    from tvm_ffi import structural_map
+
+    def serial(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        return tirx.For(
+            loop.loop_var,
+            loop.min,
+            loop.extent,
+            tirx.ForKind.SERIAL,
+            loop.body,
+            None,
+            loop.annotations,
+        )
+
+    return func.with_body(structural_map(func.body, (tirx.For, serial)))
 
 
 def _with_scratch(func: Any, depth: int) -> Any:
@@ -130,7 +189,10 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 def _spatial(sch: Any, block: Any) -> list[Any]:
     """Return a block's own loops over outputs, outermost first."""
     kinds = _iterations(sch, block)
-    own = sch.get_loops(block)[-len(kinds) :]
+    own = sch.get_loops(block)
+    if len(own) < len(kinds):
+        return []  # A single number.
+    own = own[len(own) - len(kinds) :]
     return [loop for loop, found in zip(own, kinds, strict=True) if found == 0]
 
 

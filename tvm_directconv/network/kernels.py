@@ -14,6 +14,7 @@ from ..build import symbol_of
 from ..device import Device
 from ..toolchain import cache_folder
 from .operators import KERNEL, ConvAttributes
+from .rewriter import compiling
 
 
 def compile_kernels(
@@ -84,7 +85,8 @@ def _compile(function: Any, symbol: str, device: Device, threads: int, path: Pat
 
     target = device.target(threads)
     function = function.with_attr({"global_symbol": symbol, "target": target})
-    module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
+    with compiling(f"the step {symbol}"):
+        module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
     with tempfile.TemporaryDirectory(prefix=f".{symbol}-", dir=path.parent) as scratch:
         object_file = Path(scratch) / "kernel.o"
         module.write_to_file(str(object_file))

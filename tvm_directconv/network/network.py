@@ -265,7 +265,7 @@ def compile_network(
     from .c_folder import check_folder, write_folder
     from .kernels import compile_kernels
     from .library import link_network
-    from .pipeline import passes
+    from .pipeline import lowered
     from .program import COPY, conv_attributes_of, program_of
 
     if blocking not in (None, "auto", "model"):
@@ -287,9 +287,7 @@ def compile_network(
         if not output.parent.is_dir():
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    module = import_model(model, input_shapes)
-    for transform in passes(target, threads, blocking):
-        module = transform(module)
+    module = lowered(import_model(model, input_shapes), target, threads, blocking)
     program = program_of(module, target)
     objects = compile_kernels(program.kernels, target, threads, progress)
     if emit == "c":

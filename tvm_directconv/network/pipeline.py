@@ -17,7 +17,7 @@ from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
-from .rewriter import Rewriter, op_name
+from .rewriter import Rewriter, compiling, op_name
 
 NAME = "tvm_directconv"
 
@@ -60,6 +60,20 @@ def passes(
         relax.transform.DeadCodeElimination(),
         schedule_kernels(target_device, threads),
     ]
+
+
+def lowered(module: Any, device: Device, threads: int, blocking: str | None) -> Any:
+    """Return a network after all :func:`passes`.
+
+    Raises
+    ------
+    ModelError
+        If one of them cannot compile it.
+    """
+    for transform in passes(device, threads, blocking):
+        with compiling(f"the network (pass {transform.info.name})"):
+            module = transform(module)
+    return module
 
 
 def convolutions(module: Any, device: Device) -> list[ConvWorkload]:

@@ -4,31 +4,69 @@ from typing import Any
 
 import numpy as np
 from onnx import helper
-from tvm import relax
+from tvm import te, tirx
 
-from ..rewriter import dtype_of, shape_of, value_of
+from ..rewriter import shape_of, value_of
 from .convert import converter
 from .graph import Graph, Node, Refusal, rule
 from .upgrades import upgrade_to
 
 
-def _cumulated(operator: Any) -> Any:
+def _cumulated(operator: Any, neutral: int) -> Any:
+    """Return a converter; TVM has no kernel of these for CPUs."""
+
     def convert(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
-        x, axis = inputs[0], value_of(inputs[1])
-        if axis is None:
+        known = value_of(inputs[1])
+        if known is None:
             raise ValueError("its axis is computed from inputs: expected a constant")
-        at = int(axis.item()) % len(shape_of(x))
+        axis = int(known.item()) % len(shape_of(inputs[0]))
+        last = 0 if attributes.get("exclusive", 0) else 1
         back = attributes.get("reverse", 0)
-        x = builder.normalize(relax.op.flip(x, at)) if back else x
-        exclusive = bool(attributes.get("exclusive", 0))
-        made = builder.normalize(operator(x, at, dtype_of(x), exclusive))
-        return relax.op.flip(made, at) if back else made
+
+        def cumulated(x: Any) -> Any:
+            over = te.reduce_axis((0, x.shape[axis]), "over")
+
+            def element(*at: Any) -> Any:
+                first, second = (at[axis], over) if back else (over, at[axis])
+                read = x(*at[:axis], over, *at[axis + 1 :])
+                none = tirx.const(neutral, x.dtype)
+                return operator(tirx.Select(first < second + last, read, none), axis=over)
+
+            return te.compute(x.shape, element, name="cumulated")
+
+        return builder.emit_te(cumulated, inputs[0])
 
     return convert
 
 
-converter("CumSum")(_cumulated(relax.op.cumsum))
-converter("CumProd")(_cumulated(relax.op.cumprod))
+converter("CumSum")(_cumulated(te.sum, 0))
+converter("CumProd")(
+    _cumulated(te.comm_reducer(lambda x, y: x * y, lambda dtype: tirx.const(1, dtype)), 1)
+)
+
+
+@rule("Split")
+def split(graph: Graph, node: Node) -> list[str]:
+    """Cut parts out one by one; some may be empty."""
+    x = node.inputs[0]
+    axis = node.get("axis") % len(graph.shape(x))
+    size = graph.shape(x)[axis]
+    if node.input(1):
+        sizes = graph.value(node.input(1)).tolist()
+    else:
+        count = node.get("num_outputs") or len(node.outputs)
+        each = -(-size // count)
+        sizes = [max(0, min(each, size - each * number)) for number in range(count)]
+    if sum(sizes) != size or len(sizes) != len(node.outputs):
+        raise Refusal(f"its parts are {sizes}: expected {len(node.outputs)}, {size} in all")
+    ends = np.cumsum(sizes)
+    at = graph.constant([axis], np.int64)
+    return [
+        str(graph.emit("Slice", x, *(graph.constant([place], np.int64) for place in span), at))
+        if name
+        else ""
+        for name, *span in zip(node.outputs, ends - sizes, ends, strict=True)
+    ]
 
 
 @rule("ReverseSequence")
@@ -134,4 +172,4 @@ def columns_to_image(graph: Graph, node: Node) -> str:
 def _dft_20(graph: Graph, node: Node) -> None:
     """The axis was an attribute."""
     axis = graph.constant(node.attributes.pop("axis", 1), np.int64)
-    node.inputs = [*node.inputs, ""][:2] + [axis]
+    node.inputs = [node.inputs[0], node.input(1), axis]

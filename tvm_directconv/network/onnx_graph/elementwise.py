@@ -123,10 +123,27 @@ def mish(graph: Graph, node: Node) -> str:
     return str(graph.emit("Mul", x, graph.emit("Div", above, graph.emit("Add", above, two))))
 
 
+@rule("Softplus")
+def softplus(graph: Graph, node: Node) -> str:
+    """Write log(1 + u) so that no digits of a small u are lost."""
+    (x,) = node.inputs
+    dtype = graph.dtype(x)
+    zero, one = graph.constant(0, dtype), graph.constant(1, dtype)
+    small = graph.emit("Exp", graph.emit("Neg", graph.emit("Abs", x)))
+    sum_ = graph.emit("Add", one, small)
+    # What the sum has lost of u, the logarithm of the sum has lost, too.
+    kept = graph.emit("Sub", sum_, one)
+    exact = graph.emit("Equal", kept, zero)
+    divisor = graph.emit("Where", exact, one, kept)
+    log = graph.emit("Mul", graph.emit("Log", sum_), graph.emit("Div", small, divisor))
+    log = graph.emit("Where", exact, small, log)
+    return str(graph.emit("Add", graph.emit("Max", x, zero), log))
+
+
 @rule("ReduceMax", "ReduceMin")
 def extreme(graph: Graph, node: Node) -> str | None:
     """Take bools as numbers."""
-    if graph.dtype(node.inputs[0]) != bool:
+    if graph.dtype(node.inputs[0]).kind != "b":
         return None
     numbers = graph.emit("Cast", node.inputs[0], to=TensorProto.UINT8)
     result = graph.emit(node.kind, numbers, *node.inputs[1:], **node.attributes)

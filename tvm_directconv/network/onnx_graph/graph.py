@@ -403,10 +403,11 @@ class Graph:
             return
         if problem:
             raise Refusal(problem)
-        for name in filter(None, node.outputs):
-            kind = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
-            if kind and kind not in _COMPUTED:
-                raise Refusal(f"its result is of type {_type_name(kind)}")
+        for what, names in (("result", node.outputs), ("input", node.inputs)):
+            for name in filter(None, names):
+                kind = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
+                if kind and kind not in _COMPUTED:
+                    raise Refusal(f"its {what} is of type {_type_name(kind)}")
         self.nodes.append(node)
 
     def _inferred(self, node: Node) -> tuple[dict[str, onnx.TypeProto], str]:
@@ -555,6 +556,8 @@ class Graph:
         if shape is None or 0 in shape:
             what = "depends on data" if shape is None else f"is {shape}, which has no elements"
             raise ModelError(f"the shape of output {value.name!r} {what}")
+        if self.types[name].tensor_type.elem_type not in _COMPUTED:
+            raise ModelError(f"output {value.name!r} is {_of_type(self.types[name])}")
         if value.type.tensor_type.elem_type != _HALF:
             return name
         half = self._fresh(name)

@@ -111,7 +111,7 @@ def short_time_fourier(graph: Graph, node: Node) -> str:
     window = graph.value(node.input(2)) if node.input(2) else None
     size = shape[1] if window is None else len(window)
     length = int(graph.value(node.input(3)).item()) if node.input(3) else size
-    if window is not None and size != length or step < 1 or length > shape[1]:
+    if (window is not None and size != length) or step < 1 or length > shape[1]:
         raise Refusal(f"its frames of {length} samples, its window and its step do not fit")
     frames = 1 + (shape[1] - length) // step
     at = np.arange(frames)[:, None] * step + np.arange(length)

@@ -7,7 +7,7 @@ import numpy as np
 from ...compute import Epilogue
 from ...reference import epilogue_reference
 from ..operators import activation
-from ..rewriter import Rewriter, op_name, rewriting, shape_of, value_of, variables_in
+from ..rewriter import Rewriter, dtype_of, op_name, rewriting, shape_of, value_of, variables_in
 
 # Element-wise operators that activations are written in.
 _ELEMENTWISE: dict[str, Any] = {
@@ -25,8 +25,9 @@ _ELEMENTWISE: dict[str, Any] = {
 # More operators than any activation is written in.
 _MOST = 8
 _NAMES = ("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu")
-# On both sides of every bend that an activation has.
-_PROBES = np.concatenate([np.linspace(-8, 8, 129), [-40.0, 40.0]])
+# On both sides of every bend that an activation has, and far out: others have their bends there.
+_FAR = np.geomspace(10, 1e37, 73)
+_PROBES = np.concatenate([np.linspace(-8, 8, 129), _FAR, -_FAR])
 # Exporters write 1/6 in float32, or with seven digits. The epsilons that others add to a tensor are
 # larger than this.
 _TOLERANCE = 1e-6
@@ -65,7 +66,7 @@ class RecognizeActivations(Rewriter):
             return None
         if op_name(call) == "relax.nn.leakyrelu":
             return variables_in(call)
-        if op_name(call) not in _ELEMENTWISE:
+        if op_name(call) not in _ELEMENTWISE or dtype_of(variable) != "float32":
             return None
         for argument in call.args:
             array = value_of(argument)

@@ -1,8 +1,10 @@
 """What several test files share: layers, exact data, running libraries and the command line."""
 
 import functools
+import json
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tvm_directconv import (
     device,
     devices,
     epilogue_reference,
+    manifest,
     networks,
     random_tensors,
     workloads,
@@ -149,6 +152,12 @@ def run_exact(
     )
     np.testing.assert_array_equal(report.outputs[0], expected)
     return report
+
+
+def change_manifest(path: Path, **changes: Any) -> None:
+    """Change a manifest as if it had been written so: its own digest is right."""
+    found = json.loads(path.read_text())
+    path.write_text(manifest.written({**found, **changes}, found["sha256"], indent=2))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,14 @@
 """Folders with C: built by make, run here and in emulators, compared with Python."""
 
+import ctypes
+import hashlib
 import json
+import os
 import re
 import shutil
+import struct
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,10 @@ from tvm_directconv.bench.models import model
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import LibraryError
 from tvm_directconv.layout import aligned_zeros
-from tvm_directconv.network.c_folder import arguments_of, identifier
+from tvm_directconv.network.c_folder import arguments_of, name_of
 from tvm_directconv.network.network import Port
 from tvm_directconv.network.program import Program
-from tvm_directconv.toolchain import elf_info, find_toolchain
+from tvm_directconv.toolchain import elf_info, find_toolchain, link_shared
 
 TESTS = Path(__file__).parent
 # Devices, and the processors that an emulator is to be.
@@ -330,9 +335,9 @@ def said(program: Path, *words: str) -> str:
 
 
 def test_the_example_explains_itself(example: Path) -> None:
-    usage = "net: usage: net class_.in x_0.in [t8.out] [t5.out]\n"
+    usage = "net: usage: net class.in x_0.in [t8.out] [t5.out]\n"
     header = (example / "net.h").read_text()
-    assert "Input class: float32, 1 x 3 x 11 x 12" in header and "*x_0" in header
+    assert "Input class: float32, 1 x 3 x 11 x 12" in header and "*input_x_0" in header
     assert said(example / "net").startswith(usage.split(" [")[0])
     assert said(example / "net", *"abcde").startswith(usage.split(" [")[0])
     assert said(example / "net", "a", "nowhere") == "net: nowhere: cannot be opened\n"
@@ -355,12 +360,50 @@ def test_weights_that_cannot_be_used(example: Path, tmp_path: Path) -> None:
         whole + b"\0": "copy it again",
         b"x" + whole[1:]: "is no file of weights",
         whole[:24] + b"x" * 32 + whole[56:]: "the weights are not those of this network",
+        # It says that it is whole, and is the right one, but the network would read beyond it.
+        whole[:16] + (64).to_bytes(8, sys.byteorder) + whole[24:64]: "not those of this network",
     }
     for content, message in cases.items():
         (folder / "net.weights").write_bytes(content)
         assert re.search(message, said(folder / "net_mapped", "a", "b"))
     (folder / "net.weights").unlink()
+    os.mkfifo(folder / "net.weights")
+    assert "net.weights holds less than the 64" in said(folder / "net_mapped", "a", "b")
+    (folder / "net.weights").unlink()
     assert "cannot open weights net.weights: No such file" in said(folder / "net_mapped", "a", "b")
+
+
+def test_damaged_weights_are_found_if_asked(example: Path, native: Machine, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(example, folder)
+    (folder / "net_mapped").unlink()
+    native.make(folder, "mapped", "CPPFLAGS=-DRUNS=1 -DCHECK_WEIGHTS")
+    native.run(folder / "net_mapped", "a", "b")
+    whole = (folder / "net.weights").read_bytes()
+    for place in (64, len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        (folder / "net.weights").write_bytes(damaged)
+        assert "the weights are damaged" in said(folder / "net_mapped", "a", "b")
+        native.run(example / "net_mapped", "a", "b")
+
+
+def test_weights_are_compared_with_their_sha256(native: Machine, tmp_path: Path) -> None:
+    library = tmp_path / "runtime.so"
+    runtime = Path(dc.__file__).parent / "deploy" / "directconv.c"
+    link_shared(["-fPIC", "-pthread", runtime], library, native.toolchain)
+    check = ctypes.CDLL(str(library)).directconv_check_weights
+
+    class Weights(ctypes.Structure):
+        _fields_ = (("data", ctypes.c_char_p), ("bytes", ctypes.c_size_t))
+
+    for size in (0, 64, 128, 6400, 2**20):
+        data = np.random.default_rng(size).bytes(size)
+        for digest, expected in ((hashlib.sha256(data).digest(), 0), (bytes(32), 3)):
+            head = struct.pack("=16sQ32s8x", b"directconv\0\0\0\0\0\1", 64 + size, digest)
+            assert check(ctypes.byref(Weights(head + data, 64 + size))) == expected
+            assert check(ctypes.byref(Weights(head + data, 63 + size))) == 3
+    assert check(None) == check(ctypes.byref(Weights(None, 0))) == 1
 
 
 @pytest.mark.parametrize("name", ["net.so", "net.c", "file", "...", "--"])
@@ -398,7 +441,7 @@ def test_the_command_line_makes_folders(native: Machine, tmp_path: Path, run: Co
     for name in names:
         native.make(tmp_path / "all" / name)
         assert (
-            f"int {name}_run(const float *x, const float *weight, float *y);"
+            f"int {name}_run(const float *input_x, const float *input_weight, float *output_y);"
             in (tmp_path / "all" / name / f"{name}.h").read_text()
         )
 
@@ -421,21 +464,133 @@ def test_a_folder_is_written_again(native: Machine, tmp_path: Path) -> None:
         ("3net", "n3net"),
         ("__main", "main_"),
         ("main", "main_"),
-        ("class", "class_"),
+        ("class", "class"),
         ("clean", "clean_"),
+        ("Makefile", "Makefile_"),
+        ("directconv", "directconv_"),
         ("größe", "gr__e"),
         ("名", "unnamed"),
+        ("n" * 250, "n" * 100),
     ],
 )
-def test_identifiers(name: str, expected: str) -> None:
-    assert identifier(name) == expected
+def test_names_of_folders(name: str, expected: str) -> None:
+    assert name_of(Path("somewhere", name)) == expected
+
+
+# Words of C and C++, names and macros of their libraries, of Linux, of what is generated and of the
+# runtime; what ends a comment or a string, or looks like it; what is alike without its signs.
+NAMES = [
+    "size_t",
+    "memcpy",
+    "NULL",
+    "errno",
+    "assert",
+    "int",
+    "class",
+    "rand",
+    "main",
+    "stdin",
+    "linux",
+    "EOF",
+    "uint8_t",
+    "_Bool",
+    "__LINE__",
+    "argv",
+    "argc",
+    "network",
+    "weights",
+    "arena",
+    "arena_bytes",
+    "arguments",
+    "net_weights",
+    "net_run",
+    "Network",
+    "Step",
+    "Parameter",
+    "directconv_run",
+    "DIRECTCONV_OK",
+    "RUNS",
+    "THREADS",
+    "milliseconds",
+    "read_input",
+    "input_x",
+    "output_x",
+    "x",
+    "X",
+    "x_",
+    "x.",
+    "9",
+    "x??/x",
+    "??/",
+    "a*/b",
+    "/*",
+    "//",
+    "**//",
+    "?/",
+    "%s%n",
+    "a\\",
+    '"',
+    "'",
+    "größe",
+    "名",
+]
+
+
+def test_tensors_of_any_name(native: Machine, tmp_path: Path) -> None:
+    names = [*NAMES, "a b", "a\nb", "a\rb", " ", "n" * 5000, "n" * 5001]
+    inputs = names[::2]
+    g = Graph(**dict.fromkeys(inputs, (1, 2, 3, 4)))
+    total = g.conv(inputs[0], 2, 2, 1, 1)
+    for name in inputs[1:]:
+        total = g.node("Add", total, name)
+    made = g.model(*(g.node(("Relu", "Tanh", "Neg", "Abs")[n % 4], total) for n in range(4)))
+    for name, output, node in zip(
+        names[1::2], made.graph.output, made.graph.node[-4:], strict=False
+    ):
+        output.name = node.output[0] = name
+    dc.compile_network(saved(made, tmp_path), tmp_path / "net", emit="c")
+    native.make(tmp_path / "net", f"CFLAGS={WARNINGS} -pedantic", "all", "mapped", "shared")
+    accepted_by_cpp(tmp_path / "net", "net")
+
+
+def accepted_by_cpp(folder: Path, name: str) -> None:
+    """Compile a header as C++, beside the library's own."""
+    words = ["g++", *WARNINGS.split(), "-pedantic", "-std=c++17", "-xc++", "-fsyntax-only", "-"]
+    words += ["-iquote", str(folder), "-iquote", str(folder / "runtime")]
+    code = f'#include "{name}.h"\n#include <cstring>\n#include <string>\nauto f = {name}_run;\n'
+    subprocess.run(words, input=code, check=True, text=True)
+
+
+def test_folders_of_any_name(
+    native: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conv = dc.build("ic8ih4oc8oh4kh1", blocking="model")
+    others = ["string", "version", "main", "Makefile", "directconv", "network", "m", "-x", "名"]
+    for name in (*others, "n" * 250, "a b", "a\nb", "$(x) ${x} #'\"\\%;&"):
+        folder = Path(conv.export_c(name)).resolve()
+        native.make(folder, f"CFLAGS={WARNINGS} -pedantic")
+        accepted_by_cpp(folder, name_of(folder))
+
+
+def test_cmake_takes_folders_of_many_names(tmp_path: Path) -> None:
+    # CMake itself refuses quotes, backslashes, colons, semicolons and newlines.
+    g = Graph(x=(1, 8, 4, 4))
+    path = saved(g.model(g.conv("x", 8, 8, 1, 1)), tmp_path)
+    for name in ("test", "a $x #'%& größe"):
+        folder = tmp_path / name
+        dc.compile_network(path, folder, emit="c")
+        build = folder / "build"
+        subprocess.run(["cmake", "-S", folder, "-B", build], check=True, capture_output=True)
+        subprocess.run(["cmake", "--build", build], check=True, capture_output=True)
+        assert list(build.glob("*_example"))
 
 
 def test_arguments_have_names_of_their_own() -> None:
     ports = [Port(name, (2,), dtype) for name, dtype in [("a.b", "int64"), ("A_B", "float16")]]
     program = Program(ports, [Port("a_b", (), "bool")], [])
     arguments = arguments_of(program)
-    assert [a.name for a in arguments] == ["a_b", "A_B_", "a_b__"]
+    assert [a.variable for a in arguments] == ["input_a_b", "input_A_B_", "output_a_b__"]
     assert [a.c_type for a in arguments] == ["int64_t", "uint16_t", "uint8_t"]
     assert [a.elements for a in arguments] == [2, 2, 1]
 

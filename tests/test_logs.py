@@ -150,7 +150,7 @@ BAD = {
     "Infinity": (record().to_line().replace("0.8", "Infinity"), "Infinity is no number"),
     "too large": (record().to_line().replace("0.8", "1e999"), "of_peak is inf"),
     "huge": (line(of_peak=10**400), "of_peak is 1000"),
-    "list": ("[1]", "is no record"),
+    "list": ("[1]", "expected an object"),
     "no key": (line(seed=type), "seed missing"),
     "format text": (line(format="1"), "format is '1'"),
     "format true": (line(format=True), "format is True"),
@@ -859,3 +859,12 @@ def test_the_packages_logs_are_good() -> None:
             layout = ActivationLayout(r.input_layout)
             if r.status == "ok":
                 assert not blocks.reasons_against(r.blocking, r.workload, device, layout)
+
+
+def test_lines_say_what_was_disturbed_and_old_ones_need_not() -> None:
+    assert "disturbed" not in record().to_line()
+    assert Record.from_line(record().to_line()).disturbed is None
+    noisy = replace(record(), disturbed="bursts reach 30% of what the clock allows")
+    assert Record.from_line(noisy.to_line()) == noisy
+    with pytest.raises(LogError, match=r"disturbed is True: expected"):
+        replace(record(), disturbed=True)

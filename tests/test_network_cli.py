@@ -13,8 +13,8 @@ from onnx_models import Graph, by_onnxruntime, random_inputs, saved
 from PIL import Image
 
 import tvm_directconv as dc
+from tvm_directconv import manifest
 from tvm_directconv.cli import main
-from tvm_directconv.network import network as network_module
 from tvm_directconv.network.network import load_network
 
 SMALL = "ic16ih9oc16oh9kh3ph1"
@@ -149,8 +149,8 @@ def test_run_for_another_processor(run: Command) -> None:
 
 def test_run_reads_the_library_once(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network's library has its weights in it, so its SHA-256 takes a while."""
-    digest, read = network_module._digest, []
-    monkeypatch.setattr(network_module, "_digest", lambda path: read.append(path) or digest(path))
+    digest, read = manifest.digest_of, []
+    monkeypatch.setattr(manifest, "digest_of", lambda path: read.append(path) or digest(path))
     for emulate in ([], ["--emulate"]):
         assert run("run", "net.so", *emulate)[0] == 0
         assert read == [Path("net.so")]

@@ -13,7 +13,7 @@ stores, and tasks must share out evenly. :func:`choose` counts the cycles of eve
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from math import ceil, gcd
@@ -21,8 +21,9 @@ from typing import Any
 
 from .device import Device
 from .errors import BlockingError
+from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
-from .workload import ConvWorkload
+from .workload import MAX_ELEMENTS, ConvWorkload
 
 IC_INSIDE = "ic_inside"
 IC_OUTSIDE = "ic_outside"
@@ -59,6 +60,20 @@ _MOST_DEPTHWISE_SUMS = 10
 _FEW_PIXELS = 1200
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
+
+_SIZE = Kind("a whole number from 1", lambda v: is_whole(v, 1, MAX_ELEMENTS))
+_KINDS = {
+    "lanes": _SIZE,
+    "oc_vectors": _SIZE,
+    "ow_tile": _SIZE,
+    "ic_block": _SIZE,
+    "ic_unroll": _SIZE,
+    "loop_order": Kind(f"one of {', '.join(_ORDERS)}", lambda v: v in _ORDERS),
+    "kw_unroll": FLAG,
+    "oh_block": _SIZE,
+    "rows_outside": FLAG,
+    "flat_rows": Kind("a whole number from 0", lambda v: is_whole(v, 0, MAX_ELEMENTS)),
+}
 
 
 @dataclass(frozen=True)
@@ -116,21 +131,15 @@ class Blocking:
         BlockingError
             If a knob is unknown, missing, or of the wrong type.
         """
-        known = {field.name: field for field in fields(cls)}
-        for name, value in knobs.items():
-            if name not in known:
+        if not isinstance(knobs, dict):
+            raise BlockingError(f"blocking is {shown(knobs)}: expected its knobs by name")
+        for name in knobs:
+            if name not in _KINDS:
                 raise BlockingError(
-                    f"blocking has an unknown knob {name!r}: expected {', '.join(known)}"
+                    f"blocking has an unknown knob {shown(name)}: expected {', '.join(_KINDS)}"
                 )
-            kind = known[name].type
-            if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-                raise BlockingError(f"blocking: {name} is {value!r}: expected a whole number")
-            if kind is bool and not isinstance(value, bool):
-                raise BlockingError(f"blocking: {name} is {value!r}: expected true or false")
-            if kind is str and value not in _ORDERS:
-                raise BlockingError(
-                    f"blocking: {name} is {value!r}: expected one of {', '.join(_ORDERS)}"
-                )
+        if wrong := problem(knobs, _KINDS, optional=tuple(_KINDS)):
+            raise BlockingError(f"blocking: {wrong}")
         missing = [n for n in ("lanes", "oc_vectors", "ow_tile", "ic_block") if n not in knobs]
         if missing:
             raise BlockingError(f"blocking lacks {', '.join(missing)}")
@@ -727,6 +736,18 @@ def candidates(
                         yield base
                         for ic_block in blocks:
                             yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
+
+
+def check_threads(threads: object) -> None:
+    """Raise if something is no number of threads.
+
+    Raises
+    ------
+    BlockingError
+        With what it is.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
 
 
 def choose(

@@ -1,7 +1,6 @@
 """Workload, device and blocking in, a compiled convolution out; export and load it."""
 
 import hashlib
-import json
 import os
 import tempfile
 import time
@@ -12,13 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, logs, versions
 from . import blocking as blocks
+from . import logs, reading, versions
+from . import manifest as manifests
 from .blocking import Blocking
 from .compute import Epilogue
 from .device import Device, host_lacks
 from .device import device as find_device
-from .errors import ArgumentError, BlockingError, LibraryError, ScheduleError
+from .errors import (
+    ArgumentError,
+    BlockingError,
+    DirectConvError,
+    LibraryError,
+    ScheduleError,
+)
+from .kinds import TEXT, THREADS, Kind, Table, printable, shown
 from .layout import (
     ActivationLayout,
     WeightLayout,
@@ -27,6 +34,7 @@ from .layout import (
     checked_plain,
     pack_channels,
 )
+from .manifest import manifest_path
 from .registry import find_schedule
 from .toolchain import elf_info, find_toolchain, link_module
 from .workload import ConvWorkload
@@ -34,7 +42,23 @@ from .workload import ConvWorkload
 SUFFIXES = (".so", ".o", ".s")
 """What can be exported: a shared library, an object file, the assembly."""
 
-_FORMAT = 1
+_TENSOR: Table = {
+    "layout": TEXT,
+    "shape": Kind("a list of whole numbers", lambda v: isinstance(v, list)),
+}
+_KINDS: Table = {
+    "workload": TEXT,
+    "name": Kind("a string", lambda v: isinstance(v, str)),
+    "device": TEXT,
+    "threads": THREADS,
+    "blocking": {},
+    "blocking_source": TEXT,
+    "symbol": TEXT,
+    "input": _TENSOR,
+    "weight": _TENSOR,
+    "output": _TENSOR,
+    "epilogue": {},
+}
 
 
 @dataclass(frozen=True)
@@ -102,10 +126,9 @@ class Manifest:
         """Shape of the bias: blocks of output channels, channels in a block."""
         return (self.output_shape[1], self.output_shape[-1])
 
-    def to_dict(self, library: bytes) -> dict[str, Any]:
-        """Return what is written beside the library with these bytes."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is written beside the library, but for what all manifests say."""
         return {
-            "format": _FORMAT,
             "workload": str(self.workload),
             "name": self.workload.name,
             "device": self.device,
@@ -114,12 +137,10 @@ class Manifest:
             "blocking": self.blocking.to_dict(),
             "blocking_source": self.blocking_source,
             "symbol": self.symbol,
-            "input": {"layout": str(self.input_layout), "shape": self.input_shape},
-            "weight": {"layout": str(self.weight_layout), "shape": self.weight_shape},
-            "output": {"layout": str(self.output_layout), "shape": self.output_shape},
+            "input": {"layout": str(self.input_layout), "shape": [*self.input_shape]},
+            "weight": {"layout": str(self.weight_layout), "shape": [*self.weight_shape]},
+            "output": {"layout": str(self.output_layout), "shape": [*self.output_shape]},
             "epilogue": asdict(self.epilogue),
-            "versions": {"tvm-directconv": __version__, **versions.pins()},
-            "sha256": hashlib.sha256(library).hexdigest(),
         }
 
     @classmethod
@@ -131,47 +152,31 @@ class Manifest:
         LibraryError
             If it is missing, malformed, or was written for another library.
         """
-        if not path.is_file():
-            raise LibraryError(
-                f"{path} does not exist: expected the manifest that export() writes beside a "
-                "library; copy both, or export again"
-            )
+        digest = hashlib.sha256(library).hexdigest()
+        found = manifests.read(path, digest, manifests.CONVOLUTION, _KINDS)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("kind") == "network":
-                raise LibraryError(
-                    f"{path} is the manifest of a network: expected that of a single convolution; "
-                    "networks are loaded by tvm_directconv.load_network"
-                )
-            if found["format"] != _FORMAT:
-                raise LibraryError(
-                    f"{path} has format {found['format']!r}: expected {_FORMAT}; export again "
-                    "with this version of tvm-directconv"
-                )
-            if not isinstance(found["target"], dict) or "mtriple" not in found["target"]:
-                raise ValueError("target has no mtriple")
             manifest = cls(
                 workload=replace(ConvWorkload.parse(found["workload"]), name=found["name"]),
                 device=found["device"],
-                target=dict(found["target"]),
-                threads=int(found["threads"]),
+                target=found["target"],
+                threads=found["threads"],
                 blocking=Blocking.from_dict(found["blocking"]),
                 blocking_source=found["blocking_source"],
                 symbol=found["symbol"],
                 input_layout=ActivationLayout(found["input"]["layout"]),
                 epilogue=Epilogue(**found["epilogue"]),
             )
-            digest = found["sha256"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DirectConvError, TypeError) as error:
             raise LibraryError(
-                f"{path} is no manifest of a compiled convolution "
-                f"({type(error).__name__}: {error}): export again"
-            ) from error
-        if digest != hashlib.sha256(library).hexdigest():
-            raise LibraryError(
-                f"{path} was written for another library than the one beside it (their SHA-256 "
-                "differ): one of the two is stale; export again, or copy both"
-            )
+                f"{path} is no manifest of a single convolution ({error}): export it again"
+            ) from None
+        for key, value in manifest.to_dict().items():
+            if value != found[key]:
+                raise LibraryError(
+                    f"{path} is no manifest of a single convolution ({key} is "
+                    f"{shown(found[key])}, of what else it says follows {shown(value)}): export "
+                    "it again"
+                )
         return manifest
 
 
@@ -415,7 +420,7 @@ class CompiledConv:
             raise LibraryError(
                 f"cannot export to {str(path)!r}: expected a name ending in .so, .o or .s"
             )
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise LibraryError(f"cannot export to {str(path)!r}: the folder does not exist")
         if path.suffix == ".s":
             path.write_text(self.assembly(), encoding="utf-8")
@@ -423,8 +428,7 @@ class CompiledConv:
             self._module.write_to_file(str(path))
         else:
             link_module(self._module, path, find_toolchain(self.manifest.target["mtriple"]))
-        manifest = self.manifest.to_dict(path.read_bytes())
-        text = json.dumps(manifest, indent=2) + "\n"
+        text = manifests.written(self.manifest.to_dict(), manifests.digest_of(path), indent=2)
         manifest_path(path).write_text(text, encoding="utf-8")
         return path
 
@@ -510,7 +514,13 @@ class BoundCall:
         with self._lock:
             if self._wanted > 1:
                 size_pool(self._wanted)
-            self._function(*self._tensors)
+            try:
+                self._function(*self._tensors)
+            except Exception as error:  # Compiled code says in many ways what it refuses.
+                raise LibraryError(
+                    f"the compiled code refuses arrays that its manifest describes ({error}): "
+                    "expected a library and its manifest as they were written; compile it again"
+                ) from error
 
 
 _pool_threads = 0
@@ -530,11 +540,6 @@ def size_pool(threads: int) -> None:
         cores = map(str, sorted(os.sched_getaffinity(0)))
         tvm_ffi.get_global_func("runtime.config_threadpool")(-3, threads, list(cores))
         _pool_threads = threads
-
-
-def manifest_path(library: Path) -> Path:
-    """Return where the manifest of an exported file is."""
-    return library.with_name(library.name + ".json")
 
 
 def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:
@@ -660,22 +665,21 @@ def resolve_blocking(
         return blocks.choose(workload, device, threads, input_layout), "model"
     source = "user"
     if isinstance(blocking, str | Path):
-        source = f"file {blocking}"
-        path = Path(blocking)
-        if not path.is_file():
-            raise BlockingError(
-                f"blocking is {str(blocking)!r}: expected 'auto', 'model' or a JSON file of knobs"
-            )
+        # What stands in a manifest, and is printed, has to be text.
+        source = f"file {printable(str(blocking))}"
         try:
-            blocking = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BlockingError(f"blocking file {str(path)!r} is not JSON: {error}") from None
+            blocking = reading.json_object(blocking)
+        except reading.Unreadable as error:
+            raise BlockingError(
+                f"blocking is {str(blocking)!r} ({error}): expected 'auto', 'model' or a JSON file "
+                "of knobs"
+            ) from None
     if isinstance(blocking, dict):
         blocking = Blocking.from_dict(blocking.get("blocking", blocking))
     if not isinstance(blocking, Blocking):
         raise BlockingError(
-            f"blocking is {blocking!r}: expected a Blocking, its knobs by name, 'auto', 'model' or "
-            "a file"
+            f"blocking is {shown(blocking)}: expected a Blocking, its knobs by name, 'auto', "
+            "'model' or a file"
         )
     blocks.check(blocking, workload, device, input_layout)
     return blocking, source
@@ -731,8 +735,7 @@ def build(
 
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+    blocks.check_threads(threads)
     target_device = find_device(device)
     layout = (
         ActivationLayout(input_layout)
@@ -777,7 +780,7 @@ def load(path: str | Path) -> CompiledConv:
     """
     versions.check()
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LibraryError(
             f"library {str(path)!r} does not exist: expected a .so that 'tvm-directconv compile' "
             "or export() wrote"
@@ -788,11 +791,28 @@ def load(path: str | Path) -> CompiledConv:
             "linking"
         )
     info = elf_info(path)
-    manifest = Manifest.read(manifest_path(path), path.read_bytes())
+    manifest = Manifest.read(manifest_path(path), library_bytes(path))
     wanted = f"__tvm_ffi_{manifest.symbol}"
     if wanted not in info.defined:
         raise LibraryError(f"library {str(path)!r} does not define {wanted}: export it again")
     return CompiledConv(manifest, load_library(path, manifest.device, manifest.target))
+
+
+def library_bytes(path: Path) -> bytes:
+    """Return what is in a library of a single convolution.
+
+    Raises
+    ------
+    LibraryError
+        If it cannot be read.
+    """
+    try:
+        return reading.content(path, 2**30)
+    except reading.Unreadable as error:
+        raise LibraryError(
+            f"cannot read library {str(path)!r} ({error}): expected a .so that "
+            "'tvm-directconv compile' wrote"
+        ) from None
 
 
 def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
@@ -823,6 +843,15 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
     import tvm_ffi
 
     with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as folder:
-        link = Path(folder, path.name)
+        # A name of plain characters: TVM takes no others.
+        link = Path(folder, "library.so")
         link.symlink_to(path.resolve())
-        return tvm_ffi.load_module(link)  # TVM's own function would follow the link.
+        try:
+            return tvm_ffi.load_module(link)  # TVM's own function would follow the link.
+        except Exception as error:  # Of what kind, depends on what the dynamic linker meets.
+            said = str(error).replace(str(link), path.name).strip().splitlines()
+            raise LibraryError(
+                f"cannot load {str(path)!r} ({said[-1] if said else type(error).__name__}): "
+                "expected a whole library that 'tvm-directconv compile' wrote; copy it again, or "
+                "compile it again"
+            ) from None

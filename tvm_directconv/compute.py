@@ -15,6 +15,7 @@ from math import isfinite
 from typing import Any
 
 from .errors import WorkloadError
+from .kinds import FLAG, Kind, is_whole, problem
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
@@ -79,6 +80,14 @@ def _is_slope(activation: str, text: str) -> bool:
         return False
 
 
+_KINDS = {
+    "bias": FLAG,
+    "residual": FLAG,
+    "activation": Kind("a name", lambda v: isinstance(v, str)),
+    "slope": Kind("a number", lambda v: isinstance(v, float) or is_whole(v, -(2**53), 2**53)),
+}
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What becomes of an output before it is stored, while it still is in a register.
@@ -106,6 +115,8 @@ class Epilogue:
     slope: float = 0.0
 
     def __post_init__(self) -> None:
+        if wrong := problem(vars(self), _KINDS):
+            raise WorkloadError(f"epilogue: {wrong}")
         if self.activation not in ACTIVATIONS:
             raise WorkloadError(
                 f"activation is {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}"

@@ -5,6 +5,7 @@ core, each inheriting from a more general one; ``generic.toml`` explains the
 keys. :func:`device` turns whatever a user may write into a :class:`Device`.
 """
 
+import contextlib
 import difflib
 import functools
 import json
@@ -18,8 +19,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from tvm_directconv import reading
 from tvm_directconv.errors import DeviceError
-from tvm_directconv.kinds import Kind, is_whole
+from tvm_directconv.kinds import (
+    FLAG,
+    NAMES,
+    TEXT,
+    Kind,
+    is_positive,
+    is_text,
+    is_whole,
+    problem,
+    shown,
+)
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -314,15 +326,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 # --- Device files -------------------------------------------------------------------------------
 
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_positive(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-    )
+_MOST = 65536  # of what is counted: cores, registers, lanes
 
 
 def _is_flag_list(value: object) -> bool:
@@ -336,8 +340,8 @@ def _is_vector_list(value: object) -> bool:
         return False
     if not all(
         v.keys() == {"lanes", "fma_per_cycle"}
-        and is_whole(v["lanes"], 1)
-        and _is_positive(v["fma_per_cycle"])
+        and is_whole(v["lanes"], 1, _MOST)
+        and is_positive(v["fma_per_cycle"])
         for v in value
     ):
         return False
@@ -345,26 +349,24 @@ def _is_vector_list(value: object) -> bool:
     return lanes == sorted(set(lanes), reverse=True)
 
 
-_TEXT = Kind("a non-empty string", _is_text)
-_TEXTS = Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_text, v)))
-_FLAG = Kind("true or false", lambda v: isinstance(v, bool))
-_RATE = Kind("a number above 0", _is_positive)
-_COUNT = Kind("a whole number from 1", lambda v: is_whole(v, 1))
-_WHOLE = Kind("a whole number from 0", lambda v: is_whole(v, 0))
-_BYTES = Kind("a whole number of bytes from 0", lambda v: is_whole(v, 0))
+_RATE = Kind("a number above 0", is_positive)
+_COUNT = Kind(f"a whole number from 1 to {_MOST}", lambda v: is_whole(v, 1, _MOST))
+_WHOLE = Kind(f"a whole number from 0 to {_MOST}", lambda v: is_whole(v, 0, _MOST))
+_BYTES = Kind("a whole number of bytes from 0", lambda v: is_whole(v, 0, 2**63 - 1))
+_LINE = Kind("a whole number of bytes from 1", lambda v: is_whole(v, 1, 2**63 - 1))
 _KEYS = {
-    "parent": _TEXT,
-    "abstract": _FLAG,
-    "description": _TEXT,
-    "aliases": _TEXTS,
-    "boards": _TEXTS,
-    "told_by": _TEXT,
-    "schedule": _TEXT,
-    "triple": _TEXT,
-    "mcpu": _TEXT,
+    "parent": TEXT,
+    "abstract": FLAG,
+    "description": TEXT,
+    "aliases": NAMES,
+    "boards": NAMES,
+    "told_by": TEXT,
+    "schedule": TEXT,
+    "triple": TEXT,
+    "mcpu": TEXT,
     "mattr": Kind("a list of features, each with + or - in front", _is_flag_list),
     "mfloat_abi": Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
-    "fma": _FLAG,
+    "fma": FLAG,
     "vectors": Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
     "vector_registers": _COUNT,
     "spare_registers": _WHOLE,
@@ -373,15 +375,15 @@ _KEYS = {
     "scalar_loads_per_cycle": _RATE,
     "l2_bytes_per_cycle": _RATE,
     "l3_bytes_per_cycle": _RATE,
-    "memory_operand_broadcast": _FLAG,
-    "lane_operand": _FLAG,
-    "l1d_bytes": _COUNT,
+    "memory_operand_broadcast": FLAG,
+    "lane_operand": FLAG,
+    "l1d_bytes": _LINE,
     "l2_bytes": _BYTES,
     "l3_bytes": _BYTES,
-    "cache_line_bytes": _COUNT,
+    "cache_line_bytes": _LINE,
     "cores": _COUNT,
-    "qemu_cpu": _TEXT,
-    "mca_cpu": _TEXT,
+    "qemu_cpu": TEXT,
+    "mca_cpu": TEXT,
 }
 _NOT_INHERITED = {"abstract", "aliases", "boards", "told_by"}
 _OPTIONAL = {"mcpu", "mfloat_abi", "qemu_cpu", "mca_cpu", *_NOT_INHERITED}
@@ -397,25 +399,27 @@ class _File(NamedTuple):
 def _read(path: "Traversable") -> _File:
     source = str(path)
     try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        keys = tomllib.loads(reading.text(source))
+    except reading.Unreadable as error:
         raise DeviceError(
-            f"device file {source}: cannot be read ({error.strerror}): expected a TOML file"
+            f"device file {source}: cannot be read ({error}): expected a TOML file"
         ) from None
     except ValueError as error:
         raise DeviceError(
             f"device file {source}: not valid TOML: {error}. Correct it there"
         ) from None
-    for key, value in keys.items():
+    except RecursionError:
+        raise DeviceError(
+            f"device file {source}: not valid TOML: it is nested too deeply. Correct it there"
+        ) from None
+    for key in keys:
         if key not in _KEYS:
             raise DeviceError(
                 f"device file {source}: unknown key {key!r}{_suggestion(key, _KEYS)}: expected one "
                 f"of {', '.join(_KEYS)}"
             )
-        if not _KEYS[key].test(value):
-            raise DeviceError(
-                f"device file {source}: {key} is {value!r}: expected {_KEYS[key].expected}"
-            )
+    if wrong := problem(keys, _KEYS, optional=tuple(_KEYS)):
+        raise DeviceError(f"device file {source}: {wrong}")
     return _File(source, keys)
 
 
@@ -588,9 +592,9 @@ def device(spec: "Device | str | os.PathLike[str] | Mapping[str, object] | Targe
 
 def _parse_json(text: str) -> Mapping[str, object]:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DeviceError(f"target {text!r} is not valid JSON: {error}") from None
+        return reading.parsed_object(text)
+    except reading.Unreadable as error:
+        raise DeviceError(f"target {shown(text)} is not valid JSON ({error})") from None
 
 
 def _parse_options(text: str) -> dict[str, object]:
@@ -619,7 +623,7 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
 
     def value(key: str) -> str | None:
         found = options.get(key)
-        if found is not None and not _is_text(found):
+        if found is not None and not is_text(found):
             raise DeviceError(f"target {text!r}: {key} is {found!r}: expected a string")
         return None if found is None else str(found)
 
@@ -632,30 +636,9 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
                 f"target {text!r}: cannot use {key!r}{_suggestion(key, _TARGET_KEYS)}: expected "
                 f"{', '.join(_TARGET_KEYS)}. Put what else you need into a device file"
             )
-    triple = value("mtriple")
-    found = _device_of(value("mcpu"), triple, text)
-    if triple and _platform(triple) != _platform(found.triple):
-        if _arch(triple) != _arch(found.triple):
-            advice = "correct one of the two"
-        else:
-            advice = f"leave it out, or {_derived(found, 'triple', triple)}"
-        raise DeviceError(
-            f"target {text!r}: mtriple is {triple!r}, but device {found.name!r} has "
-            f"{found.triple!r}: {advice}"
-        )
-    float_abi = value("mfloat-abi")
-    if float_abi not in (None, found.mfloat_abi):
-        raise DeviceError(
-            f"target {text!r}: mfloat-abi is {float_abi!r}, but device {found.name!r} has "
-            f"{found.mfloat_abi!r}: leave it out"
-        )
-    for flag in _flags(options.get("mattr", ()), text):
-        if (flag[1:] in _features(found)) != (flag[0] == "+"):
-            raise DeviceError(
-                f"target {text!r}: mattr asks for {flag!r}, but code for device {found.name!r} is "
-                f"built {'without' if flag[0] == '+' else 'with'} it: leave it out, or "
-                f"{_derived(found, 'mattr', [*found.mattr, flag])}"
-            )
+    found = _device_of(value("mcpu"), value("mtriple"), text)
+    value("mfloat-abi")
+    _check_abi(options, found, text)
     if "num-cores" in options:
         try:
             cores = int(str(options["num-cores"]))
@@ -668,6 +651,61 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
             )
         found = replace(found, cores=cores)
     return found
+
+
+def _check_abi(options: Mapping[str, object], found: Device, text: str) -> None:
+    """Raise if a target asks for another system, float ABI or features than a device has."""
+    triple = options.get("mtriple")
+    if triple and _platform(str(triple)) != _platform(found.triple):
+        if _arch(str(triple)) != _arch(found.triple):
+            advice = "correct one of the two"
+        else:
+            advice = f"leave it out, or {_derived(found, 'triple', triple)}"
+        raise DeviceError(
+            f"target {text!r}: mtriple is {triple!r}, but device {found.name!r} has "
+            f"{found.triple!r}: {advice}"
+        )
+    float_abi = options.get("mfloat-abi")
+    if float_abi not in (None, found.mfloat_abi):
+        raise DeviceError(
+            f"target {text!r}: mfloat-abi is {float_abi!r}, but device {found.name!r} has "
+            f"{found.mfloat_abi!r}: leave it out"
+        )
+    for flag in _flags(options.get("mattr", ()), text):
+        if (flag[1:] in _features(found)) != (flag[0] == "+"):
+            raise DeviceError(
+                f"target {text!r}: mattr asks for {flag!r}, but code for device {found.name!r} is "
+                f"built {'without' if flag[0] == '+' else 'with'} it: leave it out, or "
+                f"{_derived(found, 'mattr', [*found.mattr, flag])}"
+            )
+
+
+def check_target(target: "Target", found: Device) -> None:
+    """Raise if code for a TVM target and for a device cannot be parts of one library.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        What TVM compiles for.
+    found : Device
+        What kernels are compiled for.
+
+    Raises
+    ------
+    DeviceError
+        If the target is not the device's; both are named.
+    """
+    options = {"mtriple": str(_llvm("llvm_get_system_triple")), **target.export()}
+    mcpu, text = options.get("mcpu"), str(target)
+    if mcpu != found.mcpu:
+        with contextlib.suppress(DeviceError):  # Another name of the same processor.
+            mcpu = _from_target(options, text).mcpu
+    if options["kind"] != "llvm" or mcpu != found.mcpu:
+        raise DeviceError(
+            f"target {text!r} is not that of device {found.name!r}, for which convolutions are "
+            f"compiled: expected tvm_directconv.device({found.name!r}).target(), or another device"
+        )
+    _check_abi(options, found, text)
 
 
 def _derived(base: Device, key: str, value: object) -> str:

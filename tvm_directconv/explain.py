@@ -13,6 +13,7 @@ from .blocking import (
     Estimate,
     border_tiles,
     candidates,
+    check_threads,
     choose,
     default_input_layout,
     estimate,
@@ -26,7 +27,6 @@ from .blocking import (
 )
 from .device import Device, Vector
 from .device import device as find_device
-from .errors import BlockingError
 from .layout import ActivationLayout
 from .logs import best
 from .workload import ConvWorkload
@@ -111,8 +111,7 @@ def explain(
     """
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+    check_threads(threads)
     found = find_device(device)
     layout = (
         ActivationLayout(input_layout) if input_layout else default_input_layout(workload, found)

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import blocking as blocks
-from . import versions
+from . import reading, versions
 from .blocking import Blocking
 from .device import Device, devices, host_cpu, native
 from .device import device as find_device
 from .errors import BlockingError, DeviceError, LogError, WorkloadError
-from .kinds import TEXT, Kind, is_positive, is_text, is_whole, or_null
+from .kinds import TEXT, THREADS, Kind, is_positive, is_text, is_whole, or_null, problem, shown
 from .layout import ActivationLayout
 from .workload import ConvWorkload
 
@@ -66,10 +66,13 @@ STATUSES = ("ok", "rejected", "compile_error", "timeout", "wrong_result", "crash
 MODELLED = "llvm-mca"
 MEASURED_BY = ("local", "rpc", "runner", MODELLED)
 
+_LARGEST = 2**32  # bytes
 _VARIABLE = "TVM_DIRECTCONV_LOGS"
 _DATE = "%Y-%m-%dT%H:%M:%SZ"
 # What was measured for another case is taken if the model, too, finds little against it.
 _NEAR_THE_MODEL = 1.05
+# Keys that older versions did not write; what stands for them is null.
+_LATER = ("disturbed",)
 # LLVM's names for instruction sets, where other devices name a core.
 _NO_CORE = re.compile(r"generic|x86-64(-v\d)?")
 
@@ -108,7 +111,7 @@ _KINDS = {
     "device": Kind(
         "a device's name", lambda v: is_text(v) and v.isprintable() and not re.search(r"^\.|/", v)
     ),
-    "threads": Kind("a whole number from 1 to 65536", lambda v: is_whole(v, 1, 65536)),
+    "threads": THREADS,
     "input_layout": Kind("NCHW, NHWC or NCHW<block>c", _is_layout),
     "blocking": Kind("block sizes", lambda v: isinstance(v, Blocking)),
     "status": Kind(f"one of {', '.join(STATUSES)}", lambda v: v in STATUSES),
@@ -119,6 +122,7 @@ _KINDS = {
     "of_peak": _RATIO,
     "over_model": _RATIO,
     "repeats": Kind("a whole number from 0", lambda v: is_whole(v, 0)),
+    "disturbed": or_null(TEXT),
     "chosen": Kind("true or false", lambda v: isinstance(v, bool)),
     "measured_by": Kind(f"one of {', '.join(MEASURED_BY)}", lambda v: v in MEASURED_BY),
     "cpu": or_null(TEXT),
@@ -161,6 +165,9 @@ class Record:
         Seconds of the model's blocking over those of this one, measured in one run by turns.
     repeats : int
         How many measurements the percentiles are over.
+    disturbed : str, optional
+        Why the measurement cannot be believed, see :mod:`tvm_directconv.bench.disturbance`; None if
+        there is nothing against it.
     chosen : bool
         Whether the tuner decided for this blocking in the end, after it had run it once more
         against that of the model.
@@ -202,6 +209,7 @@ class Record:
     of_peak: float | None = None
     over_model: float | None = None
     repeats: int = 0
+    disturbed: str | None = None
     chosen: bool = False
     measured_by: str
     cpu: str | None
@@ -213,10 +221,8 @@ class Record:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if not kind.test(value):
-                raise LogError(f"{name} is {value!r}: expected {kind.expected}")
+        if wrong := problem(vars(self), _KINDS):
+            raise LogError(wrong)
         # As it will be read again: the descriptor leaves out padding that no output reads.
         known = replace(_canonical(self.workload), name=self.workload.name)
         object.__setattr__(self, "workload", known)  # the way past `frozen`
@@ -245,6 +251,9 @@ class Record:
         """Return the record as it stands in a log, without a newline."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["format"], values["workload"]
+        for key in _LATER:
+            if values[key] is None:
+                del values[key]
         values["blocking"] = self.blocking.to_dict()
         head = {
             "format": FORMAT,
@@ -263,27 +272,23 @@ class Record:
             If it is no record.
         """
         try:
-            found = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise LogError(f"not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise LogError(f"{str(found)[:40]!r} is no record: expected an object of JSON")
+            found = reading.parsed_object(line)
+        except reading.Unreadable as error:
+            raise LogError(str(error)) from None
         if is_whole(found.get("format"), FORMAT + 1):
             raise _NewerError(
                 f"format is {found['format']}, this version of tvm-directconv knows {FORMAT}: a "
                 "newer version wrote it, upgrade to read it"
             )
-        missing = [key for key in (*_KINDS, "name") if key not in found]
+        missing = [key for key in (*_KINDS, "name") if key not in found and key not in _LATER]
         if missing:
             raise LogError(f"{', '.join(missing)} missing: expected every key of a record")
-        values = {key: found[key] for key in _KINDS}
+        values: dict[str, Any] = {key: found.get(key) for key in _KINDS}
         text, name, knobs = found["workload"], found["name"], found["blocking"]
         if not isinstance(text, str):
-            raise LogError(f"workload is {text!r}: expected a descriptor")
+            raise LogError(f"workload is {shown(text)}: expected a descriptor")
         if name is not None and not is_text(name):
-            raise LogError(f"name is {name!r}: expected a non-empty string, or null")
-        if not isinstance(knobs, dict):
-            raise LogError(f"blocking is {knobs!r}: expected its knobs by name")
+            raise LogError(f"name is {shown(name)}: expected a non-empty string, or null")
         try:
             values["workload"] = replace(_parsed(text), name=name or "", count=1)
             values["blocking"] = Blocking.from_dict(knobs)
@@ -294,10 +299,6 @@ class Record:
 
 class _NewerError(LogError):
     """A record that a newer version wrote."""
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 _parsed = functools.cache(ConvWorkload.parse)
@@ -421,10 +422,10 @@ def lines(path: str | os.PathLike[str]) -> list[Line]:
     """
     try:
         return _lines(_content(path)[0])
-    except OSError as error:
+    except (OSError, reading.Unreadable) as error:
         raise LogError(
-            f"cannot read tuning log {os.fspath(path)!r} ({error.strerror}): expected a file of "
-            "records, one on each line"
+            f"cannot read tuning log {os.fspath(path)!r} ({reading.reason(error)}): expected a "
+            "file of records, one on each line"
         ) from None
 
 
@@ -439,11 +440,11 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
 
 def _content(path: str | os.PathLike[str]) -> tuple[bytes, tuple[int, ...]]:
     """Return what is in a file, and what changes when it does."""
-    with open(path, "rb") as file:
+    with reading.open_regular(path) as file:
         # So as not to meet a line that is half written. Some file systems have no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)
-        return file.read(), _stamp(os.fstat(file.fileno()))
+        return reading.content_of(file, _LARGEST), _stamp(os.fstat(file.fileno()))
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -495,9 +496,9 @@ def _load(path: Path) -> _Log:
         content, stamp = _content(path)
     except FileNotFoundError:
         return _NO_LOG
-    except OSError as error:
+    except (OSError, reading.Unreadable) as error:
         warnings.warn(
-            f"cannot read tuning log {str(path)!r} ({error.strerror}): going on without it",
+            f"cannot read tuning log {str(path)!r} ({reading.reason(error)}): going on without it",
             LogWarning,
             stacklevel=3,
         )

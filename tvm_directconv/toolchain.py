@@ -292,6 +292,13 @@ def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: To
     run_cc(["-shared", *map(str, objects), "-Wl,--as-needed", "-lm"], output, toolchain)
 
 
+def link_relocatable(
+    objects: Sequence[str | Path], output: str | Path, toolchain: Toolchain
+) -> None:
+    """Link object files into a larger one; parameters and errors as of :func:`link_shared`."""
+    run_cc(["-r", "-nostdlib", *map(str, objects)], output, toolchain)
+
+
 def link_module(module: Any, output: str | Path, toolchain: Toolchain) -> None:
     """Link what TVM has compiled into a shared library; as :func:`link_shared` otherwise.
 

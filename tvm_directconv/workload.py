@@ -16,6 +16,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import reading
 from .errors import ModelError, WorkloadError
 
 if TYPE_CHECKING:
@@ -743,11 +744,10 @@ def _descriptor(text: str) -> list[ConvWorkload]:
 def _read(path: Traversable, read_line: Callable[[str], list[ConvWorkload]]) -> list[ConvWorkload]:
     """Apply `read_line` to each line of a file that holds more than a comment."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no possible file name
-        reason = error.strerror if isinstance(error, OSError) else error
+        text = reading.text(str(path))
+    except reading.Unreadable as error:
         raise WorkloadError(
-            f"cannot read the shapes file {str(path)!r}: {reason}; give the path of a text file "
+            f"cannot read the shapes file {str(path)!r}: {error}; give the path of a text file "
             f"with a descriptor such as {_EXAMPLE!r} on each line"
         ) from None
     found = []

@@ -5,6 +5,7 @@ of two runs say little about two kernels. Run in turns, they are slowed down ali
 of neighbouring times stays. It is repeated until the ratio is clear.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from statistics import median
@@ -34,11 +35,17 @@ class Comparison:
         Empty if there was no incumbent.
     of_peak : tuple of float
         Speed over that of the multiply-add burst beside it; empty if no burst was run.
+    of_clock : tuple of float
+        Speed of that burst over what the clock allows; empty if nobody asked the clock.
+    on_core : tuple of float
+        Part of the time in which the thread that measures had a core; empty likewise.
     """
 
     seconds: tuple[float, ...]
     over_incumbent: tuple[float, ...] = ()
     of_peak: tuple[float, ...] = ()
+    of_clock: tuple[float, ...] = ()
+    on_core: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -71,6 +78,7 @@ def compare(
     *,
     thorough: bool = False,
     incumbent_first: bool = False,
+    allowed: Callable[[], float] | None = None,
 ) -> Comparison:
     """Time a candidate in turns with the incumbent and the burst.
 
@@ -92,6 +100,9 @@ def compare(
     incumbent_first : bool
         Whether the incumbent runs first in the first repeat. They take turns in that: what runs
         last in one repeat runs first in the next, and finds its data in the cache.
+    allowed : callable, optional
+        Returns the GFLOP/s that the clock allows, and is asked after each burst. Only for what
+        runs in this thread and those that it waits for.
 
     Returns
     -------
@@ -100,23 +111,40 @@ def compare(
     seconds: list[float] = []
     over: list[float] = []
     of_peak: list[float] = []
+    of_clock: list[float] = []
     before = peak() if peak else 0.0
+    allowed_before = allowed() if allowed else 0.0
+    on_core: list[float] = []
+
+    def timed() -> float:
+        begin, begin_on_core = time.perf_counter(), time.thread_time()
+        found = candidate()
+        if allowed:
+            spent = time.perf_counter() - begin
+            on_core.append(min(1.0, (time.thread_time() - begin_on_core) / max(spent, 1e-9)))
+        return found
+
     for repeat in range(repeats):
         if incumbent and (repeat + incumbent_first) % 2:
             rival = incumbent()
-            seconds.append(candidate())
+            seconds.append(timed())
         else:
-            seconds.append(candidate())
+            seconds.append(timed())
             rival = incumbent() if incumbent else 0.0
         if incumbent:
             over.append(rival / seconds[-1])
         if peak:
             after = peak()
             of_peak.append(flops / seconds[-1] / 1e9 / ((before + after) / 2))
+            if allowed:
+                allowed_after = allowed()
+                # An interrupted chain tells too little.
+                of_clock.append((before + after) / 2 / max(allowed_before, allowed_after))
+                allowed_before = allowed_after
             before = after
         if over and not thorough and _is_hopeless(over):
             break
-    return Comparison(tuple(seconds), tuple(over), tuple(of_peak))
+    return Comparison(tuple(seconds), tuple(over), tuple(of_peak), tuple(of_clock), tuple(on_core))
 
 
 def compare_in_places(
@@ -125,6 +153,7 @@ def compare_in_places(
     peak: Callable[[], float] | None,
     flops: int,
     repeats: int,
+    allowed: Callable[[], float] | None = None,
 ) -> Comparison:
     """Compare with the arrays in several places of memory.
 
@@ -142,6 +171,8 @@ def compare_in_places(
         As in :func:`compare`.
     repeats : int
         In all places together; all are made.
+    allowed
+        As in :func:`compare`.
 
     Returns
     -------
@@ -165,6 +196,7 @@ def compare_in_places(
                 share,
                 thorough=True,
                 incumbent_first=number % 2 == 1,
+                allowed=allowed,
             )
         )
     return Comparison(

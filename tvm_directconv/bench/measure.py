@@ -15,6 +15,7 @@ from ..layout import aligned_zeros
 from ..reference import conv2d_reference, max_error, random_tensors
 from ..toolchain import find_toolchain
 from .compare import Timer, compare_in_places
+from .disturbance import disturbance
 from .peak import Burst
 
 _SHORTEST = 1e-3  # seconds: calls are timed in groups that take at least this long
@@ -69,7 +70,10 @@ def measure(
         burst,
         workload.flops,
         repeat,
+        burst.allowed,
     )
+    of_peak = float(np.median(found.of_peak))
+    of_limit = of_peak * workload.useful_flops / workload.flops
     p20, p50, p80 = (float(np.percentile(found.seconds, p)) for p in (20, 50, 80))
     speeds = workload.flops / 1e9 / np.array(found.seconds)
     return {
@@ -83,8 +87,9 @@ def measure(
         "seconds_p80": p80,
         "gflops": workload.flops / p50 / 1e9,
         "peak_gflops": float(np.median(speeds / found.of_peak)),
-        "of_peak": float(np.median(found.of_peak)),
-        "of_limit": float(np.median(found.of_peak)) * workload.useful_flops / workload.flops,
+        "of_clock": float(np.median(found.of_clock)),
+        "of_peak": of_peak,
+        "of_limit": of_limit,
         "over_rival": found.ratio if rival else None,
         "extra_bytes": extra_bytes(conv, device, (conv.pack_input(x), conv.pack_weight(weight))),
         # Comparisons with NaN are false, so max() would lose it.
@@ -93,6 +98,7 @@ def measure(
         "blocking": str(conv.blocking),
         "blocking_source": conv.manifest.blocking_source,
         "rival": str(rival.blocking) if rival else None,
+        "disturbed": disturbance(found.of_peak, found.of_clock, of_limit, found.on_core),
     }
 
 

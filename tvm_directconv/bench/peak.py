@@ -12,6 +12,11 @@ from ..layout import aligned_zeros
 from ..lowering import PIPELINE, TILE
 from ..toolchain import find_toolchain, link_module
 
+# Additions and bitwise operations by turns, which no compiler can join: each waits one cycle for
+# the one before, on every processor.
+_LINKS = 16
+_CLOCK_ROUNDS = 1000  # About 10 us: seldom interrupted, and the fastest of some never.
+_CLOCK_TRIES = 3
 # Some milliseconds at most: as long as what it stands beside, so that noise hits both alike.
 _ROUNDS = 400_000
 
@@ -34,6 +39,8 @@ class BurstCode:
         Name of its function, which takes the :meth:`arrays`.
     flops : int
         Operations of one call.
+    flops_per_cycle : float
+        The most that all threads can do in one cycle.
     module : tvm.runtime.Module
         The code.
     """
@@ -75,6 +82,7 @@ class BurstCode:
             IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE
         )
         self.flops = 2 * threads * sums * lanes * rounds
+        self.flops_per_cycle = 2 * threads * lanes * vector.fma_per_cycle
         self._triple = device.triple
         self._sizes = (2 * lanes, threads * sums * lanes)
 
@@ -93,6 +101,48 @@ class BurstCode:
             If there is no linker for the device.
         """
         link_module(self.module, path, find_toolchain(self._triple))
+
+
+class Clock:
+    """The clock of the core at hand: a chain of operations that wait for each other.
+
+    It uses next to nothing of a core, so another thread there does not slow it down. Counters of
+    cycles would tell the same, but virtual machines and users without rights have none.
+
+    Parameters
+    ----------
+    device : Device
+        One whose code runs on this machine.
+    """
+
+    def __init__(self, device: Device) -> None:
+        import tvm_ffi
+        from tvm import IRModule, tirx
+        from tvm.script import tirx as T
+
+        links, rounds = _LINKS, _CLOCK_ROUNDS
+
+        @T.prim_func(s_tir=True)
+        def clock(x: T.Buffer((3,), "int64")):  # type: ignore[valid-type]
+            T.func_attr({"tirx.noalias": True, "global_symbol": "clock"})
+            for _ in range(rounds):
+                for _ in T.unroll(links // 2):
+                    x[0] = T.bitwise_xor(x[0] + x[1], x[2])
+
+        function = clock.with_attr("target", device.target(1))
+        module = tirx.build(IRModule({"clock": function}), device.target(1), pipeline=PIPELINE)
+        self._function: Any = module["clock"]
+        self._x = tvm_ffi.from_dlpack(np.array([1, 3, 5], np.int64))
+        self()
+
+    def __call__(self) -> float:
+        """Return it in GHz."""
+        seconds = []
+        for _ in range(_CLOCK_TRIES):
+            begin = time.perf_counter()
+            self._function(self._x)
+            seconds.append(time.perf_counter() - begin)
+        return _LINKS * _CLOCK_ROUNDS / min(seconds) / 1e9
 
 
 class Burst:
@@ -121,7 +171,13 @@ class Burst:
         self._function: Any = code.module[code.symbol]
         self._arrays = tuple(tvm_ffi.from_dlpack(array) for array in code.arrays())
         self.flops = code.flops
+        self._flops_per_cycle = code.flops_per_cycle
+        self._clock = Clock(device)
         self()
+
+    def allowed(self) -> float:
+        """Return the GFLOP/s that the clock allows at this moment."""
+        return self._flops_per_cycle * self._clock()
 
     def __call__(self) -> float:
         """Run it once and return its speed in GFLOP/s."""

@@ -1,7 +1,6 @@
 """What ``run`` does with compiled networks."""
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -9,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..build import manifest_path
+from .. import arrays, reading
 from ..errors import ArgumentError
-from ..network.network import KIND, Network, NetworkManifest, Port, load_network
+from ..manifest import NETWORK, manifest_path, sort_of
+from ..network.network import Network, NetworkManifest, Port, load_network
 from ..reference import max_error
 from ._emulated import emulated
 from ._options import TOLERANCE
@@ -67,10 +67,9 @@ def _divisors(text: str) -> list[float]:
 def is_network(library: Path) -> bool:
     """Return whether a library's manifest is a network's."""
     try:
-        found = json.loads(manifest_path(library).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return sort_of(reading.json_object(manifest_path(library))) == NETWORK
+    except reading.Unreadable:
         return False  # What is wrong with it, loading will say.
-    return isinstance(found, dict) and found.get("kind") == KIND
 
 
 def refuse_network_arguments(args: argparse.Namespace) -> None:
@@ -173,10 +172,13 @@ def _image(manifest: NetworkManifest, args: argparse.Namespace) -> np.ndarray:
             f"{'; '.join(map(str, manifest.inputs))}: expected one of shape 1x3xHxW"
         )
     try:
-        with Image.open(args.input) as image:
+        with reading.open_regular(args.input) as file, Image.open(file) as image:
             resized = image.convert("RGB").resize(port.shape[:1:-1], Image.Resampling.BILINEAR)
-    except OSError as error:
-        raise ArgumentError(f"cannot read image {args.input!r}: {error}") from None
+    except Exception as error:  # What Pillow raises for damaged images has no list.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ArgumentError(
+            f"cannot read image {args.input!r} ({reason}): expected one of {', '.join(_IMAGES)}"
+        ) from None
     pixels = np.asarray(resized, np.float32).transpose(2, 0, 1)[np.newaxis] / 255
     mean, std = (
         np.array(numbers, np.float32).reshape(1, -1, 1, 1)
@@ -188,27 +190,7 @@ def _image(manifest: NetworkManifest, args: argparse.Namespace) -> np.ndarray:
 
 def read_arrays(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:
     """Return arrays from a file, in the order of the inputs or outputs that they are for."""
-    try:
-        found: Any = np.load(path, allow_pickle=False)
-        arrays = dict(found) if hasattr(found, "files") else [found]
-    except (OSError, ValueError, EOFError) as error:
-        raise ArgumentError(
-            f"cannot read array file {path!r} ({error}): expected .npy or .npz"
-        ) from None
-    if isinstance(arrays, dict):
-        if missing := [port.name for port in ports if port.name not in arrays]:
-            raise ArgumentError(
-                f"{path!r} has {', '.join(arrays) or 'nothing'}: expected {missing[0]!r} as well"
-            )
-        arrays = [arrays[port.name] for port in ports]
-    if len(arrays) != len(ports):
-        raise ArgumentError(
-            f"{path!r} is one array: expected a .npz file with {'; '.join(map(str, ports))}"
-        )
-    for port, array in zip(ports, arrays, strict=True):
-        if array.shape != port.shape:
-            raise ArgumentError(f"{path!r} has an array of shape {array.shape}: expected {port}")
-    return arrays
+    return arrays.read_arrays(path, [arrays.Expected(p.name, p.shape, str(p)) for p in ports])
 
 
 def _check_output(path: str, manifest: NetworkManifest) -> None:

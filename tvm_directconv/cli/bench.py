@@ -5,6 +5,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from .. import versions
+from ..bench.disturbance import left_out
 from ..build import build
 from ..device import Device, host_lacks
 from ..device import device as find_device
@@ -107,6 +108,7 @@ def _measured(
                 "max error": f"{row['max_error']:.1e}",
                 "compile s": f"{row['compile_seconds']:.2f}",
                 "C_ob x W_ob, order": conv.blocking.brief,
+                "disturbed": row["disturbed"] or "no",
             }
         )
     return rows, people
@@ -116,22 +118,32 @@ def _summaries(rows: list[dict[str, Any]]) -> list[str]:
     networks: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         networks.setdefault(row["network"] or "no network", []).append(row)
-    lines = []
-    for network, members in networks.items():
-        worst = min(members, key=lambda row: row["of_limit"])
+    lines = [_summary(network, members) for network, members in networks.items()]
+    disturbed = sum(bool(row["disturbed"]) for row in rows)
+    return [*lines, left_out(disturbed, len(rows))] if disturbed else lines
+
+
+def _summary(network: str, rows: list[dict[str, Any]]) -> str:
+    """Return what layers are together, without those that were disturbed."""
+    sound = [row for row in rows if not row["disturbed"]]
+    compile_seconds = median(row["compile_seconds"] for row in rows)
+    layers = f"{len(rows)} different layer{'s' if len(rows) > 1 else ''}"
+    if len(sound) < len(rows):
+        layers += f", {len(rows) - len(sound)} of them disturbed"
+    facts = ["no mean"]
+    if sound:
+        worst = min(sound, key=lambda row: row["of_limit"])
         of_peak, of_limit = (
-            geometric_mean(row[key] for row in members) for key in ("of_peak", "of_limit")
+            geometric_mean(row[key] for row in sound) for key in ("of_peak", "of_limit")
         )
-        compared = ""
-        if members[0]["rival"]:
-            over = geometric_mean(row["over_rival"] for row in members)
-            least = min(row["over_rival"] for row in members)
-            compared = f"{over:.3f} times as fast as its rival, at least {least:.3f}, "
-        lines.append(
-            f"{network}: geometric mean {of_peak:.1%} of peak, {of_limit:.1%} of limit, minimum "
-            f"{worst['of_limit']:.1%} of limit "
-            f"({worst['layer'] or worst['workload']}), {compared}"
-            f"{median(row['compile_seconds'] for row in members):.2f} s to compile (median), "
-            f"{len(members)} different layer{'s' if len(members) > 1 else ''}"
-        )
-    return lines
+        facts = [
+            f"geometric mean {of_peak:.1%} of peak",
+            f"{of_limit:.1%} of limit",
+            f"minimum {worst['of_limit']:.1%} of limit ({worst['layer'] or worst['workload']})",
+        ]
+        if sound[0]["rival"]:
+            over = geometric_mean(row["over_rival"] for row in sound)
+            least = min(row["over_rival"] for row in sound)
+            facts.append(f"{over:.3f} times as fast as its rival, at least {least:.3f}")
+    facts += [f"{compile_seconds:.2f} s to compile (median)", layers]
+    return f"{network}: {', '.join(facts)}"

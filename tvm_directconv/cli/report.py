@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ReportError
@@ -77,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         _measure(folder, args)
     results = page.write(folder)
+    if args.render_only:
+        rows = [f.row for f in results.figures if f.row.status == "not_here"]
+        _say_missing({row.contestant: row.reason or "" for row in rows})
     print(f"{folder / 'report.md'}, {folder / 'report.html'}: {len(results.figures)} rows")
     return 1 if any(f.row.status in ("failed", "wrong") for f in results.by(OURS)) else 0
 
@@ -94,10 +98,20 @@ def _measure(folder: Path, args: argparse.Namespace) -> None:
         repeats=args.repeat,
         contestants=measuring.chosen(measurer, args.contestant or ()),
     )
+    for subject, names in asked.contestants.items():
+        if asked.workloads if subject == "layer" else asked.networks:
+            known = measurer.contestants(subject)
+            _say_missing({name: reason for name in names if (reason := known[name])})
     try:
         measuring.measure(folder, asked, measurer, _done, status_line)
     finally:
         status_line("")
+
+
+def _say_missing(reasons: Mapping[str, str]) -> None:
+    """Say which contestants are not here, and how to get them."""
+    for name, reason in reasons.items():
+        print(f"without {name}: {reason}", file=sys.stderr)
 
 
 def _done(number: int, total: int, text: str) -> None:

@@ -7,8 +7,10 @@ from statistics import median
 
 import numpy as np
 
-from ..build import BoundCall, CompiledConv, Manifest, load, manifest_path
-from ..errors import ArgumentError, LibraryError
+from ..arrays import Expected, read_arrays
+from ..build import BoundCall, CompiledConv, Manifest, library_bytes, load
+from ..errors import ArgumentError
+from ..manifest import manifest_path
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from ._emulated import emulated
 from ._network import (
@@ -61,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     workload = conv.workload
     x, weight = random_tensors(workload, args.seed, integers=True)
     if args.input:
-        x = _read(args.input)
+        x = _read(args.input, "input", workload.input_shape)
     if args.weight:
-        weight = _read(args.weight)
+        weight = _read(args.weight, "weight", workload.weight_shape)
     plain = _operands(conv, args)
     if args.output:
         check_writable(args.output)
@@ -103,7 +105,7 @@ def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndar
             )
         if getattr(epilogue, name):
             drawn = rng.integers(-8, 8, shape, endpoint=True).astype(np.float32)
-            found[name] = _read(path) if path else drawn
+            found[name] = _read(path, name, shape) if path else drawn
     return found
 
 
@@ -115,21 +117,9 @@ def _timed(call: BoundCall) -> float:
 
 def _for_packing(library: Path) -> CompiledConv:
     """Return a convolution that knows its layouts but has no code."""
-    try:
-        data = library.read_bytes()
-    except OSError as error:
-        raise LibraryError(
-            f"cannot read library {str(library)!r} ({error.strerror}): expected a .so that "
-            "'tvm-directconv compile' wrote"
-        ) from None
-    return CompiledConv(Manifest.read(manifest_path(library), data), module=None)
+    return CompiledConv(Manifest.read(manifest_path(library), library_bytes(library)), module=None)
 
 
-def _read(path: str) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArgumentError(
-            f"cannot read array file {path!r} ({error}): expected a .npy file of float32"
-        ) from None
-    return array
+def _read(path: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    about = f"the {name}, float32 of shape {'x'.join(map(str, shape))}"
+    return read_arrays(path, [Expected(name, shape, about)])[0]

@@ -475,7 +475,8 @@ int directconv_map(directconv_weights *weights, const char *path) {
         return fail(DIRECTCONV_BAD_ARGUMENT, "directconv_map got NULL: expected where to put the "
                                              "weights, and the name of their file");
     *weights = (directconv_weights){NULL, 0};
-    fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* A pipe that nobody writes to would keep the caller waiting. */
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &status) != 0) {
         error = errno;
         if (fd >= 0) close(fd);
@@ -515,6 +516,68 @@ int directconv_map(directconv_weights *weights, const char *path) {
         return DIRECTCONV_OK;
     directconv_unmap(weights);
     return error;
+}
+
+/* SHA-256, as FIPS 180-4 has it. */
+static uint32_t rotated(uint32_t x, int n) {
+    return x >> n | x << (32 - n);
+}
+
+static void add_block(uint32_t state[8], const unsigned char *block) {
+    static const uint32_t k[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+        0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+        0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+        0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+        0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+        0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+        0xc67178f2};
+    uint32_t w[64], s[8];
+    for (int i = 0; i < 16; i++)
+        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 |
+               (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
+    for (int i = 16; i < 64; i++)
+        w[i] = w[i - 16] + w[i - 7] +
+               (rotated(w[i - 15], 7) ^ rotated(w[i - 15], 18) ^ w[i - 15] >> 3) +
+               (rotated(w[i - 2], 17) ^ rotated(w[i - 2], 19) ^ w[i - 2] >> 10);
+    memcpy(s, state, sizeof s);
+    for (int i = 0; i < 64; i++) {
+        uint32_t a = s[7] + (rotated(s[4], 6) ^ rotated(s[4], 11) ^ rotated(s[4], 25)) +
+                     ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i];
+        uint32_t b = (rotated(s[0], 2) ^ rotated(s[0], 13) ^ rotated(s[0], 22)) +
+                     ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+        memmove(s + 1, s, 7 * sizeof *s);
+        s[4] += a;
+        s[0] = a + b;
+    }
+    for (int i = 0; i < 8; i++) state[i] += s[i];
+}
+
+int directconv_check_weights(const directconv_weights *weights) {
+    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    unsigned char last[64] = {0x80}; /* a bit, and at the end how many there were before it */
+    const WeightsHeader *header = weights ? weights->data : NULL;
+    if (!header)
+        return fail(DIRECTCONV_BAD_ARGUMENT, "directconv_check_weights got NULL: expected weights "
+                                             "that are mapped or linked in");
+    if (weights->bytes < sizeof *header || weights->bytes % 64 || header->bytes != weights->bytes ||
+        memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) != 0)
+        return fail(DIRECTCONV_BAD_WEIGHTS, "these are no weights, or not all of them: expected what "
+                                            "directconv_map returned");
+    for (size_t at = sizeof *header; at < weights->bytes; at += 64)
+        add_block(state, (const unsigned char *)header + at);
+    for (int i = 0; i < 8; i++)
+        last[63 - i] = (unsigned char)((weights->bytes - sizeof *header) * 8ULL >> 8 * i);
+    add_block(state, last);
+    for (int i = 0; i < 32; i++)
+        if (header->id[i] != (unsigned char)(state[i / 4] >> (24 - i % 4 * 8)))
+            return fail(DIRECTCONV_BAD_WEIGHTS, "the weights are damaged, their SHA-256 is not the "
+                                                "one that they carry: copy the .weights file again");
+    return DIRECTCONV_OK;
 }
 
 void directconv_unmap(directconv_weights *weights) {

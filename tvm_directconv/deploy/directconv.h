@@ -80,8 +80,15 @@ typedef struct {
 
 /* Map a file of weights into memory; processes share it. Returns DIRECTCONV_SYSTEM_ERROR if it
  * cannot be read, DIRECTCONV_BAD_WEIGHTS if it is no such file or not whole. Whether it is the right
- * one is checked by the network. */
+ * one is checked by the network; whether its bytes are those that were written, by the next
+ * function. The file must stay as long as it is while it is mapped. */
 int directconv_map(directconv_weights *weights, const char *path);
+
+/* Compare weights with the SHA-256 that they carry, which finds every damage. It reads all of them:
+ * some seconds for each gigabyte, so it is done only if it is called. For weights that are linked in
+ * it takes {NAME_weights, NAME_WEIGHTS_BYTES}. Returns DIRECTCONV_BAD_ARGUMENT for NULL,
+ * DIRECTCONV_BAD_WEIGHTS if they are no weights, not whole or damaged. */
+int directconv_check_weights(const directconv_weights *weights);
 
 /* Give the memory back. */
 void directconv_unmap(directconv_weights *weights);

@@ -131,6 +131,7 @@ int directconv_run(const Network *network, void *const *arguments, const void *w
             return refuse(network, DIRECTCONV_BAD_WEIGHTS, "the pointer to the weights", why,
                           "weights aligned to 64 bytes");
         if (memcmp(header->magic, WEIGHTS_MAGIC, sizeof header->magic) != 0 ||
+            header->bytes < network->weights_bytes ||
             memcmp(header->id, network->weights_id, sizeof header->id) != 0)
             return refuse(network, DIRECTCONV_BAD_WEIGHTS, "the weights",
                           " are not those of this network", "those that it was compiled with");

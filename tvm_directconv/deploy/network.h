@@ -41,7 +41,7 @@ typedef struct {
     const Step *steps;
     const Parameter *parameters; /* inputs, outputs, and the arena */
     uint32_t step_count, inputs, outputs, most_operands, has_weights;
-    uint64_t arena_bytes;
+    uint64_t arena_bytes, weights_bytes; /* of weights with the header before them */
     uint8_t weights_id[32];
 } Network;
 

@@ -1,5 +1,6 @@
 """A folder in which ``make`` builds a C library of a program, and an example that uses it."""
 
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from .c_source import (
     DEPLOY,
     WEIGHTS_HEADER,
     packed_functions,
+    shortened,
     tables,
     weights_source,
     write_weights,
@@ -28,22 +30,16 @@ RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h")
 
 _C_TYPES = {"float32": "float", "float64": "double", "float16": "uint16_t", "bool": "uint8_t"}
 """C's names of types, where they are not ``int8_t`` and so on."""
-# What a parameter or a function cannot be called: words of C and C++, names in the code around it
-# and in the headers that this includes, and what make is told to do.
-_RESERVED = """
-    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t
-    char16_t char32_t class compl concept const consteval constexpr constinit const_cast
-    continue co_await co_return co_yield decltype default delete do double dynamic_cast else
-    enum explicit export extern false float for friend goto if inline int long mutable
-    namespace new noexcept not not_eq nullptr operator or or_eq private protected public
-    register reinterpret_cast requires restrict return short signed sizeof static
-    static_assert static_cast struct switch template this thread_local throw true try
-    typedef typeid typename union unsigned using virtual void volatile wchar_t while xor
-    xor_eq main arena arena_bytes weights mapped arguments network runtime kernels
-    directconv argc argv times stop compare run begin read_input write_output milliseconds
-    ascending remove rename index abs div exit free malloc printf puts time clock log exp
-    stdin stdout stderr errno EOF NULL TOP RUNS linux unix all clean shared expected header
-"""
+# What a folder's files and functions cannot be named after: other files in it, what make and CMake
+# are told to do, and the runtime. All other names in C have a beginning or an end of their own.
+_RESERVED = {
+    *(file.partition(".")[0] for file in RUNTIME),
+    *("main", "runtime", "kernels", "makefile", "all", "mapped", "shared", "clean"),
+    *("test", "install", "package", "package_source", "help", "preinstall", "edit_cache"),
+    *("rebuild_cache", "list_install_components", "zero_check", "run_tests", "all_build"),
+}
+_LONGEST = 100  # characters of an identifier: files are named after it
+_MENTIONED = 1000  # characters of names in a string: compilers need not take more than 4095
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Argument:
     Attributes
     ----------
     name : str
-        Identifier.
+        Identifier, the end of others.
     port : Port
     note : str
         About its layout, for people.
@@ -64,6 +60,11 @@ class Argument:
     port: Port
     note: str
     is_output: bool
+
+    @property
+    def variable(self) -> str:
+        """Name in C code, which is none of C's words, of its library's functions and macros."""
+        return f"{'output' if self.is_output else 'input'}_{self.name}"
 
     @property
     def c_type(self) -> str:
@@ -77,11 +78,16 @@ class Argument:
 
 
 def identifier(name: str) -> str:
-    """Return a name as C can have it: ``resnet50-v1`` is ``resnet50_v1``."""
-    found = re.sub(r"\W", "_", name, flags=re.ASCII).lstrip("_") or "unnamed"
+    """Return a name as C can have it in others: ``resnet50-v1`` is ``resnet50_v1``."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII).strip("_")[:_LONGEST] or "unnamed"
+
+
+def name_of(folder: Path) -> str:
+    """Return what the C function of a folder, and files in it, are named after."""
+    found = identifier(folder.resolve().name)
     if found[0].isdigit():
         found = f"n{found}"
-    return f"{found}_" if found in _RESERVED.split() else found
+    return f"{found}_" if found.lower() in _RESERVED else found
 
 
 def arguments_of(program: Program, notes: Mapping[str, str] | None = None) -> list[Argument]:
@@ -98,7 +104,7 @@ def arguments_of(program: Program, notes: Mapping[str, str] | None = None) -> li
 
 
 def _prototype(name: str, program: Program, arguments: Sequence[Argument]) -> str:
-    parameters = [f"{'' if a.is_output else 'const '}{a.c_type} *{a.name}" for a in arguments]
+    parameters = [f"{'' if a.is_output else 'const '}{a.c_type} *{a.variable}" for a in arguments]
     if program.weights:
         parameters.append("const void *weights")
     if program.arena_bytes:
@@ -114,7 +120,7 @@ def _prototype(name: str, program: Program, arguments: Sequence[Argument]) -> st
 
 
 def _call(name: str, program: Program, arguments: Sequence[Argument], weights: str) -> str:
-    words = [argument.name for argument in arguments]
+    words = [argument.variable for argument in arguments]
     if program.weights:
         words.append(weights)
     if program.arena_bytes:
@@ -124,7 +130,7 @@ def _call(name: str, program: Program, arguments: Sequence[Argument], weights: s
 
 def _buffers(program: Program, arguments: Sequence[Argument], prefix: str) -> list[str]:
     lines = [
-        f"static DIRECTCONV_ALIGNED {a.c_type} {a.name}[{prefix}_{a.name.upper()}_ELEMENTS];"
+        f"static DIRECTCONV_ALIGNED {a.c_type} {a.variable}[{prefix}_{a.name.upper()}_ELEMENTS];"
         for a in arguments
     ]
     if program.arena_bytes:
@@ -213,7 +219,7 @@ def _source(
     symbols: Mapping[str, str],
     weights_id: str,
 ) -> str:
-    operands = ", ".join(f"(void *){a.name}" for a in arguments)
+    operands = ", ".join(f"(void *){a.variable}" for a in arguments)
     return "\n".join(
         [
             f"/* {name}: generated by tvm-directconv. */",
@@ -244,7 +250,8 @@ def _example(
     outputs = [a for a in arguments if a.is_output]
     buffers = _buffers(program, arguments, name.upper())
     read = [
-        f'    read_input(argv[{n}], {a.name}, sizeof {a.name}, "{np.dtype(a.port.dtype).str}");'
+        f"    read_input(argv[{n}], {a.variable}, sizeof {a.variable}, "
+        f'"{np.dtype(a.port.dtype).str}");'
         for n, a in enumerate(inputs, start=1)
     ]
     weights = ""
@@ -263,20 +270,24 @@ def _example(
             "#ifdef MAPPED_WEIGHTS",
             f'    if (directconv_map(&mapped, "{name}.weights") != DIRECTCONV_OK)',
             '        stop("weights", directconv_error());',
+            "#ifdef CHECK_WEIGHTS",
+            "    if (directconv_check_weights(&mapped) != DIRECTCONV_OK)",
+            '        stop("weights", directconv_error());',
+            "#endif",
             "#endif",
         ]
     results = []
     for n, a in enumerate(outputs, start=1 + len(inputs)):
         results += [
-            f"    if (argc > {n}) write_output(argv[{n}], {a.name}, sizeof {a.name});",
-            f'    print_largest_{a.c_type}("{a.name}", {a.name}, {name.upper()}_'
+            f"    if (argc > {n}) write_output(argv[{n}], {a.variable}, sizeof {a.variable});",
+            f'    print_largest_{a.c_type}("{a.name}", {a.variable}, {name.upper()}_'
             f"{a.name.upper()}_ELEMENTS);",
         ]
     printer = (DEPLOY / "folder" / "printer.c").read_text(encoding="utf-8")
     types = sorted({a.c_type for a in outputs})
     words = [f"{a.name}.in" for a in inputs] + [f"[{a.name}.out]" for a in outputs]
     return {
-        "usage": " ".join([name, *words]),
+        "usage": shortened(" ".join([name, *words]), _MENTIONED),
         "buffers": "\n".join(buffers),
         "printers": "\n".join(printer.replace("@type@", c_type) for c_type in types),
         "read": "\n".join(read),
@@ -296,12 +307,12 @@ def check_folder(folder: Path) -> None:
     LibraryError
         If it is a file, looks like one, or its name gives no identifier.
     """
-    if folder.is_file() or folder.suffix in (".so", ".o", ".s", ".a", ".c", ".h"):
+    if os.path.isfile(folder) or folder.suffix in (".so", ".o", ".s", ".a", ".c", ".h"):
         raise LibraryError(
             f"cannot write C to {str(folder)!r}: expected a folder, or a name that is free, as "
             "there are several files"
         )
-    if not re.search("[a-zA-Z0-9]", folder.resolve().name):
+    if not re.search(r"[^\W_]", folder.resolve().name):
         raise LibraryError(
             f"cannot write C to {str(folder)!r}: expected a folder with letters in its name, after "
             "which the function is called"
@@ -341,14 +352,16 @@ def write_folder(
         If the folder cannot be written.
     """
     check_folder(folder)
-    name = identifier(folder.resolve().name)
+    name = name_of(folder)
     triple = target_port(target["mtriple"])
     arguments = arguments_of(program, notes)
+    kernels = dict.fromkeys(path for _, path in objects.values())
     values = {
         "name": name,
         "NAME": name.upper(),
         "triple": triple,
         "arch": triple.split("-")[0],
+        "kernels": "\n  ".join(f"kernels/{path.name}" for path in kernels),
         **_example(name, program, arguments, threads),
     }
     try:
@@ -358,7 +371,7 @@ def write_folder(
             old.unlink()
         for file in RUNTIME:
             shutil.copy(DEPLOY / file, folder / "runtime" / file)
-        for path in dict.fromkeys(path for _, path in objects.values()):
+        for path in kernels:
             shutil.copy(path, folder / "kernels" / path.name)
         weights_id = "00" * 32
         if program.weights:
@@ -389,5 +402,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _comment(name: str) -> str:
-    """Return a name as it can stand in a comment."""
-    return "".join(c if c.isprintable() else "?" for c in name).replace("*/", "* /")
+    """Return a name as it can stand in a comment, where compilers warn of more than its end."""
+    text = "".join(c if c.isprintable() else "?" for c in shortened(name, _LONGEST))
+    return re.sub(r"(?<=[*/?])(?=[*/?])", " ", text).rstrip("\\")

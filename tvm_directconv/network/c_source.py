@@ -1,15 +1,17 @@
 """A program as C source: its tables, its weights, and the functions that TVM's runtime calls."""
 
 import hashlib
+import re
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import ModelError
 from .network import Port
-from .program import ARENA, COPY, WEIGHTS, Program, packed
+from .program import ARENA, COPY, WEIGHTS, Program, arena_of, packed
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 """Where the C runtime is."""
@@ -20,6 +22,7 @@ WEIGHTS_HEADER = 64
 _MAGIC = b"directconv\0\0\0\0\0\1"
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """DLPack's numbers for the kinds of NumPy's types."""
+_MENTIONED = 400  # characters of names in a message, which has room for 512
 _CALLERS = "contiguous and aligned to 64 bytes"
 
 
@@ -100,16 +103,16 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
             for tensor in step.operands
         ]
     parameters = [
-        f'    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "{memory} {quoted(str(port))}, '
+        f'    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "{memory} {_described(port)}, '
         f'{_CALLERS}"}},'
         for memory, port in arguments
     ]
-    port = Port("arena", (program.arena_bytes // 4,), "float32")
+    port = arena_of(program)
     parameters.append(
         f"    {{{kind(port.shape, port.dtype)}, {port.nbytes}, "
         f'"{port}, which is {port.nbytes} bytes, {_CALLERS}"}},'
     )
-    names = ", ".join([*(quoted(port.name) for _, port in arguments), "arena"])
+    names = ", ".join([*(port.name for _, port in arguments), "arena"])
     identity = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(weights_id))
     return "\n".join(
         [
@@ -130,18 +133,24 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
             "    .steps = steps,",
             "    .parameters = parameters,",
             f'    .name = "{name}",',
-            f'    .arguments = "{names}",',
+            f'    .arguments = "{quoted(shortened(names, _MENTIONED))}",',
             f"    .step_count = {len(steps)},",
             f"    .inputs = {len(program.inputs)},",
             f"    .outputs = {len(program.outputs)},",
             f"    .most_operands = {max(len(step.operands) for step in program.steps)},",
             f"    .arena_bytes = {program.arena_bytes},",
             f"    .has_weights = {int(bool(program.weights))},",
+            f"    .weights_bytes = {WEIGHTS_HEADER + program.weight_bytes},",
             f"    .weights_id = {{{identity}}},",
             "};",
             "",
         ]
     )
+
+
+def _described(port: Port) -> str:
+    """Return what a port has to be, as it stands in a string literal."""
+    return quoted(str(replace(port, name=shortened(port.name, _MENTIONED))))
 
 
 def weights_source(name: str, file: str, visibility: str = "global") -> str:
@@ -174,11 +183,22 @@ __asm__(".section .rodata.{name}_weights,\\"a\\",%progbits\\n"
 """
 
 
-def packed_functions(name: str, program: Program) -> str:
-    """Return C source of the functions that TVM's runtime calls: ``main`` and ``profile``."""
+def packed_functions(
+    name: str, program: Program, functions: tuple[str, str] = ("main", "profile")
+) -> str:
+    """Return C source of the functions that TVM's runtime calls: to run, and to time each step.
+
+    Parameters
+    ----------
+    name : str
+        An :func:`identifier`.
+    program : Program
+    functions : tuple of str
+        What they are called.
+    """
     weights = f"{name}_weights" if program.weights else "0"
     lines = [f"extern const unsigned char {name}_weights[];"] if program.weights else []
-    for function, profile in (("main", 0), ("profile", 1)):
+    for profile, function in enumerate(functions):
         lines.append(
             '__attribute__((visibility("default"))) Kernel __tvm_ffi_' + function + ";\n"
             f"int __tvm_ffi_{function}(void *self, const Any *args, int32_t num_args, Any *result) "
@@ -190,7 +210,12 @@ def packed_functions(name: str, program: Program) -> str:
     return "\n".join([*lines, ""])
 
 
+def shortened(name: str, most: int) -> str:
+    """Return a name, or the beginning of one that is too long."""
+    return name if len(name) <= most else f"{name[: most - 4]} ..."
+
+
 def quoted(name: str) -> str:
-    """Return a name as it stands in a string literal."""
+    """Return a name as it stands in a string literal, where ``??/`` may stand for a backslash."""
     printable = "".join(c if c.isprintable() else "?" for c in name)
-    return printable.replace("\\", "\\\\").replace('"', '\\"')
+    return re.sub(r'([\\"?])', r"\\\1", printable)

@@ -1,9 +1,10 @@
 """A program to a shared library: tables for ``deploy/network.c``, weights, and kernels."""
 
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..toolchain import Toolchain, link_shared
+from ..toolchain import Toolchain, link_relocatable, link_shared
 from .c_source import DEPLOY, packed_functions, tables, weights_source, write_weights
 from .program import Program
 
@@ -12,15 +13,18 @@ _NAME = "network"
 
 
 def link_network(
-    program: Program, objects: dict[str, tuple[str, Path]], output: Path, toolchain: Toolchain
+    program: Program,
+    objects: Mapping[str, tuple[str, Path]],
+    output: Path,
+    toolchain: Toolchain,
 ) -> None:
-    """Write a network's library.
+    """Write a network's library, with the functions ``main`` and ``profile``.
 
     Parameters
     ----------
     program : Program
         What it computes.
-    objects : dict
+    objects : mapping
         Symbols and object files of the kernels, by name.
     output : Path
         The library.
@@ -34,6 +38,37 @@ def link_network(
     ModelError
         If a tensor has an element type that there is no name for.
     """
+    _link(program, objects, output, toolchain, ("main", "profile"), link_shared)
+
+
+def link_object(
+    program: Program,
+    objects: Mapping[str, tuple[str, Path]],
+    output: Path,
+    toolchain: Toolchain,
+    function: str,
+) -> None:
+    """Write the same as an object file, to be a part of another library.
+
+    Parameters
+    ----------
+    program, objects, output, toolchain
+        As for :func:`link_network`, which raises the same.
+    function : str
+        What ``main`` is called there; ``_profile`` comes behind it for the other one.
+    """
+    functions = function, f"{function}_profile"
+    _link(program, objects, output, toolchain, functions, link_relocatable)
+
+
+def _link(
+    program: Program,
+    objects: Mapping[str, tuple[str, Path]],
+    output: Path,
+    toolchain: Toolchain,
+    functions: tuple[str, str],
+    link: Callable[[list[str | Path], Path, Toolchain], None],
+) -> None:
     with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
         weights, source = Path(scratch, "weights"), Path(scratch, "network.c")
         weights_id = write_weights(program.weights, weights)
@@ -41,9 +76,9 @@ def link_network(
         parts = (
             '#include "network.h"\n',
             tables(_NAME, program, symbols, weights_id),
-            packed_functions(_NAME, program),
+            packed_functions(_NAME, program, functions),
             weights_source(_NAME, str(weights), visibility="hidden"),
         )
         source.write_text("\n".join(parts), encoding="utf-8")
         files = dict.fromkeys(str(path) for _, path in objects.values())
-        link_shared([*_FLAGS, source, DEPLOY / "network.c", *files], output, toolchain)
+        link([*_FLAGS, source, DEPLOY / "network.c", *files], output, toolchain)

@@ -1,29 +1,25 @@
 """Networks: a model to a library, and the library to results."""
 
-import hashlib
-import json
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import __version__, versions
-from ..build import BoundCall, load_library, manifest_path
+from .. import manifest as manifests
+from .. import versions
+from ..build import BoundCall, load_library
 from ..device import Device
-from ..errors import ArgumentError, BlockingError, LibraryError, ModelError
+from ..errors import ArgumentError, LibraryError, ModelError
+from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_text, is_whole, or_null
 from ..layout import ALIGNMENT, aligned_zeros
+from ..manifest import manifest_path
 from ..workload import ConvWorkload, model_layer_name
-
-KIND = "network"
-"""What the manifest of a network says it is of."""
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +79,41 @@ class Layer:
         return ConvWorkload.parse(self.workload).flops if self.workload else 0
 
 
+_DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+_DTYPES += ["float16", "float32", "float64", "bool"]
+_STRING = Kind("a string", lambda v: v == "" or is_text(v))
+_PORTS: list[Table] = [
+    {
+        "name": _STRING,
+        "shape": Kind(
+            "a list of whole numbers from 0",
+            lambda v: isinstance(v, list) and all(is_whole(extent, 0, 2**40) for extent in v),
+        ),
+        "dtype": Kind(f"one of {', '.join(_DTYPES)}", lambda v: v in _DTYPES),
+    }
+]
+_KINDS: Table = {
+    "device": TEXT,
+    "threads": THREADS,
+    "inputs": _PORTS,
+    "outputs": _PORTS,
+    "arena_bytes": COUNT,
+    "unshared_bytes": COUNT,
+    "weight_bytes": COUNT,
+    "im2col_bytes": COUNT,
+    "reorders": COUNT,
+    "layers": [
+        {
+            "kernel": TEXT,
+            "workload": _STRING,
+            "epilogue": _STRING,
+            "blocking": or_null(Kind("block sizes", lambda v: isinstance(v, dict))),
+            "blocking_source": _STRING,
+        }
+    ],
+}
+
+
 @dataclass(frozen=True)
 class NetworkManifest:
     """Everything about a compiled network that its code does not tell; JSON beside the library.
@@ -133,15 +164,9 @@ class NetworkManifest:
             "workspace": 0,  # There is no such thing: kernels get their scratch in the arena.
         }
 
-    def to_dict(self, digest: str) -> dict[str, Any]:
-        """Return what is written beside the library with this SHA-256."""
-        return {
-            "format": _FORMAT,
-            "kind": KIND,
-            **asdict(self),
-            "versions": {"tvm-directconv": __version__, **versions.pins()},
-            "sha256": digest,
-        }
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is written beside the library, but for what all manifests say."""
+        return {"kind": manifests.NETWORK_KIND, **asdict(self)}
 
     @classmethod
     def read(cls, library: Path) -> "NetworkManifest":
@@ -152,64 +177,16 @@ class NetworkManifest:
         LibraryError
             If library or manifest are missing or malformed, or were not written together.
         """
-        path = manifest_path(library)
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            digest = _digest(library)
-        except OSError as error:
-            raise LibraryError(
-                f"cannot read {error.filename!r} ({error.strerror}): expected a network's library "
-                f"and its manifest, {path.name}, beside it"
-            ) from None
-        except ValueError as error:
-            raise LibraryError(f"{path} is not JSON ({error}): compile the model again") from None
-        if not isinstance(found, dict) or found.get("kind") != KIND:
-            raise LibraryError(
-                f"{path} is no manifest of a network: expected one that compiling a model wrote; "
-                "single convolutions are loaded by tvm_directconv.load"
-            )
-        if found.get("format") != _FORMAT:
-            raise LibraryError(
-                f"{path} has format {found.get('format')!r}: expected {_FORMAT}; compile the model "
-                "again with this version of tvm-directconv"
-            )
-        if found.get("sha256") != digest:
-            raise LibraryError(
-                f"{path} was written for another library than the one beside it (their SHA-256 "
-                "differ): one of the two is stale; compile again, or copy both"
-            )
-        try:
-            ports = {
-                key: tuple(Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in found[key])
-                for key in ("inputs", "outputs")
-            }
-            sizes = {
-                key: int(found[key])
-                for key in (
-                    "threads",
-                    "arena_bytes",
-                    "unshared_bytes",
-                    "weight_bytes",
-                    "im2col_bytes",
-                    "reorders",
-                )
-            }
-            layers = tuple(Layer(**layer) for layer in found["layers"])
-            if not isinstance(found["device"], str):
-                raise ValueError(f"device is {found['device']!r}")
-            return cls(
-                device=found["device"],
-                target=dict(found["target"]),
-                layers=layers,
-                inputs=ports["inputs"],
-                outputs=ports["outputs"],
-                **sizes,
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise LibraryError(
-                f"{path} is no manifest of a network ({type(error).__name__}: {error}): compile "
-                "the model again"
-            ) from error
+        path, digest = manifest_path(library), manifests.digest_of(library)
+        found = manifests.read(path, digest, manifests.NETWORK, _KINDS)
+        values = {field.name: found[field.name] for field in fields(cls)}
+        for key in ("inputs", "outputs"):
+            ports = (Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in found[key])
+            values[key] = tuple(ports)
+        names = [field.name for field in fields(Layer)]
+        layers = ({name: layer[name] for name in names} for layer in found["layers"])
+        values["layers"] = tuple(Layer(**layer) for layer in layers)
+        return cls(**values)
 
 
 def compile_network(
@@ -268,11 +245,6 @@ def compile_network(
     from .pipeline import lowered
     from .program import COPY, conv_attributes_of, program_of
 
-    if blocking not in (None, "auto", "model"):
-        raise BlockingError(
-            f"blocking is {str(blocking)!r}: expected 'auto' or 'model', as a network has many "
-            "convolutions"
-        )
     output = Path(output)
     if emit not in ("library", "c"):
         raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
@@ -284,7 +256,7 @@ def compile_network(
             raise LibraryError(
                 f"cannot write a network to {str(output)!r}: expected a name ending in .so"
             )
-        if not output.parent.is_dir():
+        if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
     module = lowered(import_model(model, input_shapes), target, threads, blocking)
@@ -329,14 +301,14 @@ def compile_network(
         layers=tuple(layers),
     )
     if emit == "library":
-        text = json.dumps(manifest.to_dict(_digest(output)), indent=1) + "\n"
+        text = manifests.written(manifest.to_dict(), manifests.digest_of(output), indent=1)
         manifest_path(output).write_text(text, encoding="utf-8")
     return manifest
 
 
 def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[int]] | None) -> Any:
     """Return a model as a Relax module; see :func:`compile_network`."""
-    from .rewriter import check_static
+    from .rewriter import prepared
 
     if not isinstance(model, str | Path):
         module = model
@@ -353,11 +325,7 @@ def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[in
         from .onnx_import import import_onnx
 
         module = import_onnx(model, input_shapes)
-    from tvm import relax
-
-    module = relax.transform.DeadCodeElimination(["main"])(module)
-    check_static(module)
-    return module
+    return prepared(module)
 
 
 def network_workloads(
@@ -390,11 +358,6 @@ def network_workloads(
     name = model if isinstance(model, str | Path) else "network"
     found = convolutions(import_model(model, input_shapes), find_device(device))
     return [replace(w, name=model_layer_name(name, number)) for number, w in enumerate(found)]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:  # In pieces: a network has its weights in the library.
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Turns:
@@ -580,7 +543,7 @@ def load_network(path: str | Path) -> Network:
     from ..toolchain import elf_info
 
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LibraryError(
             f"library {str(path)!r} does not exist: expected one that compiling a model wrote"
         )

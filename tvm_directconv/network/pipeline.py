@@ -5,9 +5,13 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from ..device import Device
+from ..blocking import check_threads
+from ..device import Device, check_target
 from ..device import device as find_device
+from ..errors import BlockingError
+from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
+from .kernels import compile_kernels
 from .operators import CONV2D, conv_attributes
 from .passes.blocked_layout import blocked_layout
 from .passes.fold_batch_norm import FoldBatchNorm
@@ -17,7 +21,9 @@ from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
-from .rewriter import Rewriter, compiling, op_name
+from .program import program_of
+from .rewriter import MAIN, Rewriter, compiling, op_name, prepared
+from .vm import vm_module
 
 NAME = "tvm_directconv"
 
@@ -48,7 +54,18 @@ def passes(
     blocking : str, optional
         ``model`` for the analytical model's block sizes; if not given, those of tuning logs where
         there are any.
+
+    Raises
+    ------
+    BlockingError
+        If threads or blocking cannot be used.
     """
+    check_threads(threads)
+    if blocking not in (None, "auto", "model"):
+        raise BlockingError(
+            f"blocking is {str(blocking)!r}: expected 'auto' or 'model', as a network has many "
+            "convolutions"
+        )
     target_device = find_device(device)
     return [
         *_first_passes(target_device),
@@ -96,6 +113,36 @@ def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
 
 
 @relax.register_pipeline(NAME)
-def pipeline(**options: Any) -> Any:
-    """Return all :func:`passes` as one."""
-    return tvm.transform.Sequential(passes(**options), name=NAME)
+def pipeline(
+    device: Device | str | None = None, threads: int = 1, blocking: str | None = None
+) -> Any:
+    """Return the pass from a network to what :func:`tvm.relax.build` has only to link.
+
+    It runs all :func:`passes`, plans memory as :func:`tvm_directconv.compile_network` does, and
+    compiles the kernels.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        For which processor; if not given, for that of the current target, failing that for this
+        machine's.
+    threads, blocking
+        As for :func:`passes`.
+    """
+
+    def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        target = tvm.target.Target.current()
+        found = find_device(device or target or "native")
+        if target is not None:
+            check_target(target, found)
+        toolchain = find_toolchain(found.triple)
+        steps = passes(found, threads, blocking)
+        module = prepared(module)
+        function = module[MAIN]
+        for step in steps:
+            module = step(module)
+        program = program_of(module, found)
+        objects = compile_kernels(program.kernels, found, threads)
+        return vm_module(program, objects, toolchain, found.target(threads), function)
+
+    return tvm.transform.module_pass(transform, opt_level=0, name=NAME)

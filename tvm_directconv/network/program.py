@@ -24,6 +24,7 @@ from .rewriter import (
     OUTPUT_NAMES,
     REORDERS,
     Rewriter,
+    check_straight,
     dtype_of,
     op_name,
     shape_of,
@@ -100,6 +101,11 @@ class Program:
     def weight_bytes(self) -> int:
         """Size of all constants."""
         return packed([array.nbytes for array in self.weights])[1]
+
+
+def arena_of(program: Program) -> Port:
+    """Return the argument that is the arena."""
+    return Port(ARENA, (program.arena_bytes // 4,), "float32")
 
 
 def packed(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -225,6 +231,7 @@ class _Reader(Rewriter):
                 f"the network has a {name.removeprefix('relax.')}, which there is no kernel for: "
                 "expected operators that TVM can legalize"
             )
+        check_straight(expression)
         return self._operand(expression)
 
     def _kernel(self, variable: Any, call: Any) -> Any:

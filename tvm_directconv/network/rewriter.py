@@ -84,6 +84,31 @@ def variables_in(expression: Any) -> list[Any]:
     return []
 
 
+def prepared(module: tvm.IRModule) -> tvm.IRModule:
+    """Return a network without what it does not use, its private functions inlined, checked.
+
+    Raises
+    ------
+    ModelError
+        If it is no straight line of operators on tensors of known shapes.
+    """
+    module = relax.transform.InlinePrivateFunctions()(module)
+    public = sorted(
+        str(variable.name_hint)
+        for variable, function in module.functions.items()
+        if isinstance(function, relax.Function) and "global_symbol" in function.attrs
+    )
+    if public != [MAIN]:
+        raise ModelError(
+            f"the module's public Relax functions are {', '.join(public) or 'none'}: expected "
+            f"{MAIN} alone, the network; rename it, make private what it calls, and leave out "
+            f"others (relax.transform.DeadCodeElimination(['{MAIN}']))"
+        )
+    module = relax.transform.DeadCodeElimination([MAIN])(module)
+    check_static(module)
+    return module
+
+
 def check_static(module: tvm.IRModule) -> None:
     """Raise if a network is no straight line of tensors of known shapes.
 
@@ -93,25 +118,57 @@ def check_static(module: tvm.IRModule) -> None:
         With what it is instead.
     """
     function = module[MAIN]
-    if any(not is_static(parameter.ty) for parameter in function.params):
-        raise ModelError(
-            f"an input of the network has no fixed shape: {function.params}; memory is planned "
-            "when compiling, so export the model with fixed sizes"
-        )
+    for parameter in function.params:
+        if not _is_static_tensor(parameter.ty):
+            raise ModelError(
+                f"the input {parameter.name} of the network has the type {parameter.ty}: expected "
+                "a tensor of fixed shape, as memory is planned when compiling; export the model "
+                "with fixed sizes, or bind them (relax.transform.BindSymbolicVars)"
+            )
     for block in function.body.blocks:
         for binding in block.bindings:
+            value = binding.value
+            check_straight(value)
             if not is_static(binding.var.ty):
                 raise ModelError(
-                    f"the result of {op_name(binding.value) or binding.value} has the type "
+                    f"the result of {op_name(value) or value} has the type "
                     f"{binding.var.ty}, which depends on data: expected tensors of shapes that are "
                     "known when compiling"
                 )
+    results = function.ret_ty.fields if isinstance(function.ret_ty, relax.TupleType) else [None]
+    if not results or any(isinstance(result, relax.TupleType) for result in results):
+        raise ModelError(
+            f"the network returns {function.ret_ty}: expected a tensor, or a tuple of tensors"
+        )
+
+
+def check_straight(value: Any) -> None:
+    """Raise if what a variable is bound to is a branch, or calls what is no operator.
+
+    Raises
+    ------
+    ModelError
+        With what it is.
+    """
+    if isinstance(value, relax.If):
+        raise ModelError(
+            "the network has a branch (If): expected a straight line of operators; take the branch "
+            "that is meant when exporting the model"
+        )
+    if isinstance(value, Call) and not op_name(value):
+        raise ModelError(
+            f"the network calls {value.op}: expected operators only, or private functions of them"
+        )
 
 
 def is_static(kind: Any) -> bool:
     """Return whether a type is that of a tensor of known shape, or a tuple of such."""
     if isinstance(kind, relax.TupleType):
         return all(map(is_static, kind.fields))
+    return _is_static_tensor(kind)
+
+
+def _is_static_tensor(kind: Any) -> bool:
     if not isinstance(kind, relax.TensorType) or not isinstance(kind.shape, relax.ShapeExpr):
         return False
     return all(isinstance(extent, IntImm) for extent in kind.shape.values)

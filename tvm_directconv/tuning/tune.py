@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import logs, versions
 from ..bench.compare import Comparison, Failure
+from ..bench.disturbance import disturbance
 from ..blocking import Blocking
 from ..build import build
 from ..device import Device
@@ -470,6 +471,7 @@ class Tuner:
 
     def _ok(self, layer: Layer, point: int, outcome: Comparison, over_model: float) -> Record:
         p20, p50, p80 = (float(np.percentile(outcome.seconds, p)) for p in (20, 50, 80))
+        of_peak = float(np.median(outcome.of_peak)) if outcome.of_peak else None
         return self._record(
             layer,
             point,
@@ -477,9 +479,16 @@ class Tuner:
             seconds_p20=p20,
             seconds_p50=p50,
             seconds_p80=p80,
-            of_peak=float(np.median(outcome.of_peak)) if outcome.of_peak else None,
+            of_peak=of_peak,
             over_model=over_model,
             repeats=len(outcome.seconds),
+            disturbed=disturbance(
+                # Where no burst ran, the times themselves have to be steady.
+                outcome.of_peak or tuple(1 / seconds for seconds in outcome.seconds),
+                outcome.of_clock,
+                of_peak and of_peak * layer.workload.useful_flops / layer.workload.flops,
+                outcome.on_core,
+            ),
         )
 
     def _failed(self, layer: Layer, point: int, failure: Failure) -> Record:

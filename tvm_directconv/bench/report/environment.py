@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +12,57 @@ from typing import Any
 
 import numpy as np
 
-from ... import logs
+from ... import logs, reading
 from ...device import native
 from ...errors import ReportError
+from ...kinds import (
+    COUNT,
+    NAMES,
+    TEXT,
+    THREADS,
+    Kind,
+    Table,
+    is_number,
+    is_text,
+    is_whole,
+    or_null,
+    problem,
+)
 from .rows import SUBJECTS
 
 FORMAT = 1
 # What all rows of a folder must have in common: figures of other machines do not compare.
 _COMMON = ("cpu", "device", "versions")
-_KEYS = ("format", "cpu_name", "cores", "caches", "system", "python", "copy_gb_per_s", "runs")
+_NUMBERS = Kind(
+    "numbers by name", lambda v: isinstance(v, dict) and all(map(is_number, v.values()))
+)
+_KINDS: Table = {
+    "format": Kind(f"the number {FORMAT}", lambda v: is_whole(v, FORMAT, FORMAT)),
+    "cpu": or_null(TEXT),
+    "device": TEXT,
+    "versions": Kind(
+        "versions by name",
+        lambda v: isinstance(v, dict) and all(map(is_text, [*v.keys(), *v.values()])),
+    ),
+    "cpu_name": or_null(TEXT),
+    "cores": or_null(COUNT),
+    "caches": _NUMBERS,
+    "system": TEXT,
+    "python": TEXT,
+    "copy_gb_per_s": Kind(
+        "speeds by numbers of threads",
+        lambda v: _NUMBERS.test(v) and all(re.fullmatch("[1-9][0-9]{0,4}", key) for key in v),
+    ),
+    "runs": [
+        {
+            "date": TEXT,
+            "threads": [THREADS],
+            "repeats": COUNT,
+            "cpus": [COUNT],
+            "absent": dict.fromkeys(SUBJECTS, NAMES),
+        }
+    ],
+}
 
 _COPY_BYTES = 2**27  # of each array: far more than the caches of one core
 _COPIES = 5
@@ -33,23 +76,21 @@ def read(path: Path) -> dict[str, Any] | None:
     ReportError
         If it is none.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
+    try:
+        found = reading.json_object(path)
+    except reading.Unreadable as error:
         raise ReportError(
             f"cannot read {str(path)!r} ({error}): expected the environment that the folder's rows "
             "were measured in; give a new folder"
         ) from None
-    missing = [key for key in (*_COMMON, *_KEYS) if not isinstance(found, dict) or key not in found]
-    if missing or found["format"] != FORMAT:
-        wrong = f"{', '.join(missing)} missing" if missing else f"format is {found['format']}"
+    if wrong := problem(found, _KINDS):
         raise ReportError(
             f"{str(path)!r} is no environment ({wrong}): expected what a report of format "
             f"{FORMAT} writes; give a new folder"
         )
-    return dict(found)
+    return found
 
 
 def here() -> dict[str, Any]:

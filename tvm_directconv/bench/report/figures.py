@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...workload import ConvWorkload
+from ..disturbance import disturbance
 from .rows import CHOOSE_THEM, CONTESTANTS, FEWER_PRODUCTS, GEMM, IM2COL, OURS, TUNED, Row, Subject
 
 AHEAD = 1.03
@@ -36,12 +37,16 @@ class Figures:
         Median of the bursts beside it.
     of_peak : float, optional
         Median of the layer's nominal speed over that of the burst beside each repeat.
-    of_limit : float, optional
-        The same, without products with padding, which need not be computed.
+    of_limit, of_limit_p20, of_limit_p80 : float, optional
+        The same, without products with padding, which need not be computed; and percentiles.
     over_ours, over_ours_p20, over_ours_p80 : float, optional
         Percentiles of its time over ours: above 1, ours is faster.
-    over_im2col : float, optional
-        Median of the time of im2col + OpenBLAS over its own: how many times as fast it is.
+    over_im2col, over_im2col_p20, over_im2col_p80 : float, optional
+        Percentiles of the time of im2col + OpenBLAS over its own: how many times as fast it is.
+    of_clock : float, optional
+        Median of the burst's speed over what the clock allows.
+    disturbed : str, optional
+        Why it cannot be believed, or ours beside it; None if there is nothing against it.
     """
 
     row: Row
@@ -52,10 +57,16 @@ class Figures:
     peak_gflops_p50: float | None = None
     of_peak: float | None = None
     of_limit: float | None = None
+    of_limit_p20: float | None = None
+    of_limit_p80: float | None = None
     over_ours: float | None = None
     over_ours_p20: float | None = None
     over_ours_p80: float | None = None
     over_im2col: float | None = None
+    over_im2col_p20: float | None = None
+    over_im2col_p80: float | None = None
+    of_clock: float | None = None
+    disturbed: str | None = None
 
     @property
     def about(self) -> Subject:
@@ -100,18 +111,39 @@ def _derived(row: Row, together: dict[str, Row]) -> Figures:
         f"seconds_p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)
     }
     found["peak_gflops_p50"] = median(row.peak_gflops)
+    if row.clock_gflops:
+        found["of_clock"] = float(np.median(np.divide(row.peak_gflops, row.clock_gflops)))
     if row.subject == "layer":
         workload = row.about.convolution
         speeds = workload.flops / 1e9 / seconds / np.array(row.peak_gflops)
         found["gflops"] = workload.flops / found["seconds_p50"] / 1e9
         found["of_peak"] = float(np.median(speeds))
-        found["of_limit"] = found["of_peak"] * workload.useful_flops / workload.flops
+        for key, p in (("of_limit", 50), ("of_limit_p20", 20), ("of_limit_p80", 80)):
+            useful = workload.useful_flops / workload.flops
+            found[key] = float(np.percentile(speeds, p)) * useful
     if ours := _seconds(together, OURS):
         for key, p in (("over_ours", 50), ("over_ours_p20", 20), ("over_ours_p80", 80)):
             found[key] = float(np.percentile(seconds / np.array(ours), p))
     if im2col := _seconds(together, IM2COL):
-        found["over_im2col"] = float(np.median(np.array(im2col) / seconds))
-    return Figures(row, **found)
+        for key, p in (("over_im2col", 50), ("over_im2col_p20", 20), ("over_im2col_p80", 80)):
+            found[key] = float(np.percentile(np.array(im2col) / seconds, p))
+    reason = _disturbance(row)
+    if not reason and row.contestant != OURS and OURS in together:
+        reason = _disturbance(together[OURS])
+        reason = reason and f"ours beside it: {reason}"
+    return Figures(row, **found, disturbed=reason)
+
+
+def _disturbance(row: Row) -> str | None:
+    if not row.seconds:
+        return None
+    peaks = np.array(row.peak_gflops)
+    speeds = 1 / np.array(row.seconds) / peaks
+    limit = None
+    if row.subject == "layer" and Figures(row).all_products:
+        limit = float(np.median(speeds)) * row.about.convolution.useful_flops / 1e9
+    of_clock = peaks / np.array(row.clock_gflops) if row.clock_gflops else ()
+    return disturbance(list(speeds), list(of_clock), limit)
 
 
 def _seconds(together: dict[str, Row], contestant: str) -> tuple[float, ...]:
@@ -189,13 +221,19 @@ class Results:
         found = (self.of(s, threads, contestant) for s in layers)
         return [f for f in found if f and f.seconds_p50]
 
+    def sound(
+        self, contestant: str, threads: int, layers: Sequence[Subject] | None = None
+    ) -> list[Figures]:
+        """Return those of :meth:`measured` that means are taken over: not disturbed ones."""
+        return [f for f in self.measured(contestant, threads, layers) if not f.disturbed]
+
     def best_rival(self, subject: Subject, threads: int) -> Figures | None:
         """Return the figures of the rival that takes the least of our time on a layer.
 
         Of those that compute all products (:attr:`Figures.is_rival`). None if there is none.
         """
         found = (self.of(subject, threads, name) for name in self.contestants)
-        rivals = [f for f in found if f and f.is_rival and f.over_ours]
+        rivals = [f for f in found if f and f.is_rival and f.over_ours and not f.disturbed]
         return min(rivals, key=lambda f: f.over_ours or 0, default=None)
 
     def best_rivals(self, threads: int, layers: Sequence[Subject] | None = None) -> list[Figures]:
@@ -214,6 +252,7 @@ class Results:
             and f.is_rival
             and f.over_ours
             and f.over_ours * AHEAD < 1
+            and not f.disturbed
         ]
         return sorted(found, key=lambda f: f.over_ours or 0)
 
@@ -227,7 +266,8 @@ class Results:
         found = {}
         for subject in self.distinct():
             one, many = (self.of(subject, n, contestant) for n in (1, threads))
-            if one and many and one.seconds_p50 and many.seconds_p50:
+            disturbed = (one and one.disturbed) or (many and many.disturbed)
+            if one and many and one.seconds_p50 and many.seconds_p50 and not disturbed:
                 ratio = one.seconds_p50 / many.seconds_p50
                 if one.row.date == many.row.date:
                     ratio = float(np.median(np.divide(one.row.seconds, many.row.seconds)))

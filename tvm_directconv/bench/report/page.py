@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...errors import ReportError
+from ..disturbance import left_out
 from . import environment
 from .figures import AHEAD, Figures, Results, mean
 from .measuring import ENVIRONMENT, ROWS
-from .plots import Plot, plots
+from .plots import Plot, overview, plots
 from .rows import CHOOSE_THEM, OURS, TUNED, Row, Subject, read
 
 _NOTES = (
@@ -27,8 +28,12 @@ _NOTES = (
     "with padding, which need not be computed, so 100 % is the end. Winograd's algorithm and FFT "
     "need fewer products, so that this is no limit for them.",
     "Over ours: a contestant's time over ours. Above 1, ours is faster.",
-    "Means are geometric, over different layers.",
+    "Means are geometric, over different layers. Lines on dots and bars go from p20 to p80.",
+    "Disturbed: the bursts beside it were much slower than the clock allows, it is above its "
+    "limit, or its repeats differ too much. What was disturbed, or stands beside ours that was, is "
+    "not part of means.",
 )
+_AGAIN = "What is in the folder is not measured again: give a new one."
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,9 @@ def _content(results: Results, where: Mapping[str, Any], drawn: Mapping[str, Plo
         return [_Heading(2, title), *found] if found else []
 
     content: list[_Block] = [_Heading(1, "Direct convolutions, measured")]
-    content += [_environment(results, where), _List(_NOTES)]
+    content += [_Text(_answer(results, where))]
+    content += [_Drawing(name, plot) for name, plot in drawn.items() if plot.section == "answer"]
+    content.append(_List(_NOTES))
     if results.layers:
         content.append(_Heading(2, "Summary"))
         for threads in results.threads:
@@ -148,7 +155,31 @@ def _content(results: Results, where: Mapping[str, Any], drawn: Mapping[str, Plo
     content += _networks(results)
     for threads in results.threads:
         content += _layers(results, threads)
+    content += [_Heading(2, "Environment"), _environment(results, where)]
     return content
+
+
+def _answer(results: Results, where: Mapping[str, Any]) -> str:
+    """Return in a sentence what everything else says in detail."""
+    threads = results.threads[0]
+    parts = []
+    if ours := results.sound(OURS, threads):
+        layers = f"{len(ours)} different layer{'s' if len(ours) > 1 else ''}"
+        parts.append(
+            f"our layers reach {_percent(mean(ours, lambda f: f.of_limit))} of the limit that the "
+            f"processor sets (mean of {layers})"
+        )
+    for kind in ("layer", "network"):
+        bars = [bar for bar in overview(results, kind) if bar.threads == threads]
+        if bars:
+            fastest = min(bars, key=lambda bar: bar.middle)
+            parts.append(
+                f"for {kind}s, {fastest.contestant} is the fastest of the other libraries and "
+                f"takes {fastest.middle:.2f} times our time"
+            )
+    if not parts:
+        return "Nothing was measured that can be believed."
+    return f"On {where['cpu_name']} with {_threads(threads)}, {'; '.join(parts)}."
 
 
 def _environment(results: Results, where: Mapping[str, Any]) -> _Table:
@@ -230,7 +261,7 @@ def _summary(results: Results, threads: int) -> list[_Block]:
         [
             _of_library(results, name),
             *(
-                _mean_speed(results.measured(name, threads, layers), len(layers))
+                _mean_speed(results.sound(name, threads, layers), len(layers))
                 for layers in scopes.values()
             ),
         ]
@@ -240,7 +271,7 @@ def _summary(results: Results, threads: int) -> list[_Block]:
         [
             name,
             *(
-                _number(mean(results.measured(name, threads, layers), lambda f: f.over_ours))
+                _number(mean(results.sound(name, threads, layers), lambda f: f.over_ours))
                 for layers in scopes.values()
             ),
         ]
@@ -271,6 +302,9 @@ def _summary(results: Results, threads: int) -> list[_Block]:
         ]
     if lines := _in_words(results, threads):
         content.append(_List(lines))
+    everything = [f for name in names for f in results.measured(name, threads)]
+    if disturbed := sum(bool(f.disturbed) for f in everything):
+        content.append(_Text(f"{left_out(disturbed, len(everything))}. {_AGAIN}"))
     if any(best):
         content += _ahead(results, threads)
     return content
@@ -278,7 +312,7 @@ def _summary(results: Results, threads: int) -> list[_Block]:
 
 def _in_words(results: Results, threads: int) -> list[str]:
     lines = []
-    ours = results.measured(OURS, threads, _plain_layers(results))
+    ours = results.sound(OURS, threads, _plain_layers(results))
     if ours:
         least = min(ours, key=lambda f: f.of_limit or 0)
         lines.append(
@@ -409,11 +443,21 @@ def _networks(results: Results) -> list[_Block]:
                             _number(found.over_ours),
                             _range(found),
                             _bytes(found.row.extra_bytes),
+                            found.disturbed or "no",
                         )
                     )
     if not rows:
         return []
-    headings = ("network", "threads", "", "ms", "over ours", "p20 to p80", "extra memory")
+    headings = (
+        "network",
+        "threads",
+        "",
+        "ms",
+        "over ours",
+        "p20 to p80",
+        "extra memory",
+        "disturbed",
+    )
     return [_Heading(2, "Whole networks"), _Table(headings, rows)]
 
 
@@ -439,6 +483,7 @@ def _layers(results: Results, threads: int) -> list[_Block]:
                 _number(1 / tuned.over_ours) if tuned and tuned.over_ours else "",
                 "" if ours.row.extra_bytes is None else str(ours.row.extra_bytes),
                 ours.row.blocking or "",
+                ours.disturbed or "no",
             )
         )
     headings = (
@@ -454,6 +499,7 @@ def _layers(results: Results, threads: int) -> list[_Block]:
         "tuned over model",
         "extra bytes",
         "blocking",
+        "disturbed",
     )
     if not rows:
         return []

@@ -10,6 +10,8 @@ from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
+
 from ...errors import ReportError
 from .figures import Figures, Results, intensity, own_bytes, winograd_bytes
 from .rows import GEMM, IM2COL, OURS, TUNED, Subject
@@ -63,7 +65,7 @@ class Plot:
     Attributes
     ----------
     section : str
-        Where it belongs: ``paper``, ``limit``, ``memory``, ``tuning`` or ``compiling``.
+        Where it belongs: ``answer``, ``paper``, ``limit``, ``memory``, ``tuning`` or ``compiling``.
     title : str
         What it shows, in short.
     caption : str
@@ -134,6 +136,15 @@ class _Wanted(NamedTuple):
 
 def _wanted(results: Results, environment: Mapping[str, Any]) -> Iterator[_Wanted]:
     """Yield name, section, title and caption, and what draws it."""
+    if overview(results) or overview(results, "network"):
+        yield _Wanted(
+            "overview",
+            "answer",
+            "How many times as long as ours others take",
+            "Medians of ratios in turns: of layers the geometric mean, and of networks likewise. "
+            "Lines go from p20 to p80 over layers or networks; to the right of 1, ours is faster.",
+            partial(_draw_overview, results),
+        )
     for threads in results.threads:
         yield from _of_threads(results, threads, environment)
     if most := [n for n in results.threads if n > 1 and results.per_core(OURS, n)]:
@@ -142,7 +153,8 @@ def _wanted(results: Results, environment: Mapping[str, Any]) -> Iterator[_Wante
             "paper",
             "Speed per core over threads (the paper's Fig. 5)",
             "Time on one thread over n times the time on n threads: the geometric mean over "
-            "different layers, for ours also the layer with the least.",
+            "different layers, with lines from p20 to p80 of them; for ours also the layer with "
+            "the least.",
             partial(_draw_per_core, results, most),
         )
     for network in results.families:
@@ -229,6 +241,33 @@ def _of_threads(
         )
 
 
+class Bar(NamedTuple):
+    """A contestant's time over ours: the mean over subjects, and percentiles over them."""
+
+    contestant: str
+    threads: int
+    low: float
+    middle: float
+    high: float
+
+
+def overview(results: Results, kind: str = "layer") -> list[Bar]:
+    """Return what a contestant's time over ours is, for all layers or networks together.
+
+    Of those that compute whole convolutions, and of what was not disturbed.
+    """
+    subjects = results.distinct() if kind == "layer" else results.networks
+    bars = []
+    for contestant in results.contestants:
+        for threads in results.threads:
+            found = results.sound(contestant, threads, subjects)
+            over = [f.over_ours for f in found if f.over_ours]
+            if over and contestant not in (OURS, TUNED, GEMM):
+                low, high = (float(np.percentile(over, p)) for p in (20, 80))
+                bars.append(Bar(contestant, threads, low, geometric_mean(over), high))
+    return bars
+
+
 def _file_name(network: str) -> str:
     """Return a part of a file's name that is different for every network."""
     return quote(network, safe="").replace("%", "_") or "others"
@@ -278,16 +317,27 @@ def _marks(
     axes: "Axes",
     results: Results,
     contestant: str,
-    found: Sequence[tuple[float, float]],
+    found: Sequence["_Mark"],
     *,
     clip_on: bool = True,
 ) -> None:
-    """Draw the marks of a contestant, ours above all others."""
+    """Draw the marks of a contestant, ours above all others, with their spreads."""
     colour, marker = _style(results, contestant)
     own = contestant == OURS
+    if spread := [mark for mark in found if mark.low < mark.high]:
+        axes.hlines(
+            [mark.place for mark in spread],
+            [mark.low for mark in spread],
+            [mark.high for mark in spread],
+            color=colour,
+            linewidth=1.6 if own else 0.9,
+            alpha=0.7,
+            zorder=2.5,
+            clip_on=clip_on,
+        )
     axes.scatter(
-        [x for x, _ in found],
-        [y for _, y in found],
+        [mark.middle for mark in found],
+        [mark.place for mark in found],
         s=46 if own else 26,
         c=colour,
         marker=marker,
@@ -299,20 +349,77 @@ def _marks(
     )
 
 
+class _Mark(NamedTuple):
+    """A value beside a layer, with p20 and p80 of its repeats; these are equal if it has none."""
+
+    low: float
+    middle: float
+    high: float
+    place: int
+
+
 def _by_layer(
     results: Results,
     subjects: Sequence[Subject],
     threads: int,
-    value: Callable[[Figures], float | None],
-) -> dict[str, list[tuple[float, float]]]:
+    value: Callable[[Figures], tuple[float, float, float] | None],
+) -> dict[str, list[_Mark]]:
     """Return, for each contestant that has some, values and the places of their layers."""
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[_Mark]] = {}
     for contestant in results.contestants:
         for place, subject in enumerate(subjects):
             found = results.of(subject, threads, contestant)
-            if found and (x := value(found)) is not None:
-                points.setdefault(contestant, []).append((x, place))
+            if found and (values := value(found)) is not None:
+                points.setdefault(contestant, []).append(_Mark(*values, place))
     return points
+
+
+def _speeds(found: Figures) -> tuple[float, float, float] | None:
+    """Return the speed over im2col + SGEMM, between its p20 and p80."""
+    if not found.over_im2col:
+        return None
+    values = found.over_im2col_p20, found.over_im2col, found.over_im2col_p80
+    low, middle, high = (max(_LEAST_SPEED, value or 0) for value in values)
+    return low, middle, high
+
+
+def _limits(found: Figures) -> tuple[float, float, float] | None:
+    """Return the part of the limit, between its p20 and p80."""
+    if not found.of_limit or not found.all_products:
+        return None
+    values = found.of_limit_p20, found.of_limit, found.of_limit_p80
+    low, middle, high = (min(_BEYOND, value or 0) for value in values)
+    return low, middle, high
+
+
+def _draw_overview(results: Results) -> "Figure":
+    kinds = {"layers": overview(results), "networks": overview(results, "network")}
+    shown = [(kind, bar) for kind, bars in kinds.items() for bar in bars]
+    figure, axes = _figure(0.27 * len(shown) + 0.9)
+    both = all(kinds.values())
+    for place, (_, bar) in enumerate(shown):
+        axes.barh(place, bar.middle, 0.7, color=_style(results, bar.contestant)[0], alpha=0.75)
+        axes.hlines(place, bar.low, bar.high, color="black", linewidth=1.2)
+        end = max(bar.middle, bar.high)
+        axes.annotate(
+            f"{bar.middle:.2f}", (end, place), (4, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(
+        range(len(shown)),
+        [
+            ", ".join(
+                [bar.contestant]
+                + ([f"{bar.threads} threads"] if bar.threads > 1 else [])
+                + ([kind] if both else [])
+            )
+            for kind, bar in shown
+        ],
+    )
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.axvline(1, color=_STYLES[OURS][0], linewidth=2)
+    axes.set_xlim(0, 1.1 * max(1.0, *(max(bar.middle, bar.high) for _, bar in shown)))
+    axes.set_xlabel("time over ours (red line)")
+    return figure
 
 
 def _draw_fig1(results: Results, subjects: Sequence[Subject], threads: int) -> "Figure":
@@ -320,19 +427,23 @@ def _draw_fig1(results: Results, subjects: Sequence[Subject], threads: int) -> "
     shown = [name for name in (IM2COL, GEMM, OURS) if name in results.contestants]
     width = 0.8 / len(shown)
     for number, name in enumerate(shown):
-        speeds = {
-            place: speed
+        marks = [
+            _Mark(*speeds, place)
             for place, subject in enumerate(subjects)
-            if (speed := _speed(results, subject, threads, name))
-        }
+            if (found := results.of(subject, threads, name)) and (speeds := _speeds(found))
+        ]
+        places = [mark.place + (number - (len(shown) - 1) / 2) * width for mark in marks]
         bars = axes.bar(
-            [place + (number - (len(shown) - 1) / 2) * width for place in speeds],
-            list(speeds.values()),
+            places,
+            [mark.middle for mark in marks],
             width,
             color=_style(results, name)[0],
             label=name,
         )
-        axes.bar_label(bars, fmt="%.2f", fontsize="small", padding=1)
+        axes.vlines(
+            places, [mark.low for mark in marks], [mark.high for mark in marks], "k", linewidth=1
+        )
+        axes.bar_label(bars, fmt="%.2f", fontsize="small", padding=3)
     axes.set_xticks(range(len(subjects)), [s.layer for s in subjects])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("speed over im2col + SGEMM")
@@ -343,19 +454,17 @@ def _draw_fig1(results: Results, subjects: Sequence[Subject], threads: int) -> "
 def _draw_speedup(results: Results, subjects: Sequence[Subject], threads: int) -> "Figure":
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    points = _by_layer(
-        results,
-        subjects,
-        threads,
-        lambda f: max(_LEAST_SPEED, f.over_im2col) if f.over_im2col else None,
-    )
+    points = _by_layer(results, subjects, threads, _speeds)
     figure, axes = _over_layers(subjects, -(-len(points) // 5))
     axes.axvline(1, color=_style(results, IM2COL)[0], linewidth=1)
     for contestant, found in points.items():
         _marks(axes, results, contestant, found)
     axes.set_xscale("log", base=2)
-    speeds = [x for found in points.values() for x, _ in found]
-    axes.set_xlim(min(0.7, 0.95 * min(speeds)), max(2.1, 1.05 * max(speeds)))
+    marks = [mark for found in points.values() for mark in found]
+    axes.set_xlim(
+        min(0.7, 0.95 * min(mark.low for mark in marks)),
+        max(2.1, 1.05 * max(mark.high for mark in marks)),
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("speed over im2col + SGEMM (logarithmic)")
@@ -366,12 +475,7 @@ def _draw_speedup(results: Results, subjects: Sequence[Subject], threads: int) -
 def _draw_limit(results: Results, subjects: Sequence[Subject], threads: int) -> "Figure":
     from matplotlib.ticker import PercentFormatter
 
-    points = _by_layer(
-        results,
-        subjects,
-        threads,
-        lambda f: min(_BEYOND, f.of_limit) if f.of_limit and f.all_products else None,
-    )
+    points = _by_layer(results, subjects, threads, _limits)
     figure, axes = _over_layers(subjects, -(-len(points) // 5))
     for contestant, found in points.items():
         _marks(axes, results, contestant, found, clip_on=False)
@@ -395,6 +499,13 @@ def _draw_per_core(results: Results, several: Sequence[int]) -> "Figure":
             continue
         colour, marker = _style(results, contestant)
         own = contestant == OURS
+        axes.vlines(
+            list(means),
+            *zip(*(np.percentile([*by_threads[n]], (20, 80)) for n in means), strict=True),
+            color=colour,
+            linewidth=2 if own else 1,
+            alpha=0.6,
+        )
         axes.plot(
             [1, *means],
             [1, *means.values()],
@@ -449,6 +560,14 @@ def _draw_roofline(results: Results, threads: int, environment: Mapping[str, Any
     for number, network in enumerate(families):
         found = [f for f in ours if f.about.network == network]
         if found:
+            axes.vlines(
+                [intensity(f.about.convolution) for f in found],
+                [(f.of_limit_p20 or 0) * (f.peak_gflops_p50 or 0) for f in found],
+                [(f.of_limit_p80 or 0) * (f.peak_gflops_p50 or 0) for f in found],
+                color=colours(number / len(families)),
+                linewidth=1,
+                alpha=0.7,
+            )
             axes.scatter(
                 [intensity(f.about.convolution) for f in found],
                 [(f.of_limit or 0) * (f.peak_gflops_p50 or 0) for f in found],
@@ -473,9 +592,11 @@ def _draw_roofline(results: Results, threads: int, environment: Mapping[str, Any
 def _draw_memory(results: Results, subjects: Sequence[Subject]) -> "Figure":
     threads = results.threads[0]
 
-    def over_own(found: Figures) -> float | None:
+    def over_own(found: Figures) -> tuple[float, float, float] | None:
         extra = found.row.extra_bytes
-        return None if extra is None else extra / own_bytes(found.about.convolution)
+        if extra is None:
+            return None
+        return (extra / own_bytes(found.about.convolution),) * 3  # Counted once: no spread.
 
     points = _by_layer(results, subjects, threads, over_own)
     figure, axes = _over_layers(subjects, -(-(len(points) + 2) // 5))

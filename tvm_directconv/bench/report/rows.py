@@ -8,14 +8,15 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ... import reading
 from ...errors import ReportError, WorkloadError
-from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null
+from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem
 from ...workload import ConvWorkload
 
 OURS = "ours"
@@ -43,6 +44,7 @@ CONTESTANTS = (
     "MNN",
     "NNPACK",
 )
+_LARGEST = 2**30  # bytes
 SUBJECTS = ("layer", "network")
 STATUSES = ("ok", "not_here", "unsupported", "failed", "wrong")
 FEWER_PRODUCTS = ("Winograd", "FFT")
@@ -81,6 +83,7 @@ _KINDS = {
     "includes": TEXT,
     "seconds": _MEASURED,
     "peak_gflops": _MEASURED,
+    "clock_gflops": _MEASURED,
     "extra_bytes": or_null(Kind("a whole number from 0", lambda v: is_whole(v, 0))),
     "max_error": or_null(_NUMBER),
     "compile_seconds": or_null(_NUMBER),
@@ -166,6 +169,8 @@ class Row:
         Of one call, for each repeat; empty if it is not ``ok``.
     peak_gflops : tuple of float
         Speed of the burst of multiply-adds, on as many threads, beside each repeat.
+    clock_gflops : tuple of float
+        What the clock allows then; empty in rows of older versions.
     extra_bytes : int, optional
         Memory beyond input, weights and output.
     max_error : float, optional
@@ -201,13 +206,12 @@ class Row:
     compile_seconds: float | None
     blocking: str | None
     blocking_source: str | None
+    clock_gflops: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if not kind.test(value):
-                raise ReportError(f"{name} is {value!r}: expected {kind.expected}")
-        for name in ("seconds", "peak_gflops"):
+        if wrong := problem(vars(self), _KINDS):
+            raise ReportError(wrong)
+        for name in ("seconds", "peak_gflops", "clock_gflops"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # the way past `frozen`
         if self.subject == "network":
             if self.network is None or self.layer or self.workload:
@@ -224,6 +228,11 @@ class Row:
             raise ReportError(
                 f"there are {len(self.seconds)} seconds and {len(self.peak_gflops)} peak_gflops: "
                 "expected one of each for every repeat"
+            )
+        if len(self.clock_gflops) not in (0, len(self.seconds)):
+            raise ReportError(
+                f"there are {len(self.seconds)} seconds and {len(self.clock_gflops)} clock_gflops: "
+                "expected one of each for every repeat, or none of the latter"
             )
         if (self.status == "ok") != bool(self.seconds):
             raise ReportError(
@@ -251,9 +260,10 @@ class Row:
         ReportError
             If it is no row.
         """
-        if missing := [f.name for f in fields(cls) if f.name not in values]:
+        needed = [f.name for f in fields(cls) if f.default is MISSING]
+        if missing := [name for name in needed if name not in values]:
             raise ReportError(f"{', '.join(missing)} missing: expected every key of a row")
-        found = {f.name: values[f.name] for f in fields(cls)}
+        found = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         for name in ("network", "layer"):
             found[name] = found[name] or None  # Layers that have no name have an empty one.
         return cls(**found)
@@ -268,16 +278,9 @@ class Row:
             If it is no row.
         """
         try:
-            found = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise ReportError(f"not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ReportError(f"{str(found)[:40]!r} is no row: expected an object of JSON")
-        return cls.from_dict(found)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+            return cls.from_dict(reading.parsed_object(line))
+        except reading.Unreadable as error:
+            raise ReportError(str(error)) from None
 
 
 def now() -> str:
@@ -295,14 +298,12 @@ def read(path: Path) -> list[Row]:
     ReportError
         If the file cannot be read or is damaged elsewhere; with the line's number.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as error:
-        raise ReportError(
-            f"cannot read {str(path)!r} ({error.strerror}): expected a file of rows"
-        ) from None
+    try:
+        content = reading.content(path, _LARGEST)
+    except reading.Unreadable as error:
+        raise ReportError(f"cannot read {str(path)!r} ({error}): expected a file of rows") from None
     rows: list[Row] = []
     repeats: dict[tuple[object, ...], int] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):

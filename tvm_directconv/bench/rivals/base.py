@@ -57,6 +57,8 @@ class Prepared:
         Block sizes and where they are from.
     flops : int, optional
         Operations of one call, of what is not the subject itself.
+    allowed : callable, optional
+        Returns the GFLOP/s that the clock allows at the moment, of the burst.
     """
 
     call: Callable[[], object]
@@ -68,6 +70,7 @@ class Prepared:
     blocking: str | None = None
     blocking_source: str | None = None
     flops: int | None = None
+    allowed: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

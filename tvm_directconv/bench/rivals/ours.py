@@ -96,7 +96,12 @@ class Peak(Contestant):
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
         burst = _burst(threads)
-        return Prepared(call=burst, output=lambda: np.zeros(1, np.float32), flops=burst.flops)
+        return Prepared(
+            call=burst,
+            output=lambda: np.zeros(1, np.float32),
+            flops=burst.flops,
+            allowed=burst.allowed,
+        )
 
 
 @lru_cache(maxsize=1)

@@ -54,6 +54,7 @@ class Result:
     found: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peak_gflops: list[float] = field(default_factory=list)
+    clock_gflops: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
     max_error: float | None = None
 
@@ -70,6 +71,7 @@ class Result:
         self.status, self.reason = status, reason
         self.seconds.clear()
         self.peak_gflops.clear()
+        self.clock_gflops.clear()
 
     def row(self, network: str, workload: ConvWorkload | None = None) -> Row:
         """Return what reports are made of."""
@@ -89,6 +91,7 @@ class Result:
             "includes": self.contestant.includes if workload else _ALL_OF_A_NETWORK,
             "seconds": self.seconds,
             "peak_gflops": self.peak_gflops,
+            "clock_gflops": self.clock_gflops,
             "extra_bytes": self.extra_bytes,
             "max_error": self.max_error if finite else None,
             "compile_seconds": self.found.get("compile_seconds"),
@@ -135,7 +138,8 @@ def compare_layers(
     dict
         A row for each contestant, number of threads and layer, as soon as the layer is finished
         with all numbers of threads. `seconds` are of one call in each round, and `peak_gflops` the
-        mean of the bursts immediately before and after; both are empty unless `status` is "ok".
+        mean of the bursts immediately before and after; `clock_gflops` is what the clock allows
+        then. They are empty unless `status` is "ok".
         `status` may be "not_here" (the library is not installed), "unsupported" (it does not
         compute that), "failed", or "wrong" (the output differs from the reference by more than
         :data:`TOLERANCE` allows); `reason` then says why. `max_error` is in units of
@@ -334,7 +338,9 @@ class _Match:
                 after = self._burst(peak)
                 if found is not None:
                     result.seconds.append(found["seconds"])
-                    result.peak_gflops.append((before + after) / 2)
+                    result.peak_gflops.append((before[0] + after[0]) / 2)
+                    # An interrupted chain tells too little.
+                    result.clock_gflops.append(max(before[1], after[1]))
                 before = after
         self._rounds += 1
 
@@ -343,9 +349,10 @@ class _Match:
         for seat in self._seats:
             seat.release(self._run_seconds)
 
-    def _burst(self, peak: Seat) -> float:
-        seconds = float(peak.ask("run", self._run_seconds)["seconds"])
-        return self._flops[peak.threads] / seconds / 1e9
+    def _burst(self, peak: Seat) -> tuple[float, float]:
+        """Return the burst's GFLOP/s, and those that the clock allows."""
+        found = peak.ask("run", self._run_seconds)
+        return self._flops[peak.threads] / found["seconds"] / 1e9, found["allowed"]
 
     def _ask(
         self, result: Result, command: str, seconds: float, **arguments: Any

@@ -26,6 +26,7 @@ from .base import Contestant, Failed, NotHere, Prepared, Unsupported
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux.
 _SHORTEST = 2e-3  # seconds that a group of calls takes at least
+_CALLED = ("call", "output", "allowed")  # What of a prepared layer is not told.
 _LONG = 0.5  # seconds from which a call needs no other one before it
 # A process that was stopped computes so long before it is timed: with one thread, for caches and
 # clock. Linux may let two threads go on on one core, where they wait for each other. It parts most
@@ -120,7 +121,7 @@ class Server:
         running, resident = memory.peak(), memory.now()
         self.number = max(1, round(_SHORTEST / max(min(seconds), 1e-7)))
         self.kept.append(prepared)
-        told = [field.name for field in fields(Prepared) if field.name not in ("call", "output")]
+        told = [field.name for field in fields(Prepared) if field.name not in _CALLED]
         return {
             **{key: getattr(prepared, key) for key in told},
             "peak_bytes": max(loading, running, resident),
@@ -130,19 +131,25 @@ class Server:
 
     def run(self) -> dict[str, Any]:
         """Compute what was prepared last, for a while, then often enough to be timed."""
+        found = {"seconds": self._seconds()}
+        if allowed := self.kept[-1].allowed:
+            found["allowed"] = allowed()
+        return found
+
+    def _seconds(self) -> float:
         call = self.kept[-1].call
         least, most = _WARM_UP_ALONE, _WARM_UP_ALONE
         if self.threads > 1:
             least, most = _WARM_UP_TOGETHER, _WARM_UP_AT_MOST
         spent = _timed(call)
         if spent > _LONG:
-            return {"seconds": spent}
+            return spent
         while spent < least or (spent < most and threads_share_a_core()):
             spent += _timed(call)
         begin = time.perf_counter()
         for _ in range(self.number):
             call()
-        return {"seconds": (time.perf_counter() - begin) / self.number}
+        return (time.perf_counter() - begin) / self.number
 
     def release(self) -> dict[str, Any]:
         """Forget all that was prepared."""

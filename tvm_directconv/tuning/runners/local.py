@@ -75,9 +75,11 @@ def _measure(
     try:
         if not thorough:
             rival = _timer(incumbent) if incumbent else None
-            return compare(_timer(candidate), rival, burst, flops, repeats)
+            return compare(_timer(candidate), rival, burst, flops, repeats, allowed=burst.allowed)
         new_rival = partial(_new_timer, incumbent) if incumbent else None
-        return compare_in_places(partial(_new_timer, candidate), new_rival, burst, flops, repeats)
+        return compare_in_places(
+            partial(_new_timer, candidate), new_rival, burst, flops, repeats, burst.allowed
+        )
     except RunFailure as failure:
         return Failure(failure.kind, str(failure))
 

@@ -9,7 +9,8 @@ import multiprocessing
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ as they are in models; ``computed`` is right if all are, so that it is computed 
 LINKING = "linking"
 _AT_ONCE = 48
 _SECONDS = 60.0
-"""Longest time that a case may take until it counts as hanging."""
+TABLE = Path(__file__).parents[1] / "docs" / "operators.md"
+_HEADINGS = {
+    RIGHT: "right",
+    CONSTANT: "right with constants",
+    COMPUTED: "computed when compiling",
+    REFUSED: "refused",
+    WRONG: "wrong",
+    CRASHED: "crashed",
+}
 
 
 @dataclass(frozen=True)
@@ -76,11 +85,19 @@ def _qualified(node: onnx.NodeProto) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
-def outcomes(names: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
-    """Yield what becomes of these cases."""
+def outcomes(given: Sequence[Case], seconds: float = _SECONDS) -> Iterator[tuple[str, Outcome]]:
+    """Yield what becomes of cases, by their names.
+
+    Parameters
+    ----------
+    given : sequence of Case
+        What is compiled and run.
+    seconds : float
+        How long one of them may take.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tvm.relax.frontend.onnx", "onnx.reference", __name__])
-    remaining = [cases()[name] for name in names]
+    remaining = list(given)
     while remaining:
         batch = remaining[:_AT_ONCE]
         receiver, sender = context.Pipe(duplex=False)
@@ -90,7 +107,7 @@ def outcomes(names: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
         current, done, failure = "", set(), "ends the process"
         try:
             while True:
-                if not receiver.poll(_SECONDS):
+                if not receiver.poll(seconds):
                     failure = "hangs"
                     break
                 name, outcome = receiver.recv()
@@ -197,7 +214,8 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
             tensor = numpy_helper.from_array(np.asarray(tensor))
         model.graph.initializer.append(tensor)
         model.graph.initializer[-1].name = values[number].name
-        del model.graph.input[number]
+        if model.ir_version >= 4:  # Before, constants had to be inputs, too.
+            del model.graph.input[number]
     path = folder / "model.onnx"
     onnx.save(model, str(path))
     shapes = {
@@ -283,3 +301,55 @@ def _compared(case: Case, found: Outcome, network: _Network, library: Any) -> Ou
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             return Outcome(WRONG, f"output {port.name!r}: {' '.join(lines[1:4])}")
     return found
+
+
+def rows(found: Mapping[str, Outcome]) -> list[str]:
+    """Return the lines of the table for cases: one for each operator, outcome and reason."""
+    grouped: dict[tuple[str, int, str], list[str]] = defaultdict(list)
+    order = list(_HEADINGS)
+    for name, outcome in found.items():
+        key = (cases()[name].operator, order.index(outcome.kind), _cell(outcome.reason))
+        grouped[key].append(f"`{name}`")
+    return [
+        f"| `{operator}` | {_HEADINGS[order[kind]]} | {reason} | {' '.join(sorted(names))} |"
+        for (operator, kind, reason), names in sorted(grouped.items())
+    ]
+
+
+def _cell(reason: str) -> str:
+    """Return a reason as it stands in the table: of one node, whose type is in the first column."""
+    reason = re.sub(r"^the model has [a-z ]+: ", "", reason)
+    return " ".join(reason.replace("|", "/").split())
+
+
+def table(found: Mapping[str, Outcome]) -> str:
+    """Return the text of docs/operators.md."""
+    kinds = Counter(outcome.kind for outcome in found.values())
+    counts = [f"| {heading} | {kinds[kind]} |" for kind, heading in _HEADINGS.items()]
+    return "\n".join(
+        [
+            "# ONNX's operators",
+            "",
+            f"What becomes of the {len(found)} tests that ONNX {onnx.__version__} has for its",
+            "own operators, each a model of one operator with certain attributes and types. Names",
+            "that end in `_expanded` are of models in which ONNX's own definition stands in place",
+            "of the operator. `scripts/list_operators` writes this file; a test compares it with",
+            "what it finds.",
+            "",
+            "- right: the outputs are what ONNX says, in shape, type and value.",
+            "- right with constants: if inputs other than the first, or those of integers, are",
+            "  constants, as weights, axes and shapes are in models.",
+            "- computed when compiling: if all inputs are constants; the reason is why not else.",
+            "- refused: an error says so when the model is compiled; for the node `NAME`, it is",
+            "  `TYPE (NAME): reason`.",
+            "",
+            "| outcome | tests |",
+            "| --- | --- |",
+            *counts,
+            "",
+            "| operator | outcome | reason | tests |",
+            "| --- | --- | --- | --- |",
+            *rows(found),
+            "",
+        ]
+    )

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from tvm.s_tir.schedule import ScheduleError
 
 from .partial_sums import sum_in_parts
@@ -40,9 +41,10 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     from tvm import IRModule, s_tir
 
     func = _with_infinite_limits(func)
-    if func.body.block.name_hint != "root":
-        return _in_order(func)  # Loops that TVM has written by itself: there are no blocks in it.
     sch = s_tir.Schedule(IRModule({"main": func}))
+    alone = func.body.block.name_hint != "root"
+    if alone or any(not sch.get(block).writes for block in _blocks(sch)):
+        return _opaque(func, threads)
     _inline(sch)
     whole = sch.mod["main"]
     in_parts = sum_in_parts(whole, lanes)
@@ -77,7 +79,6 @@ def _with_infinite_limits(func: Any) -> Any:
     """
     from tvm import s_tir, tirx
     from tvm.tirx import FloatImm
-    from tvm_ffi import structural_map
 
     def infinite(number: Any) -> Any:
         dtype = str(number.ty.dtype)
@@ -94,34 +95,29 @@ def _with_infinite_limits(func: Any) -> Any:
             block.writes,
             block.name_hint,
             block.body,
-            structural_map(block.init, (FloatImm, infinite)),
+            tvm_ffi.structural_map(block.init, (FloatImm, infinite)),
             block.alloc_buffers,
             block.match_buffers,
             block.annotations,
         )
 
-    return func.with_body(structural_map(func.body, (s_tir.SBlock, begun)))
+    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, begun)))
 
 
-def _in_order(func: Any) -> Any:
-    """Make serial loops of parallel ones."""
+def _opaque(func: Any, threads: int) -> Any:
+    """Return a function that TVM has written as loops already, which tell nothing of what they do.
+
+    They may be parallel, which serial functions cannot have.
+    """
     from tvm import tirx
-    from tvm_ffi import structural_map
 
     def serial(loop: Any) -> Any:
-        if loop.kind != tirx.ForKind.PARALLEL:
+        if threads > 1 or loop.kind != tirx.ForKind.PARALLEL:
             return loop
-        return tirx.For(
-            loop.loop_var,
-            loop.min,
-            loop.extent,
-            tirx.ForKind.SERIAL,
-            loop.body,
-            None,
-            loop.annotations,
-        )
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
 
-    return func.with_body(structural_map(func.body, (tirx.For, serial)))
+    body = tvm_ffi.structural_map(func.body, (tirx.For, serial))
+    return _with_scratch(func.with_body(body), 0)
 
 
 def _with_scratch(func: Any, depth: int) -> Any:
@@ -189,10 +185,9 @@ def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 def _spatial(sch: Any, block: Any) -> list[Any]:
     """Return a block's own loops over outputs, outermost first."""
     kinds = _iterations(sch, block)
-    own = sch.get_loops(block)
-    if len(own) < len(kinds):
-        return []  # A single number.
-    own = own[len(own) - len(kinds) :]
+    own = sch.get_loops(block)[-len(kinds) :]
+    if not own:  # A single number.
+        return []
     return [loop for loop, found in zip(own, kinds, strict=True) if found == 0]
 
 

@@ -167,7 +167,9 @@ def _compiled(case: Case, folder: Path) -> tuple[Outcome, _Network | None]:
             found = Outcome(kind, reason if kind == COMPUTED else "")
             return found, _network(case, constant, folder)
         except ModelError as error:
-            reason = str(error)  # What is left to say when all that can be known is.
+            reason = str(error).replace(
+                str(folder), ""
+            )  # What is left to say when all that can be known is.
         except Exception as error:
             text = f"{type(error).__name__}: {error}".strip().splitlines()
             return Outcome(WRONG, f"{text[0]} ... {text[-1]}"[:300]), None
@@ -201,9 +203,7 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
         write_weights,
     )
     from tvm_directconv.network.kernels import compile_kernels
-    from tvm_directconv.network.network import import_model
-    from tvm_directconv.network.pipeline import lowered
-    from tvm_directconv.network.program import program_of
+    from tvm_directconv.network.network import plan
 
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
@@ -224,8 +224,7 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
         if number not in constant and value.type.HasField("tensor_type")
     }
     target = device("native")
-    module = lowered(import_model(path, shapes), target, 1, "model")
-    program = program_of(module, target)
+    program = plan(path, target, 1, "model", shapes)
     compiled = compile_kernels(program.kernels, target, 1)
     symbols = {kernel: symbol for kernel, (symbol, _) in compiled.items()}
     # As tvm_directconv.network.library does it, but with a name of its own for each network.

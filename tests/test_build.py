@@ -151,9 +151,10 @@ def test_as_many_threads_compute_as_were_asked_for() -> None:
     """In a process of its own, where TVM has no threads yet: it likes half of the cores best."""
     code = f"""if True:
         import tvm_ffi, tvm_directconv as dc
+        from tvm_directconv import pool
         conv = dc.build({str(LAYER)!r}, threads=2)
         conv(*dc.random_tensors(conv.workload, seed=0))
-        print(tvm_ffi.get_global_func("runtime.NumThreads")())"""
+        print(pool.run(2, tvm_ffi.get_global_func("runtime.NumThreads")))"""
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     output = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     assert int(output) == min(2, len(os.sched_getaffinity(0)))

@@ -217,7 +217,7 @@ def test_commands_that_do_not_work(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ToolchainError, match=message):
         CommandRunner(device("native"), command, copy)
-    assert not list(tmp_path.glob("tvm_directconv-*"))
+    assert not list(tmp_path.glob(".tvm_directconv-*"))
 
 
 # --- Libraries that fail

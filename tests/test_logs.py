@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -782,6 +783,18 @@ def test_export(run: Command) -> None:
         ir.assert_structural_equal(again.mod, right.mod)
     status, _, err = run("logs", "export", LOG, "-o", "db")
     assert status == 2 and "has a database_workload.json already" in err
+
+
+def test_export_to_a_full_disk(run: Command) -> None:
+    """TVM writes it, and does not look whether it could."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        status, _, err = run("logs", "export", LOG, "-o", "db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2 and "cannot write into 'db' (only a part could be written" in err
+    assert not Path("db").exists()
 
 
 def test_export_of_a_device_of_ones_own(run: Command) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import FOREIGN, Command
 from onnx_models import Graph, by_onnxruntime, random_inputs, saved
@@ -109,6 +110,15 @@ def test_compile_with_a_size(run: Command) -> None:
     status, _, err = run("compile", "open.onnx", "-o", "a.so", "--input-shape", "x:2,3,7,10")
     assert (status, err) == (0, "")
     assert load_network("a.so").manifest.inputs[0].shape == (2, 3, 7, 10)
+
+
+def test_compile_with_a_value(run: Command, tmp_path: Path) -> None:
+    g = Graph(x=(2, 3), factor=(1,))
+    onnx.save(g.model(g.node("Mul", "x", "factor")), "scaled.onnx")
+    assert run("compile", "scaled.onnx", "-o", "a.so", "--input-value", "factor=2.5")[0] == 0
+    network = load_network("a.so")
+    assert [port.name for port in network.manifest.inputs] == ["x"]
+    np.testing.assert_array_equal(network.run(np.ones((2, 3), np.float32)), np.full((2, 3), 2.5))
 
 
 def test_compile_with_options(run: Command) -> None:
@@ -320,6 +330,22 @@ ERRORS = {
     "size of no model, tuned": (
         ["tune", SMALL, "--input-shape", "x:1,3"],
         "a size of input 'x' is given, but no model: expected",
+    ),
+    "value of no model": (
+        ["compile", SMALL, "-o", "a.so", "--input-value", "x=1"],
+        "a value of input 'x' is given, but no model: expected",
+    ),
+    "value of no input": (
+        ["compile", "net.onnx", "-o", "a.so", "--input-value", "sr=1"],
+        "there is no input 'sr': expected a value of 'image'",
+    ),
+    "value that is no number": (
+        ["compile", "net.onnx", "-o", "a.so", "--input-value", "x=fast"],
+        "'x=fast' is no value of an input: expected its name and numbers, such as sr=16000",
+    ),
+    "value of no name": (
+        ["tune", "net.onnx", "--input-value", "16000"],
+        "'16000' is no value of an input",
     ),
     "two models": (["compile", "net.onnx", "two.onnx", "-o", "a.so"], "2 specs are given"),
     "epilogue": (

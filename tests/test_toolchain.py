@@ -49,7 +49,7 @@ def object_file(toolchain: Toolchain, tmp_path: Path) -> Path:
 @pytest.fixture
 def library(object_file: Path, toolchain: Toolchain) -> Path:
     output = object_file.with_suffix(".so")
-    link_shared([object_file], output, toolchain)
+    run_cc(["-shared", str(object_file)], output, toolchain)  # Without a look at what is missing.
     return output
 
 
@@ -184,6 +184,7 @@ def test_symbols_of_a_library(library: Path, toolchain: Toolchain) -> None:
     assert info.machine == toolchain.machine
     assert info.bits == (32 if toolchain.machine == "arm" else 64)
     assert "needed" in info.undefined
+    assert info.unresolved == ("needed",)
     assert "optional" not in info.undefined
     assert set(info.defined) >= {"offered", "slot"}
     assert "hidden" not in info.defined
@@ -219,6 +220,26 @@ def test_link_errors_carry_the_linkers_words(object_file: Path, toolchain: Toolc
         "source.o",
         "source.so",
     ]
+
+
+def test_a_symbol_that_nobody_has_fails_when_it_is_linked(
+    object_file: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ToolchainError, match=r"cannot make .*out\.so: no object file and no library"
+    ):
+        link_shared([object_file], tmp_path / "out.so", toolchain)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.c", "source.o"]
+    source = tmp_path / "others.c"
+    source.write_text(
+        "#include <math.h>\n#include <stdio.h>\n"
+        "extern int TVMFFIErrorSetRaisedFromCStrParts(int);\n"
+        'int needed(int x) { return printf("%f", expf(x)) + TVMFFIErrorSetRaisedFromCStrParts(x); }'
+    )
+    link_shared([object_file, "-fPIC", source], tmp_path / "out.so", toolchain)
+    info = elf_info(tmp_path / "out.so")
+    assert info.unresolved == ("TVMFFIErrorSetRaisedFromCStrParts",)
+    assert {"printf", "expf"} < set(info.undefined)
 
 
 def test_objects_of_another_machine_do_not_link(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import blocking as blocks
-from . import logs, reading, versions
+from . import files, logs, pool, reading, versions
 from . import manifest as manifests
 from .blocking import Blocking
 from .compute import Epilogue
@@ -36,7 +35,7 @@ from .layout import (
 )
 from .manifest import manifest_path
 from .registry import find_schedule
-from .toolchain import elf_info, find_toolchain, link_module
+from .toolchain import elf_info, find_toolchain, link_module, object_code
 from .workload import ConvWorkload
 
 SUFFIXES = (".so", ".o", ".s")
@@ -411,9 +410,10 @@ class CompiledConv:
         Raises
         ------
         LibraryError
-            If the name has another ending, or the folder does not exist.
+            If the name has another ending, the folder does not exist, or nothing can be written.
+            What was there before is still there then.
         ToolchainError
-            If there is no linker for the device.
+            If there is no linker for the device, or it fails.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -422,14 +422,18 @@ class CompiledConv:
             )
         if not os.path.isdir(path.parent):
             raise LibraryError(f"cannot export to {str(path)!r}: the folder does not exist")
-        if path.suffix == ".s":
-            path.write_text(self.assembly(), encoding="utf-8")
-        elif path.suffix == ".o":
-            self._module.write_to_file(str(path))
-        else:
-            link_module(self._module, path, find_toolchain(self.manifest.target["mtriple"]))
-        text = manifests.written(self.manifest.to_dict(), manifests.digest_of(path), indent=2)
-        manifest_path(path).write_text(text, encoding="utf-8")
+        beside = manifest_path(path)
+        with files.explained(path, LibraryError), files.scratch(path.parent) as scratch:
+            code, text = scratch / path.name, scratch / beside.name
+            if path.suffix == ".s":
+                code.write_text(self.assembly(), encoding="utf-8")
+            elif path.suffix == ".o":
+                code.write_bytes(object_code(self._module))
+            else:
+                link_module(self._module, code, find_toolchain(self.manifest.target["mtriple"]))
+            found = manifests.written(self.manifest.to_dict(), manifests.digest_of(code), indent=2)
+            text.write_text(found, encoding="utf-8")
+            files.place({code: path, text: beside})
         return path
 
     def export_c(self, folder: str | Path) -> Path:
@@ -476,11 +480,8 @@ class CompiledConv:
             steps=[Step(m.symbol, tuple(operands))],
         )
         notes = {name: str(layout) for name, (_, layout) in {**inputs, **outputs}.items()}
-        with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
-            kernel = Path(scratch, "kernel.o")
-            self._module.write_to_file(str(kernel))
-            objects = {m.symbol: (m.symbol, kernel)}
-            write_folder(Path(folder), program, objects, m.device, m.target, m.threads, notes)
+        objects = {m.symbol: (m.symbol, object_code(self._module))}
+        write_folder(Path(folder), program, objects, m.device, m.target, m.threads, notes)
         return Path(folder)
 
     def assembly(self) -> str:
@@ -491,6 +492,7 @@ class CompiledConv:
 class BoundCall:
     """A convolution together with its arrays: calling it computes `out` from the others.
 
+    With several threads, calls are made one at a time, whichever threads of Python they are from.
     Calls that share memory besides, as those of a network share its arena, share a lock.
     """
 
@@ -504,42 +506,36 @@ class BoundCall:
         import tvm_ffi
 
         self.out = arrays[-1]
+        self.threads = threads
         self._function = function
         self._tensors = tuple(tvm_ffi.from_dlpack(array) for array in arrays)
-        self._wanted = threads
         self._lock = lock or nullcontext()
 
     def __call__(self) -> None:
         """Compute the output."""
+        self.timed()
+
+    def timed(self, number: int = 1) -> float:
+        """Compute the output so often, and return the seconds of once."""
+
+        def seconds() -> float:
+            begin = time.perf_counter()
+            for _ in range(number):
+                self._compute()
+            return (time.perf_counter() - begin) / number
+
+        # The lock before: whoever has it may wait for what that thread does.
         with self._lock:
-            if self._wanted > 1:
-                size_pool(self._wanted)
-            try:
-                self._function(*self._tensors)
-            except Exception as error:  # Compiled code says in many ways what it refuses.
-                raise LibraryError(
-                    f"the compiled code refuses arrays that its manifest describes ({error}): "
-                    "expected a library and its manifest as they were written; compile it again"
-                ) from error
+            return pool.run(self.threads, seconds)
 
-
-_pool_threads = 0
-
-
-def size_pool(threads: int) -> None:
-    """Have TVM compute with so many threads.
-
-    TVM has one pool for all functions; a function takes whatever size it has. How large it can get
-    is settled by the cores that are named when it is made: by default half of them.
-    """
-    global _pool_threads
-    if threads != _pool_threads:
-        import tvm_ffi
-
-        # -3 lets threads share the cores, where other modes bind the caller to one of them.
-        cores = map(str, sorted(os.sched_getaffinity(0)))
-        tvm_ffi.get_global_func("runtime.config_threadpool")(-3, threads, list(cores))
-        _pool_threads = threads
+    def _compute(self) -> None:
+        try:
+            self._function(*self._tensors)
+        except Exception as error:  # Compiled code says in many ways what it refuses.
+            raise LibraryError(
+                f"the compiled code refuses arrays that its manifest describes ({error}): "
+                "expected a library and its manifest as they were written; compile it again"
+            ) from error
 
 
 def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:
@@ -842,9 +838,9 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
     import tvm.runtime  # noqa: F401  Libraries get their parallel loops from it when they are loaded.
     import tvm_ffi
 
-    with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as folder:
+    with files.explained(path, LibraryError), files.scratch() as folder:
         # A name of plain characters: TVM takes no others.
-        link = Path(folder, "library.so")
+        link = folder / "library.so"
         link.symlink_to(path.resolve())
         try:
             return tvm_ffi.load_module(link)  # TVM's own function would follow the link.

@@ -10,24 +10,24 @@ the place of both.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
 import math
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import blocking as blocks
-from . import reading, versions
+from . import files, reading, versions
 from .blocking import Blocking
 from .device import Device, devices, host_cpu, native
 from .device import device as find_device
@@ -375,7 +375,7 @@ def folders() -> list[Path]:
     home = os.environ.get("XDG_DATA_HOME", "")
     # The XDG specification has relative paths ignored.
     data = Path(home) if os.path.isabs(home) else Path("~/.local/share").expanduser()
-    shipped = Path(str(files("tvm_directconv.tuning_logs")))
+    shipped = Path(str(resources.files("tvm_directconv.tuning_logs")))
     return [data / "tvm_directconv" / "tuning_logs", shipped]
 
 
@@ -545,16 +545,20 @@ def append(record: Record, folder: str | os.PathLike[str] | None = None) -> Path
     """
     path = log_path(record.device, folder)
     line = record.to_line().encode() + b"\n"
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path, os.O_CREAT) as file:
-            size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":
-                line = b"\n" + line  # The last line was cut off by a crash.
-            if os.write(file, line) != len(line):
-                os.ftruncate(file, size)
-                raise OSError(0, "only a part of the record could be written, the disk is full")
-            os.fsync(file)
+    with (
+        _explained(path),
+        files.new_folder(path.parent),
+        _locked(path, os.O_CREAT) as file,
+    ):
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line  # The last line was cut off by a crash.
+        try:
+            files.append(file, line)
+        except OSError:
+            if not size:
+                path.unlink()  # Others who wait for it see that it is gone.
+            raise
     return path
 
 
@@ -580,8 +584,7 @@ def check_appendable(device: str, folder: str | os.PathLike[str] | None = None) 
             with _locked(path):
                 pass
         else:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
+            files.check_writable(path)
 
 
 @contextlib.contextmanager
@@ -618,21 +621,9 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _replace(path: Path, found: Iterable[bytes], mode: int | None = None) -> None:
+def _replace(path: Path, found: Iterable[bytes]) -> None:
     """Put a new log in the place of an old one, all at once."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        with open(file, "wb") as stream:
-            if mode is not None:
-                os.fchmod(stream.fileno(), mode)
-            stream.writelines(text + b"\n" for text in found)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    files.write(path, b"".join(text + b"\n" for text in found))
 
 
 def merge(
@@ -669,9 +660,8 @@ def merge(
             "with --force (force=True)"
         )
     with _explained(path), contextlib.ExitStack() as stack:
-        mode = None
         if path.exists():
-            mode = os.fstat(stack.enter_context(_locked(path))).st_mode & 0o7777
+            stack.enter_context(_locked(path))
         good: list[Line] = []
         for name in inputs:
             # A file that is locked here can be read, but not locked once more.
@@ -682,7 +672,7 @@ def merge(
             _warn(Path(name), (line for line in found if not (line.record or line.newer)))
             good += [line for line in found if line.record or line.newer]
         different = dict.fromkeys(line.text.strip() for line in good)
-        _replace(path, different, mode)
+        _replace(path, different)
     return len(different), len(good)
 
 
@@ -713,7 +703,7 @@ def prune(path: str | os.PathLike[str], keep: int = 5) -> tuple[int, int]:
     target = Path(path).resolve()
     if not target.is_file():
         raise LogError(f"there is no tuning log {os.fspath(path)!r}: expected a file of records")
-    with _explained(target), _locked(target) as file:
+    with _explained(target), _locked(target):
         found = _lines(target.read_bytes())
         _warn(Path(path), (line for line in found if not (line.record or line.newer)))
         cases: dict[tuple[object, ...], list[Record]] = {}
@@ -737,7 +727,7 @@ def prune(path: str | os.PathLike[str], keep: int = 5) -> tuple[int, int]:
             for line in reversed(left.values())
             if line.newer or line.record in kept
         ]
-        _replace(target, different, os.fstat(file).st_mode & 0o7777)
+        _replace(target, different)
     return len(different), len(found)
 
 
@@ -908,6 +898,9 @@ def _source(found: _Found) -> str:
 # --- For MetaSchedule ---------------------------------------------------------------------------
 
 
+_DATABASE = ("database_workload.json", "database_tuning_record.json")
+
+
 def export(
     path: str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -970,27 +963,31 @@ def export(
             f"nothing to export in {os.fspath(path)!r}: expected measured records"
             + (f" of device {known.name!r}" if known else "")
         )
-    for name in ("database_workload.json", "database_tuning_record.json"):
+    for name in _DATABASE:
         if (Path(folder) / name).exists():
             raise LogError(
                 f"{os.fspath(folder)!r} has a {name} already: expected a folder without a "
                 "database; name another one"
             )
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise LogError(
-            f"cannot write into {os.fspath(folder)!r} ({error.strerror}): expected a folder"
-        ) from None
-    database = JSONDatabase(work_dir=os.fspath(folder))
-    for record, on, layout in todo:
-        case_of = (record.workload, on, record.blocking, record.threads, layout)
-        workload = database.commit_workload(unscheduled(*case_of))
-        trace, seconds = scheduled(*case_of).trace, [record.seconds_p50]
-        target = on.target(record.threads)
-        database.commit_tuning_record(TuningRecord(trace, workload, seconds, target))
+    with (
+        files.explained(folder, LogError, into=True),
+        files.new_folder(Path(folder)),
+        files.scratch(folder) as scratch,
+    ):
+        database = JSONDatabase(work_dir=str(scratch))
+        for record, on, layout in todo:
+            case_of = (record.workload, on, record.blocking, record.threads, layout)
+            workload = database.commit_workload(unscheduled(*case_of))
+            trace, seconds = scheduled(*case_of).trace, [record.seconds_p50]
+            target = on.target(record.threads)
+            database.commit_tuning_record(TuningRecord(trace, workload, seconds, target))
+        written = {scratch / name: Path(folder, name) for name in _DATABASE}
+        # TVM does not look whether it could write.
+        workloads, tuned = (path.read_bytes().split(b"\n")[:-1] for path in written)
+        used = {json.loads(line)[0] for line in tuned}
+        if len(tuned) != len(todo) or len(workloads) != len(used):
+            raise OSError(errno.ENOSPC, "only a part could be written, the disk is full")
+        files.place(written)
     return len(todo)
 
 

@@ -11,16 +11,17 @@ import mmap
 import os
 import platform
 import re
+import resource
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvm_directconv import files
 from tvm_directconv.errors import LibraryError, ToolchainError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "find_toolchain",
     "link_module",
     "link_shared",
+    "object_code",
     "run_cc",
 ]
 
@@ -202,33 +204,13 @@ def target_port(triple: str) -> str:
     return _port(triple).triple
 
 
-def cache_folder(name: str = "") -> Path:
-    """Return a folder for what can be made again, and make it.
-
-    Parameters
-    ----------
-    name : str, optional
-        A folder in that of this package, which is ``$XDG_CACHE_HOME/tvm_directconv``, or
-        ``~/.cache/tvm_directconv``.
-
-    Raises
-    ------
-    ToolchainError
-        If it cannot be made.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "tvm_directconv" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolchainError(
-            f"cannot create the cache directory {folder}: {error}. "
-            "Set XDG_CACHE_HOME to a directory that can be written"
-        ) from error
-    return folder
-
-
-def run_cc(arguments: Sequence[str], output: str | Path, toolchain: Toolchain) -> None:
+def run_cc(
+    arguments: Sequence[str],
+    output: str | Path,
+    toolchain: Toolchain,
+    check: Callable[[Path], None] | None = None,
+    folder: Path | None = None,
+) -> None:
     """Run the compiler and put its one output file in place atomically.
 
     Whoever looks at `output` meanwhile sees the old file or the new one, never
@@ -242,6 +224,10 @@ def run_cc(arguments: Sequence[str], output: str | Path, toolchain: Toolchain) -
         File to create or replace.
     toolchain : Toolchain
         The compiler.
+    check : callable, optional
+        Is given the file before it is put in place, and raises if it should not be.
+    folder : Path, optional
+        What relative paths begin from; by default as for this process.
 
     Raises
     ------
@@ -251,13 +237,15 @@ def run_cc(arguments: Sequence[str], output: str | Path, toolchain: Toolchain) -
     """
     output = Path(output)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-            result = Path(scratch, output.name)
+        with files.draft_of(output) as draft:
             process = subprocess.run(
-                [*toolchain.cc, *arguments, "-o", str(result)],
+                [*toolchain.cc, *arguments, "-o", str(draft)],
                 capture_output=True,
                 encoding="utf-8",
                 errors="replace",
+                cwd=folder,
+                # What it leaves when it is killed goes with the draft.
+                env={**os.environ, "TMPDIR": str(draft.parent)},
             )
             if process.returncode != 0:
                 raise ToolchainError(
@@ -265,12 +253,18 @@ def run_cc(arguments: Sequence[str], output: str | Path, toolchain: Toolchain) -
                     f"(status {process.returncode}). It was run as\n"
                     f"  {' '.join(process.args)}\nand said\n{process.stderr.strip()}"
                 )
-            os.replace(result, output)
+            if check:
+                check(draft)
     except OSError as error:
         raise ToolchainError(f"cannot make {output} with {toolchain.cc[0]}: {error}") from error
 
 
-def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: Toolchain) -> None:
+def link_shared(
+    objects: Sequence[str | Path],
+    output: str | Path,
+    toolchain: Toolchain,
+    folder: Path | None = None,
+) -> None:
     """Link object files into a shared library, put in place atomically.
 
     Parameters
@@ -281,22 +275,45 @@ def link_shared(objects: Sequence[str | Path], output: str | Path, toolchain: To
         Library to create or replace.
     toolchain : Toolchain
         The linker.
+    folder : Path, optional
+        What relative paths begin from; by default as for this process.
 
     Raises
     ------
     ToolchainError
-        If linking fails, with what the linker printed.
+        If linking fails, with what the linker printed; if a symbol remains that no library has.
     """
     # A network may call logf and the like: a library that does must load libm by itself, and one
     # that does not should not ask for it.
-    run_cc(["-shared", *map(str, objects), "-Wl,--as-needed", "-lm"], output, toolchain)
+    arguments = ["-shared", *map(str, objects), "-Wl,--as-needed", "-lm"]
+    run_cc(arguments, output, toolchain, lambda draft: _check_resolved(draft, output), folder)
+
+
+def _check_resolved(library: Path, output: str | Path) -> None:
+    """Raise if a library could not be loaded for want of a symbol.
+
+    The linker cannot be asked to: it does not know those that TVM's runtime and the C runtime have.
+    """
+    missing = [
+        symbol for symbol in elf_info(library).unresolved if not symbol.startswith(_OF_RUNTIMES)
+    ]
+    if missing:
+        raise ToolchainError(
+            f"cannot make {output}: no object file and no library of the system defines "
+            f"{', '.join(missing[:5])}"
+            + (f" and {len(missing) - 5} more" if missing[5:] else "")
+            + ". Expected object files that call each other, the C library and TVM's runtime only"
+        )
 
 
 def link_relocatable(
-    objects: Sequence[str | Path], output: str | Path, toolchain: Toolchain
+    objects: Sequence[str | Path],
+    output: str | Path,
+    toolchain: Toolchain,
+    folder: Path | None = None,
 ) -> None:
     """Link object files into a larger one; parameters and errors as of :func:`link_shared`."""
-    run_cc(["-r", "-nostdlib", *map(str, objects)], output, toolchain)
+    run_cc(["-r", "-nostdlib", *map(str, objects)], output, toolchain, folder=folder)
 
 
 def link_module(module: Any, output: str | Path, toolchain: Toolchain) -> None:
@@ -316,10 +333,54 @@ def link_module(module: Any, output: str | Path, toolchain: Toolchain) -> None:
     ToolchainError
         If linking fails, with what the linker printed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        object_file = Path(folder) / "module.o"
-        module.write_to_file(str(object_file))
+    with files.explained(output, ToolchainError), files.scratch(Path(output).parent) as folder:
+        object_file = folder / "module.o"
+        object_file.write_bytes(object_code(module))
         link_shared([object_file], output, toolchain)
+
+
+def object_code(module: Any) -> bytes:
+    """Return the object file of what TVM has compiled.
+
+    LLVM ends the process if it cannot write a file. Here it writes to memory, which does not fill
+    up as disks do. A limit on the size of files holds for that as well, so under such a limit
+    another process does it.
+
+    Parameters
+    ----------
+    module : tvm.runtime.Module
+
+    Raises
+    ------
+    ToolchainError
+        If the limit is too low.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit == resource.RLIM_INFINITY:
+        with open(os.memfd_create("object"), "rb") as memory:
+            module.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+            return memory.read()
+    process = subprocess.run(
+        [sys.executable, "-c", _WRITE_OBJECT],
+        input=module.inspect_source("ll").encode(),
+        capture_output=True,
+    )
+    if process.returncode != 0:
+        last = process.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ToolchainError(
+            f"cannot make an object file ({last or f'status {process.returncode}'}): files may "
+            f"have {limit} bytes here; raise that limit, ulimit -f"
+        )
+    return process.stdout
+
+
+_WRITE_OBJECT = """
+import os, sys, tvm, tvm_ffi
+load = tvm_ffi.get_global_func("ffi.Module.load_from_file.ll")
+memory = open(os.memfd_create("object"), "rb")
+load("/proc/self/fd/0", "ll").write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+sys.stdout.buffer.write(memory.read())
+"""
 
 
 def _port(triple: str) -> _Port:
@@ -355,6 +416,8 @@ class ElfInfo:
     undefined : tuple of str
         Symbols that another file must define, sorted. Weak ones, which may
         stay undefined, are left out.
+    unresolved : tuple of str
+        Those of them that no library defined when this one was linked.
     defined : tuple of str
         Symbols that other files can use, sorted.
     """
@@ -362,13 +425,16 @@ class ElfInfo:
     machine: str
     bits: int
     undefined: tuple[str, ...]
+    unresolved: tuple[str, ...]
     defined: tuple[str, ...]
 
 
 _MACHINES = {40: "arm", 62: "x86_64", 183: "aarch64"}
 _RELOCATABLE, _SHARED = 1, 3
-_SYMTAB, _DYNSYM = 2, 11
+_SYMTAB, _DYNSYM, _VERSIONS = 2, 11, 0x6FFFFFFF
 _LOCAL, _WEAK = 0, 2
+_OF_RUNTIMES = ("TVMBackend", "TVMFFI")
+"""How the names begin of what TVM's runtime, or the C runtime in its place, defines."""
 
 
 @dataclass(frozen=True)
@@ -471,7 +537,17 @@ def _parse_elf(data: bytes | mmap.mmap) -> ElfInfo:
         raise _Malformed("is damaged: its table of symbols is malformed")
     _, _, _, _, strings_offset, strings_size, *_ = sections[strings_index]
     strings = _bytes_at(data, strings_offset, strings_size)
-    for symbol in elf.symbol.iter_unpack(_bytes_at(data, offset, size)):
+    # Where a symbol's version is from; up to 1 if it has none. All symbols of glibc have one.
+    versions: tuple[int, ...] = (0,) * (size // entry_size)
+    for section in sections:
+        if section[1] == _VERSIONS:
+            count = section[5] // 2
+            versions = struct.unpack(f"<{count}H", _bytes_at(data, section[4], 2 * count))
+    if len(versions) != size // entry_size:
+        raise _Malformed("is damaged: its symbols and their versions differ in number")
+    unresolved: set[str] = set()
+    symbols = elf.symbol.iter_unpack(_bytes_at(data, offset, size))
+    for symbol, version in zip(symbols, versions, strict=True):
         binding = symbol[elf.info_index] >> 4
         is_defined = symbol[elf.info_index + 2] != 0
         if binding == _LOCAL or (binding == _WEAK and not is_defined):
@@ -479,13 +555,15 @@ def _parse_elf(data: bytes | mmap.mmap) -> ElfInfo:
         end = strings.find(b"\0", symbol[0])
         if end < 0:
             raise _Malformed("is damaged: the name of a symbol lies outside its table of names")
-        (defined if is_defined else undefined).add(
-            strings[symbol[0] : end].decode("utf-8", "replace")
-        )
+        name = strings[symbol[0] : end].decode("utf-8", "replace")
+        (defined if is_defined else undefined).add(name)
+        if not is_defined and version & 0x7FFF <= 1:
+            unresolved.add(name)
     return ElfInfo(
         _MACHINES.get(machine, f"e_machine {machine}"),
         elf.bits,
         tuple(sorted(undefined)),
+        tuple(sorted(unresolved)),
         tuple(sorted(defined)),
     )
 

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import reading
 from .errors import ModelError, WorkloadError
@@ -560,6 +560,7 @@ def workloads(
     spec: str | Path | ConvWorkload | Sequence[str | Path | ConvWorkload],
     device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
 ) -> list[ConvWorkload]:
     """Find the convolutions that a spec asks for.
 
@@ -582,6 +583,8 @@ def workloads(
         What models are compiled for: it decides which groups of channels they have.
     input_shapes : mapping, optional
         Sizes of inputs that models leave open, by name.
+    input_values : mapping, optional
+        Values of inputs of models, which are constants then.
 
     Returns
     -------
@@ -599,14 +602,14 @@ def workloads(
         If a model cannot be read, or sizes of inputs are given but no model.
     """
     items = spec if isinstance(spec, (list, tuple)) else [spec]
-    shapes = dict(input_shapes or {})
+    inputs = {"size": dict(input_shapes or {}), "value": dict(input_values or {})}
     models: dict[str, list[ConvWorkload]] = {}
 
     def layers_of_model(path: str) -> list[ConvWorkload]:
         if path not in models:
             from .network.network import network_workloads
 
-            models[path] = network_workloads(path, device, shapes)
+            models[path] = network_workloads(path, device, *inputs.values())
         return models[path]
 
     found: dict[tuple[str, ConvWorkload], ConvWorkload] = {}
@@ -614,11 +617,12 @@ def workloads(
         for workload in _resolve(item, layers_of_model):
             key = (workload.name, workload)
             found[key] = max(found.get(key, workload), workload, key=operator.attrgetter("count"))
-    if shapes and not models:
-        raise ModelError(
-            f"a size of input {next(iter(shapes))!r} is given, but no model: expected a file "
-            f"ending in {' or '.join(MODELS)}"
-        )
+    for what, given in inputs.items():
+        if given and not models:
+            raise ModelError(
+                f"a {what} of input {next(iter(given))!r} is given, but no model: expected a file "
+                f"ending in {' or '.join(MODELS)}"
+            )
     if not items:
         raise WorkloadError(f"no convolution is given; {_expected()}")
     return list(found.values())

@@ -1,15 +1,13 @@
 """Measurements that can be believed on a noisy machine, and the rows they are reported in."""
 
-import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..build import CompiledConv
+from .. import files
+from ..build import BoundCall, CompiledConv
 from ..device import Device
 from ..layout import aligned_zeros
 from ..reference import conv2d_reference, max_error, random_tensors
@@ -102,19 +100,9 @@ def measure(
     }
 
 
-def grouped(call: Callable[[], None]) -> Callable[[], float]:
+def grouped(call: BoundCall) -> Callable[[], float]:
     """Return what makes a call often enough to be timed, and returns the seconds of one."""
-    begin = time.perf_counter()
-    call()
-    number = max(1, round(_SHORTEST / max(time.perf_counter() - begin, 1e-7)))
-
-    def timer() -> float:
-        begin = time.perf_counter()
-        for _ in range(number):
-            call()
-        return (time.perf_counter() - begin) / number
-
-    return timer
+    return partial(call.timed, max(1, round(_SHORTEST / max(call.timed(), 1e-7))))
 
 
 def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ...]) -> int:
@@ -126,8 +114,8 @@ def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ..
     from ..deploy.runner import run_library
 
     toolchain = find_toolchain(device.triple, device.qemu_cpu)
-    with tempfile.TemporaryDirectory() as folder:
-        library = conv.export(Path(folder) / "conv.so")
+    with files.scratch() as folder:
+        library = conv.export(folder / "conv.so")
         report = run_library(
             library,
             conv.manifest.symbol,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..build import BoundCall
 from ..device import Device
 from ..layout import aligned_zeros
 from ..lowering import PIPELINE, TILE
@@ -164,12 +165,9 @@ class Burst:
     """
 
     def __init__(self, device: Device, threads: int) -> None:
-        import tvm_ffi
-
         code = BurstCode(device, threads)
         self.assembly: str = code.module.inspect_source("asm")
-        self._function: Any = code.module[code.symbol]
-        self._arrays = tuple(tvm_ffi.from_dlpack(array) for array in code.arrays())
+        self._call = BoundCall(code.module[code.symbol], code.arrays(), threads)
         self.flops = code.flops
         self._flops_per_cycle = code.flops_per_cycle
         self._clock = Clock(device)
@@ -181,6 +179,4 @@ class Burst:
 
     def __call__(self) -> float:
         """Run it once and return its speed in GFLOP/s."""
-        begin = time.perf_counter()
-        self._function(*self._arrays)
-        return self.flops / (time.perf_counter() - begin) / 1e9
+        return self.flops / self._call.timed() / 1e9

@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 from .. import __version__, versions
+from ..cache import CacheWarning
 from ..errors import DirectConvError
 from ..logs import LogWarning
 
 _PROGRAM = "tvm-directconv"
+_WARNINGS = (LogWarning, CacheWarning)
 _COMMANDS = {
     "devices": "list the processors that code can be compiled for",
     "layers": "list the convolutions of networks, or what a spec stands for",
@@ -51,32 +53,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         After ``--help`` and ``--version``, and with status 2 for arguments that cannot be parsed.
     """
+    _open_streams()
     try:
         try:
             with _short_warnings():
                 return _run(_parse(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()  # Here, where a closed pipe can still be handled.
+            sys.stdout.flush()  # Here, where a closed pipe or a full disk can still be handled.
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would flush once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)  # Whoever read it has seen enough.
         return 141
     except (DirectConvError, OSError) as error:
-        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        _end(sys.stderr, f"{_PROGRAM}: error: {error}\n")
+        _end(sys.stdout)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
+def _end(stream: TextIO, text: str = "") -> None:
+    """Write the last text to a stream, which may be on a disk that is full."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Have nothing left to write: Python would flush once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> None:
+    """Open what was closed by who started this: else the next file would be taken for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Print what is wrong with tuning logs as errors are printed, without a line of code."""
+    """Print warnings of this package as errors are printed, without a line of code."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", LogWarning)
+        for category in _WARNINGS:
+            warnings.simplefilter("always", category)
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, LogWarning):
+            if issubclass(category, _WARNINGS):
                 print(f"{_PROGRAM}: warning: {message}", file=sys.stderr)
             else:
                 usual(message, category, *rest)

@@ -1,7 +1,6 @@
 """What ``run`` does with compiled networks."""
 
 import argparse
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from ..network.network import Network, NetworkManifest, Port, load_network
 from ..reference import max_error
 from ._emulated import emulated
 from ._options import TOLERANCE
-from ._output import check_writable, render
+from ._output import check_writable, render, save
 
 _CALLS = 5
 _TOP = 5
@@ -123,12 +122,7 @@ def run_network(library: Path, args: argparse.Namespace) -> int:
 
 def _called(network: Network, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], float, str]:
     call, outputs = network.bind(*inputs)
-    seconds = []
-    for _ in range(_CALLS):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return outputs, median(seconds), f"median of {_CALLS} calls"
+    return outputs, median(call.timed() for _ in range(_CALLS)), f"median of {_CALLS} calls"
 
 
 def _emulated(
@@ -203,11 +197,10 @@ def _check_output(path: str, manifest: NetworkManifest) -> None:
 
 
 def _write(path: str, manifest: NetworkManifest, outputs: list[np.ndarray]) -> None:
-    with open(path, "wb") as file:  # numpy.save would change other endings.
-        if path.endswith(".npz"):
-            named: dict[str, Any] = {
-                port.name: output for port, output in zip(manifest.outputs, outputs, strict=True)
-            }
-            np.savez(file, **named)
-        else:
-            np.save(file, outputs[0])
+    named: dict[str, Any] = {
+        port.name: output for port, output in zip(manifest.outputs, outputs, strict=True)
+    }
+    if path.endswith(".npz"):
+        save(path, lambda file: np.savez(file, **named))
+    else:
+        save(path, lambda file: np.save(file, outputs[0]))

@@ -1,14 +1,18 @@
 """Options that several subcommands share."""
 
 import argparse
+import ast
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..device import Device
 from ..errors import LogError
 from ..logs import use_logs
 from ..workload import ConvWorkload, workloads
+
+_BOOLS = {"true": "True", "false": "False"}
 
 TOLERANCE = 1e-4
 """Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
@@ -21,7 +25,7 @@ _SPECS = (
 
 
 def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | None = None) -> None:
-    """Add ``SPEC`` and ``--input-shape``; see :func:`workloads_of`.
+    """Add ``SPEC``, ``--input-shape`` and ``--input-value``; see :func:`workloads_of`.
 
     Parameters
     ----------
@@ -38,13 +42,13 @@ def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | No
         metavar="SPEC",
         help="; ".join(filter(None, (_SPECS, more, default and f"default: {default}"))),
     )
-    add_input_shape(parser)
+    add_inputs(parser)
 
 
 def workloads_of(
     args: argparse.Namespace, device: Device | str | None, default: Sequence[str] = ()
 ) -> list[ConvWorkload]:
-    """Return the convolutions that ``SPEC`` and ``--input-shape`` ask for; none if none is given.
+    """Return the convolutions that ``SPEC`` and what is said of inputs ask for, if anything is.
 
     Parameters
     ----------
@@ -56,13 +60,13 @@ def workloads_of(
         Specs if none is given.
     """
     specs = args.spec or list(default)
-    if not specs and not args.input_shape:
+    if not specs and not args.input_shape and not args.input_value:
         return []
-    return workloads(specs, device or "native", dict(args.input_shape))
+    return workloads(specs, device or "native", **inputs_of(args))
 
 
-def add_input_shape(parser: argparse.ArgumentParser) -> None:
-    """Add ``--input-shape``."""
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input-shape`` and ``--input-value``; see :func:`inputs_of`."""
     parser.add_argument(
         "--input-shape",
         type=_input_shape,
@@ -72,6 +76,33 @@ def add_input_shape(parser: argparse.ArgumentParser) -> None:
         help="size of an input that a model leaves open, such as x:1,3,224,224; repeatedly for "
         "several inputs",
     )
+    parser.add_argument(
+        "--input-value",
+        type=_input_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="number, or several separated by commas, that an input of a model always is, such as "
+        "sr=16000: it becomes a constant, which may choose a branch; repeatedly for several inputs",
+    )
+
+
+def inputs_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what is said of a model's inputs, as functions take it."""
+    return {"input_shapes": dict(args.input_shape), "input_values": dict(args.input_value)}
+
+
+def _input_value(text: str) -> tuple[str, Any]:
+    name, _, given = text.rpartition("=")
+    try:
+        values = [ast.literal_eval(_BOOLS.get(part.lower(), part)) for part in given.split(",")]
+    except (ValueError, SyntaxError):
+        values = []
+    if not name or not values or not all(isinstance(v, int | float) for v in values):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no value of an input: expected its name and numbers, such as sr=16000"
+        )
+    return name, values if len(values) > 1 else values[0]
 
 
 def _input_shape(text: str) -> tuple[str, list[int]]:

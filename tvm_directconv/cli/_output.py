@@ -7,9 +7,10 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
 
+from .. import files
 from ..errors import DirectConvError
 
 Row = Mapping[str, object]
@@ -65,11 +66,34 @@ def render(rows: Sequence[Row], form: str, people: Sequence[Row] | None = None) 
 
 
 def write(text: str, output: str | None = None) -> None:
-    """Write text and a newline to a file, or print it."""
+    """Write text and a newline to a file, or print it.
+
+    Raises
+    ------
+    DirectConvError
+        If the file cannot be written.
+    """
     if output is None:
         print(text)
     else:
-        Path(output).write_text(text + "\n", encoding="utf-8")
+        with files.explained(output, DirectConvError):
+            files.write(output, text + "\n")
+
+
+def save(output: str, write_to: Callable[[IO[bytes]], object]) -> None:
+    """Write a file by what writes to an open one, such as numpy.save, whatever its name ends in.
+
+    Raises
+    ------
+    DirectConvError
+        If the file cannot be written.
+    """
+    with (
+        files.explained(output, DirectConvError),
+        files.draft_of(output) as draft,
+        open(draft, "wb") as file,
+    ):
+        write_to(file)
 
 
 def status_line(text: str) -> None:
@@ -87,14 +111,8 @@ def check_writable(output: str) -> None:
     DirectConvError
         With the reason.
     """
-    try:
-        with open(output, "a"):
-            pass
-    except OSError as error:
-        raise DirectConvError(
-            f"cannot write {output!r} ({error.strerror}): expected a file in a folder that exists "
-            "and that you may write to"
-        ) from None
+    with files.explained(output, DirectConvError):
+        files.check_writable(output)
 
 
 def _plain(value: object) -> object:

@@ -17,6 +17,7 @@ from ._options import (
     add_logs,
     add_specs,
     add_threads,
+    inputs_of,
     logs_of,
     workloads_of,
 )
@@ -98,10 +99,10 @@ def _compile_model(args: argparse.Namespace) -> None:
             args.output,
             args.device,
             args.threads,
-            dict(args.input_shape),
-            args.blocking,
-            lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
-            args.emit,
+            blocking=args.blocking,
+            progress=lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
+            emit=args.emit,
+            **inputs_of(args),
         )
     finally:
         status_line("")

@@ -1,14 +1,13 @@
 """``tvm-directconv run``."""
 
 import argparse
-import time
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from ..arrays import Expected, read_arrays
-from ..build import BoundCall, CompiledConv, Manifest, library_bytes, load
+from ..build import CompiledConv, Manifest, library_bytes, load
 from ..errors import ArgumentError
 from ..manifest import manifest_path
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
@@ -20,7 +19,7 @@ from ._network import (
     run_network,
 )
 from ._options import TOLERANCE, whole
-from ._output import check_writable
+from ._output import check_writable, save
 
 _CALLS = 5
 
@@ -79,13 +78,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         out = conv.run(*packed, **operands)
         call = conv.bind(*packed, out, **operands)
-        seconds, how = median(_timed(call) for _ in range(_CALLS)), f"median of {_CALLS} calls"
+        seconds, how = median(call.timed() for _ in range(_CALLS)), f"median of {_CALLS} calls"
     y = conv.unpack_output(out)
     sums = conv2d_reference(x, weight, workload)
     error = max_error(y, epilogue_reference(sums, conv.manifest.epilogue, **plain))
     if args.output:
-        with open(args.output, "wb") as file:  # numpy.save would change other endings than .npy.
-            np.save(file, y)
+        save(args.output, lambda file: np.save(file, y))
     print(f"{workload} for {conv.manifest.device}, {conv.manifest.threads} thread(s)")
     print(f"max_error {error:g}" + ("" if error <= TOLERANCE else f", expected up to {TOLERANCE}"))
     print(f"seconds {seconds:.4g} ({how})")
@@ -107,12 +105,6 @@ def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndar
             drawn = rng.integers(-8, 8, shape, endpoint=True).astype(np.float32)
             found[name] = _read(path, name, shape) if path else drawn
     return found
-
-
-def _timed(call: BoundCall) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def _for_packing(library: Path) -> CompiledConv:

@@ -8,11 +8,11 @@ ones each time: unlike emulated times, the counts say something about hardware.
 import json
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+from tvm_directconv import files
 from tvm_directconv.deploy.runner import (
     RunFailure,
     build_cached,
@@ -113,8 +113,8 @@ def count_instructions(
     plugin = build_cached("counter.so", [_SOURCE], [], _FLAGS, host)
     runner = build_runner(toolchain)
     library = Path(library).resolve()
-    with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
-        counts = Path(scratch, "counts")
+    with files.scratch() as scratch:
+        counts = scratch / "counts"
         options = {"": plugin, "library=": library, "counts=": counts}
         # A comma within a value is written twice.
         words = [f"{key}{str(value).replace(',', ',,')}" for key, value in options.items()]

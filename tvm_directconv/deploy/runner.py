@@ -9,7 +9,6 @@ import hashlib
 import json
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tvm_directconv.errors import ArgumentError, LibraryError
-from tvm_directconv.toolchain import Toolchain, cache_folder, elf_info, run_cc
+from tvm_directconv import cache, files
+from tvm_directconv.errors import ArgumentError, LibraryError, ToolchainError
+from tvm_directconv.toolchain import Toolchain, elf_info, run_cc
 
 __all__ = [
     "RunFailure",
@@ -85,7 +85,7 @@ class RunFailure(LibraryError):
 def build_runner(toolchain: Toolchain) -> Path:
     """Build the runner program, unless it is in the cache already.
 
-    The cache is :func:`tvm_directconv.toolchain.cache_folder`. Several
+    The cache is :func:`tvm_directconv.cache.folder`. Several
     processes may do this at once.
 
     Parameters
@@ -140,9 +140,12 @@ def build_cached(
     texts = [path.read_text(encoding="utf-8") for path in (*sources, *headers)]
     recipe = "\0".join([*texts, *toolchain.cc, *flags])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    output = cache_folder() / f"{name}-{toolchain.machine}-{digest}"
-    if not output.exists():
-        run_cc([*map(str, sources), *flags], output, toolchain)
+    output = cache.folder() / f"{name}-{toolchain.machine}-{digest}"
+    if cache.load(output) is None:
+        with files.explained(output, ToolchainError), files.scratch(output.parent) as scratch:
+            draft = scratch / name
+            run_cc([*map(str, sources), *flags], draft, toolchain)
+            cache.store(output, draft.read_bytes(), mode=0o700)
     return output
 
 
@@ -216,16 +219,16 @@ def run_library(
             "pass the toolchain of the target that the library was compiled for"
         )
     runner = build_runner(toolchain)
-    with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
+    with files.scratch() as scratch:
         tensors = []
         for index, array in enumerate(inputs):
-            file = Path(scratch, f"in{index}")
+            file = scratch / f"in{index}"
             array.tofile(file)
             tensors.append(tensor_argument("in", file, array.shape))
-        files = [Path(scratch, f"out{index}") for index in range(len(output_shapes))]
+        written = [scratch / f"out{index}" for index in range(len(output_shapes))]
         tensors += [
             tensor_argument("out", file, shape)
-            for file, shape in zip(files, output_shapes, strict=True)
+            for file, shape in zip(written, output_shapes, strict=True)
         ]
         options: dict[str, int | str]
         options = {"repeat": repeat, "warmup": warmup, "number": number, "threads": threads}
@@ -251,7 +254,7 @@ def run_library(
             )
         outputs = [
             np.fromfile(file, np.float32).reshape(shape)
-            for file, shape in zip(files, output_shapes, strict=True)
+            for file, shape in zip(written, output_shapes, strict=True)
         ]
     return RunReport(
         outputs,

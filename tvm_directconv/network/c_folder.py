@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, files
 from ..errors import LibraryError
 from ..toolchain import target_port
 from .c_source import (
@@ -322,7 +322,7 @@ def check_folder(folder: Path) -> None:
 def write_folder(
     folder: Path,
     program: Program,
-    objects: Mapping[str, tuple[str, Path]],
+    objects: Mapping[str, tuple[str, bytes]],
     device: str,
     target: Mapping[str, Any],
     threads: int,
@@ -337,7 +337,7 @@ def write_folder(
         :func:`identifier`, is that of the C function, and of files.
     program : Program
     objects : mapping
-        Symbols and object files of the kernels, by name.
+        Symbols and object code of the kernels, by name.
     device : str
         Name of the device that they are for.
     target : mapping
@@ -355,39 +355,42 @@ def write_folder(
     name = name_of(folder)
     triple = target_port(target["mtriple"])
     arguments = arguments_of(program, notes)
-    kernels = dict.fromkeys(path for _, path in objects.values())
+    kernels = {f"{symbol}.o": code for symbol, code in objects.values()}
     values = {
         "name": name,
         "NAME": name.upper(),
         "triple": triple,
         "arch": triple.split("-")[0],
-        "kernels": "\n  ".join(f"kernels/{path.name}" for path in kernels),
+        "kernels": "\n  ".join(f"kernels/{kernel}" for kernel in kernels),
         **_example(name, program, arguments, threads),
     }
-    try:
+    with (
+        files.explained(folder, LibraryError, into=True),
+        files.new_folder(folder / "runtime"),
+        files.new_folder(folder / "kernels"),
+        files.scratch(folder) as draft,
+    ):
         for part in ("runtime", "kernels"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        for old in (folder / "kernels").glob("*.o"):
-            old.unlink()
+            (draft / part).mkdir()
         for file in RUNTIME:
-            shutil.copy(DEPLOY / file, folder / "runtime" / file)
-        for path in kernels:
-            shutil.copy(path, folder / "kernels" / path.name)
+            shutil.copyfile(DEPLOY / file, draft / "runtime" / file)
+        for kernel, code in kernels.items():
+            (draft / "kernels" / kernel).write_bytes(code)
         weights_id = "00" * 32
         if program.weights:
-            weights_id = write_weights(program.weights, folder / f"{name}.weights")
-            _write(folder / f"{name}_weights.c", weights_source(name, f"{name}.weights"))
+            weights_id = write_weights(program.weights, draft / f"{name}.weights")
+            _write(draft / f"{name}_weights.c", weights_source(name, f"{name}.weights"))
         symbols = {kernel: symbol for kernel, (symbol, _) in objects.items()}
-        _write(folder / f"{name}.h", header(name, program, arguments, device, threads))
-        _write(folder / f"{name}.c", _source(name, program, arguments, symbols, weights_id))
+        _write(draft / f"{name}.h", header(name, program, arguments, device, threads))
+        _write(draft / f"{name}.c", _source(name, program, arguments, symbols, weights_id))
         for file in ("main.c", "Makefile", "CMakeLists.txt"):
             template = (DEPLOY / "folder" / file).read_text(encoding="utf-8")
-            _write(folder / file, _filled(template, values, bool(program.weights)))
-    except OSError as error:
-        raise LibraryError(
-            f"cannot write {str(error.filename or folder)!r} ({error.strerror}): expected a folder "
-            "that can be written, or a name that is free"
-        ) from None
+            _write(draft / file, _filled(template, values, bool(program.weights)))
+        written = [path for path in draft.rglob("*") if path.is_file()]
+        found = {path: folder / path.relative_to(draft) for path in written}
+        files.place(found)
+        for old in {*(folder / "kernels").glob("*.o")} - {*found.values()}:
+            old.unlink()
 
 
 def _filled(template: str, values: Mapping[str, str], has_weights: bool) -> str:

@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, compute, exponential, lowering, versions
+from .. import __version__, cache, compute, exponential, lowering, versions
 from ..build import symbol_of
 from ..device import Device
-from ..toolchain import cache_folder
+from ..toolchain import object_code
 from .operators import KERNEL, ConvAttributes
 from .rewriter import compiling
 
@@ -22,11 +20,11 @@ def compile_kernels(
     device: Device,
     threads: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, tuple[str, Path]]:
+) -> dict[str, tuple[str, bytes]]:
     """Compile scheduled functions.
 
-    A kernel's file is named after the hash of its schedule and of all else that its code depends
-    on. Files are put in place whole, so processes can share the cache.
+    A kernel's entry in the cache is named after the hash of its schedule and of all else that its
+    code depends on. Processes can share the cache.
 
     Parameters
     ----------
@@ -42,9 +40,9 @@ def compile_kernels(
     Returns
     -------
     dict
-        For each name, the symbol of the function, without ``__tvm_ffi_``, and its object file.
+        For each name, the symbol of the function, without ``__tvm_ffi_``, and its object code.
     """
-    folder = cache_folder("kernels")
+    folder = cache.folder("kernels")
     circumstances = _circumstances(device, threads)
     made = {}
     for number, (name, function) in enumerate(kernels.items()):
@@ -52,9 +50,11 @@ def compile_kernels(
             progress(number, len(kernels))
         symbol = f"{_readable(name, function)}_{_digest(function, circumstances)}"
         path = folder / f"{symbol}.o"
-        if not path.exists():
-            _compile(function, symbol, device, threads, path)
-        made[name] = symbol, path
+        code = cache.load(path)
+        if code is None:
+            code = _compile(function, symbol, device, threads)
+            cache.store(path, code)
+        made[name] = symbol, code
     return made
 
 
@@ -80,14 +80,11 @@ def _digest(function: Any, circumstances: str) -> str:
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
-def _compile(function: Any, symbol: str, device: Device, threads: int, path: Path) -> None:
+def _compile(function: Any, symbol: str, device: Device, threads: int) -> bytes:
     from tvm import IRModule, tirx
 
     target = device.target(threads)
     function = function.with_attr({"global_symbol": symbol, "target": target})
     with compiling(f"the step {symbol}"):
         module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
-    with tempfile.TemporaryDirectory(prefix=f".{symbol}-", dir=path.parent) as scratch:
-        object_file = Path(scratch) / "kernel.o"
-        module.write_to_file(str(object_file))
-        os.replace(object_file, path)
+    return object_code(module)

@@ -1,9 +1,10 @@
 """A program to a shared library: tables for ``deploy/network.c``, weights, and kernels."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from .. import files
+from ..errors import ToolchainError
 from ..toolchain import Toolchain, link_relocatable, link_shared
 from .c_source import DEPLOY, packed_functions, tables, weights_source, write_weights
 from .program import Program
@@ -14,7 +15,7 @@ _NAME = "network"
 
 def link_network(
     program: Program,
-    objects: Mapping[str, tuple[str, Path]],
+    objects: Mapping[str, tuple[str, bytes]],
     output: Path,
     toolchain: Toolchain,
 ) -> None:
@@ -25,7 +26,7 @@ def link_network(
     program : Program
         What it computes.
     objects : mapping
-        Symbols and object files of the kernels, by name.
+        Symbols and object code of the kernels, by name.
     output : Path
         The library.
     toolchain : Toolchain
@@ -43,7 +44,7 @@ def link_network(
 
 def link_object(
     program: Program,
-    objects: Mapping[str, tuple[str, Path]],
+    objects: Mapping[str, tuple[str, bytes]],
     output: Path,
     toolchain: Toolchain,
     function: str,
@@ -63,22 +64,25 @@ def link_object(
 
 def _link(
     program: Program,
-    objects: Mapping[str, tuple[str, Path]],
+    objects: Mapping[str, tuple[str, bytes]],
     output: Path,
     toolchain: Toolchain,
     functions: tuple[str, str],
-    link: Callable[[list[str | Path], Path, Toolchain], None],
+    link: Callable[[list[str | Path], Path, Toolchain, Path], None],
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
-        weights, source = Path(scratch, "weights"), Path(scratch, "network.c")
-        weights_id = write_weights(program.weights, weights)
+    with files.explained(output, ToolchainError), files.scratch(output.parent) as scratch:
+        folder = scratch.resolve()
+        source = folder / "network.c"
+        weights_id = write_weights(program.weights, folder / "weights")
         symbols = {name: symbol for name, (symbol, _) in objects.items()}
-        parts = (
+        text = (
             '#include "network.h"\n',
             tables(_NAME, program, symbols, weights_id),
             packed_functions(_NAME, program, functions),
-            weights_source(_NAME, str(weights), visibility="hidden"),
+            weights_source(_NAME, "weights", visibility="hidden"),
         )
-        source.write_text("\n".join(parts), encoding="utf-8")
-        files = dict.fromkeys(str(path) for _, path in objects.values())
-        link([*_FLAGS, source, DEPLOY / "network.c", *files], output, toolchain)
+        source.write_text("\n".join(text), encoding="utf-8")
+        kernels = {folder / f"{symbol}.o": code for symbol, code in objects.values()}
+        for path, code in kernels.items():
+            path.write_bytes(code)
+        link([*_FLAGS, source, DEPLOY / "network.c", *kernels], output, toolchain, folder)

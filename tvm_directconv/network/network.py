@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import files, versions
 from .. import manifest as manifests
-from .. import versions
 from ..build import BoundCall, load_library
 from ..device import Device
 from ..errors import ArgumentError, LibraryError, ModelError
@@ -198,6 +198,7 @@ def compile_network(
     blocking: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     emit: str = "library",
+    input_values: Mapping[str, Any] | None = None,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -223,6 +224,8 @@ def compile_network(
     emit : str
         ``library``, or ``c``: instead of the library, a folder with objects, weights, a header, the
         C runtime, a Makefile and an example. It takes no C compiler to make it.
+    input_values : mapping, optional
+        Values of inputs by name, which are constants then: such as those that choose a branch.
 
     Returns
     -------
@@ -242,8 +245,7 @@ def compile_network(
     from .c_folder import check_folder, write_folder
     from .kernels import compile_kernels
     from .library import link_network
-    from .pipeline import lowered
-    from .program import COPY, conv_attributes_of, program_of
+    from .program import COPY, conv_attributes_of
 
     output = Path(output)
     if emit not in ("library", "c"):
@@ -259,13 +261,10 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    module = lowered(import_model(model, input_shapes), target, threads, blocking)
-    program = program_of(module, target)
+    program = plan(model, target, threads, blocking, input_shapes, input_values)
     objects = compile_kernels(program.kernels, target, threads, progress)
     if emit == "c":
         write_folder(output, program, objects, target.name, target.target_options(threads), threads)
-    else:
-        link_network(program, objects, output, toolchain)
     layers, buffers = [], [0]
     for step in program.steps:
         attributes = (
@@ -301,30 +300,77 @@ def compile_network(
         layers=tuple(layers),
     )
     if emit == "library":
-        text = manifests.written(manifest.to_dict(), manifests.digest_of(output), indent=1)
-        manifest_path(output).write_text(text, encoding="utf-8")
+        beside = manifest_path(output)
+        with files.explained(output, LibraryError), files.scratch(output.parent) as scratch:
+            library, text = scratch / output.name, scratch / beside.name
+            link_network(program, objects, library, toolchain)
+            found = manifests.written(manifest.to_dict(), manifests.digest_of(library), indent=1)
+            text.write_text(found, encoding="utf-8")
+            files.place({library: output, text: beside})
     return manifest
 
 
-def import_model(model: str | Path | Any, input_shapes: Mapping[str, Sequence[int]] | None) -> Any:
+def _is_onnx(model: str | Path | Any) -> bool:
+    return isinstance(model, str | Path) and Path(model).suffix != ".pt2"
+
+
+def plan(
+    model: str | Path | Any,
+    device: Device,
+    threads: int,
+    blocking: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the :class:`~.program.Program` of a model; see :func:`compile_network`."""
+    from .pipeline import passes
+    from .program import program_of
+    from .rewriter import compiling
+
+    module = import_model(model, input_shapes, input_values)
+
+    def lowered(module: Any) -> Any:
+        for transform in passes(device, threads, blocking):
+            module = transform(module)
+        return program_of(module, device)
+
+    try:
+        with compiling("the network"):
+            return lowered(module)
+    except ModelError as error:
+        if error.__cause__ is None or not _is_onnx(model):
+            raise
+        from .onnx_import import onnx_failure
+
+        raise onnx_failure(model, input_shapes, input_values, lowered, error) from error
+
+
+def import_model(
+    model: str | Path | Any,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+) -> Any:
     """Return a model as a Relax module; see :func:`compile_network`."""
     from .rewriter import prepared
 
-    if not isinstance(model, str | Path):
-        module = model
-    elif Path(model).suffix == ".pt2":
-        from .torch_import import import_torch
-
-        if input_shapes:
-            raise ModelError(
-                f"a size of input {next(iter(input_shapes))!r} is given, but {str(model)!r} leaves "
-                "none open: expected none, torch.export has fixed them"
-            )
-        module = import_torch(model)
-    else:
+    if _is_onnx(model):
         from .onnx_import import import_onnx
 
-        module = import_onnx(model, input_shapes)
+        module = import_onnx(model, input_shapes, input_values)
+    else:
+        for what, given in (("size", input_shapes), ("value", input_values)):
+            if given:
+                name = repr(str(model)) if isinstance(model, str | Path) else "the module"
+                raise ModelError(
+                    f"a {what} of input {next(iter(given))!r} is given, but {name} leaves none "
+                    "open: expected none, what is no ONNX model has them fixed"
+                )
+        if isinstance(model, str | Path):
+            from .torch_import import import_torch
+
+            module = import_torch(model)
+        else:
+            module = model
     return prepared(module)
 
 
@@ -332,12 +378,13 @@ def network_workloads(
     model: str | Path | Any,
     device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
 ) -> list[ConvWorkload]:
     """Return the convolutions of a model.
 
     Parameters
     ----------
-    model, device, input_shapes
+    model, device, input_shapes, input_values
         As for :func:`compile_network`.
 
     Returns
@@ -356,7 +403,8 @@ def network_workloads(
     from .pipeline import convolutions
 
     name = model if isinstance(model, str | Path) else "network"
-    found = convolutions(import_model(model, input_shapes), find_device(device))
+    module = import_model(model, input_shapes, input_values)
+    found = convolutions(module, find_device(device))
     return [replace(w, name=model_layer_name(name, number)) for number, w in enumerate(found)]
 
 

@@ -1,6 +1,6 @@
 """ONNX files in, Relax out, with the sizes of inputs fixed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +40,53 @@ def import_onnx(
         If the file is missing, corrupt or incomplete, an input has no size, or operators are not
         supported: all of them are named.
     """
+    model, graph = _graph(path, shapes, values)
+    from .onnx_graph.convert import to_relax
+    from .rewriter import INPUT_NAMES, MAIN, OUTPUT_NAMES
+
+    module = to_relax(graph)
+    names = {INPUT_NAMES: graph.inputs, OUTPUT_NAMES: [value.name for value in model.graph.output]}
+    module[MAIN] = module[MAIN].with_attrs(names)
+    return module
+
+
+def onnx_failure(
+    path: str | Path,
+    shapes: Shapes | None,
+    values: Values | None,
+    attempt: Callable[[Any], Any],
+    error: Exception,
+) -> ModelError:
+    """Return the error for a file of which the module fails in a pass, with the node's name.
+
+    Parameters
+    ----------
+    path, shapes, values
+        As for :func:`import_onnx`, which has read it.
+    attempt : callable
+        What fails with the module.
+    error : Exception
+        What was raised.
+    """
+    from .onnx_graph.convert import failure
+
+    return failure(_graph(path, shapes, values)[1], attempt, error)
+
+
+def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tuple[Any, Any]:
+    """Return a file's model, and its graph as it is converted."""
     try:
         import onnx
     except ImportError:
         raise ModelError(
             "reading ONNX files needs the Python package onnx: pip install 'tvm-directconv[onnx]'"
         ) from None
-    model = _read(Path(path), onnx)
-    return from_onnx_model(model, shapes, values)
-
-
-def from_onnx_model(model: Any, shapes: Shapes | None = None, values: Values | None = None) -> Any:
-    """Import an ``onnx.ModelProto``; see :func:`import_onnx`."""
-    from .onnx_graph.convert import to_relax
     from .onnx_graph.graph import Graph
 
+    model = _read(Path(path), onnx)
     known = _input_values(model, values or {})
     _fix_inputs(model, shapes or {}, known)
-    inputs = [value.name for value in _inputs(model) if value.name not in known]
-    outputs = [value.name for value in model.graph.output]
-    return to_relax(Graph(model, known), inputs, outputs)
+    return model, Graph(model, known)
 
 
 def _read(path: Path, onnx: Any) -> Any:
@@ -85,7 +112,8 @@ def _read(path: Path, onnx: Any) -> Any:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"model {str(path)!r} is not valid: {error}") from None
+        what = " ".join(str(error).split())
+        raise ModelError(f"model {str(path)!r} is not valid: {what}") from None
     return model
 
 
@@ -107,16 +135,19 @@ def _input_values(model: Any, values: Values) -> dict[str, np.ndarray]:
     inputs = {value.name: value for value in _inputs(model)}
     known = {}
     for name, given in values.items():
-        _check_known(name, inputs)
+        _check_known(name, inputs, "value")
         tensor = inputs[name].type.tensor_type
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         sizes = [dim.dim_value if dim.dim_value > 0 else 0 for dim in tensor.shape.dim]
         value = np.asarray(given)
         if value.size == 1 and 0 not in sizes:
             value = np.broadcast_to(value.reshape(()), sizes)
-        cast = value.astype(dtype)
-        fits = value.ndim == len(sizes) and all(
-            size in (0, found) for size, found in zip(sizes, value.shape, strict=True)
+        numbers = value.dtype.kind in "biuf"
+        cast = value.astype(dtype) if numbers else value
+        fits = (
+            numbers
+            and value.ndim == len(sizes)
+            and all(size in (0, found) for size, found in zip(sizes, value.shape, strict=True))
         )
         if not fits or not np.array_equal(cast, value):
             raise ModelError(
@@ -127,10 +158,10 @@ def _input_values(model: Any, values: Values) -> dict[str, np.ndarray]:
     return known
 
 
-def _check_known(name: str, inputs: Mapping[str, Any]) -> None:
+def _check_known(name: str, inputs: Mapping[str, Any], what: str) -> None:
     if name not in inputs:
         raise ModelError(
-            f"there is no input {name!r}: expected a size of {', '.join(map(repr, inputs))}"
+            f"there is no input {name!r}: expected a {what} of {', '.join(map(repr, inputs))}"
         )
 
 
@@ -152,7 +183,7 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
     """
     inputs = {value.name: value for value in _inputs(model) if value.name not in known}
     for name in shapes:
-        _check_known(name, inputs)
+        _check_known(name, inputs, "size")
     open_inputs = []
     for name, value in inputs.items():
         declared = value.type.tensor_type.shape.dim

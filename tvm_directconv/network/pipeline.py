@@ -22,7 +22,7 @@ from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
 from .program import program_of
-from .rewriter import MAIN, Rewriter, compiling, op_name, prepared
+from .rewriter import MAIN, Rewriter, op_name, prepared
 from .vm import vm_module
 
 NAME = "tvm_directconv"
@@ -77,20 +77,6 @@ def passes(
         relax.transform.DeadCodeElimination(),
         schedule_kernels(target_device, threads),
     ]
-
-
-def lowered(module: Any, device: Device, threads: int, blocking: str | None) -> Any:
-    """Return a network after all :func:`passes`.
-
-    Raises
-    ------
-    ModelError
-        If one of them cannot compile it.
-    """
-    for transform in passes(device, threads, blocking):
-        with compiling(f"the network (pass {transform.info.name})"):
-            module = transform(module)
-    return module
 
 
 def convolutions(module: Any, device: Device) -> list[ConvWorkload]:

@@ -63,9 +63,10 @@ def compiling(what: str) -> Iterator[None]:
     """Say what cannot be compiled, in a line, where TVM says so in many."""
     try:
         yield
-    except errors.DirectConvError:
-        raise
     except Exception as error:  # Whatever a pass of TVM's does not expect.
+        # One of TVM's errors has a name that we use, too; ours are of one line.
+        if isinstance(error, errors.DirectConvError) and "\n" not in str(error):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = f"{type(error).__name__}: {lines[-1][:300] if lines else 'no reason'}"
         raise ModelError(f"{what} cannot be compiled by TVM ({said})") from error

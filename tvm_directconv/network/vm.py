@@ -4,15 +4,14 @@ The machine allocates the arena and the outputs, and calls the function that is 
 library: nothing is planned, lowered or compiled a second time.
 """
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 from tvm.relax.op import vm as machine
 
+from .. import files
 from ..toolchain import Toolchain
 from .library import link_object
 from .network import Port
@@ -27,7 +26,7 @@ _MARK = "directconv_target"
 
 def vm_module(
     program: Program,
-    objects: Mapping[str, tuple[str, Path]],
+    objects: Mapping[str, tuple[str, bytes]],
     toolchain: Toolchain,
     target: tvm.target.Target,
     function: Any,
@@ -39,7 +38,7 @@ def vm_module(
     program : Program
         What is computed.
     objects : mapping
-        Symbols and object files of the kernels, by name.
+        Symbols and object code of the kernels, by name.
     toolchain : Toolchain
         Compiler for their machine.
     target : tvm.target.Target
@@ -61,8 +60,8 @@ def vm_module(
         relax.transform.AttachGlobalSymbol(),
     ):
         module = transform(module)
-    with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
-        file = Path(scratch, "network.o")
+    with files.scratch() as scratch:
+        file = scratch / "network.o"
         link_object(program, objects, file, toolchain, _NETWORK)
         network = tvm.runtime.load_static_library(str(file), [_NETWORK])
     return module.with_attr("external_mods", [network])

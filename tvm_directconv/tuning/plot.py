@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from .. import files
 from ..errors import TuningError
 from .tune import Layer
 
@@ -56,4 +57,5 @@ def draw(layers: Sequence[Layer], path: str | Path) -> None:
     axes.set_xlabel("trials")
     axes.set_ylabel("speed over the model's choice (dot: confirmed)")
     axes.legend(fontsize="small", ncols=1 + len(layers) // 16)
-    figure.savefig(path)
+    with files.explained(path, TuningError), files.draft_of(path) as draft:
+        figure.savefig(draft)

@@ -4,7 +4,6 @@ import itertools
 import math
 import os
 import queue
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import logs, versions
+from .. import files, logs, versions
 from ..bench.compare import Comparison, Failure
 from ..bench.disturbance import disturbance
 from ..blocking import Blocking
@@ -249,8 +248,8 @@ class Tuner:
             If nothing at all could be measured.
         """
         with (
-            tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch,
-            _Builders(self.device, self.threads, Path(scratch), self._runner.suffix) as builders,
+            files.scratch() as scratch,
+            _Builders(self.device, self.threads, scratch, self._runner.suffix) as builders,
         ):
             while layer := self._next():
                 self._round(layer, builders)

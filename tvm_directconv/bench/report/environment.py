@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import logs, reading
+from ... import files, logs, reading
 from ...device import native
 from ...errors import ReportError
 from ...kinds import (
@@ -189,15 +189,8 @@ def begin(
             "absent": dict(reasons),
         }
     )
-    draft = path.with_suffix(".draft")
-    try:
-        draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise ReportError(
-            f"cannot write {str(path)!r} ({error.strerror}): expected a folder that you may write "
-            "to, with space left"
-        ) from None
+    with files.explained(path, ReportError):
+        files.write(path, json.dumps(found, indent=2) + "\n")
 
 
 def _said(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import files
 from ...errors import ReportError
 from ..disturbance import left_out
 from . import environment
@@ -95,20 +96,16 @@ def write(folder: Path) -> Results:
     results = Results(rows)
     drawn = plots(results, where)
     content = _content(results, where, drawn)
-    files = {
+    texts = {
         "report.md": _markdown(content),
         "report.html": _html(content),
         "rows.csv": table(results),
         **{f"{name}.svg": plot.svg for name, plot in drawn.items()},
     }
-    try:
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ReportError(
-            f"cannot write into {str(folder)!r} ({error.strerror}): expected a folder that you may "
-            "write to, with space left"
-        ) from None
+    with files.explained(folder, ReportError, into=True), files.scratch(folder) as scratch:
+        for name, text in texts.items():
+            (scratch / name).write_text(text, encoding="utf-8")
+        files.place({scratch / name: folder / name for name in texts})
     return results
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ... import reading
+from ... import files, reading
 from ...errors import ReportError, WorkloadError
 from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem
 from ...workload import ConvWorkload
@@ -352,7 +352,7 @@ def appending(path: Path) -> Iterator[Callable[[Row], None]]:
         If it cannot be written, or another process has it open.
     """
     try:
-        file = open(path, "a+b")  # noqa: SIM115
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise _not_written(path, error) from None
     with file:
@@ -371,9 +371,7 @@ def appending(path: Path) -> Iterator[Callable[[Row], None]]:
         def append(row: Row) -> None:
             _check_repeats(row, repeats)
             try:
-                file.write(row.to_line().encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                files.append(file.fileno(), row.to_line().encode() + b"\n")
             except OSError as error:
                 raise _not_written(path, error) from None
 

@@ -2,13 +2,13 @@
 
 import importlib
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from ... import files
 from ...workload import ConvWorkload
 from .base import Contestant, Prepared, run_converter
 from .onnxruntime import layer_model
@@ -35,8 +35,8 @@ class Mnn(Contestant):
     ) -> Prepared:
         import onnx
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "layer.onnx"
+        with files.scratch() as folder:
+            path = folder / "layer.onnx"
             onnx.save(layer_model(workload, weight), path)
             return _prepared(self.convert(path, threads), threads, x, "y")
 

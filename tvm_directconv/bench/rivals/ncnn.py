@@ -1,13 +1,13 @@
 """ncnn, with Winograd's algorithm and without."""
 
 import importlib.util
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ... import files
 from ...device import device
 from ...workload import ConvWorkload
 from .base import NETWORK_SHAPE, Contestant, Failed, Prepared, only_plain, run_converter
@@ -63,8 +63,8 @@ class Ncnn(Contestant):
             depthwise="DepthWise" if w.groups > 1 else "",
             settings=" ".join(f"{key}={value}" for key, value in settings.items()),
         )
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "layer.param"
+        with files.scratch() as folder:
+            path = folder / "layer.param"
             path.write_text(text)
             path.with_suffix(".bin").write_bytes(np.int32(_FLOAT32).tobytes() + weight.tobytes())
             network = self._load(path, threads)

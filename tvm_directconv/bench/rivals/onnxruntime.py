@@ -1,12 +1,12 @@
 """ONNX Runtime, and the ONNX files of single layers, which others read, too."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ... import files
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
 from .base import DIRECT, IM2COL, Contestant, Prepared
@@ -29,8 +29,8 @@ class OnnxRuntime(Contestant):
     def prepare_layer(
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
-        with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
+        with files.scratch() as folder:
+            optimized = folder / "optimized.onnx"
             session = _session(
                 layer_model(workload, weight).SerializeToString(), threads, optimized
             )

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...build import size_pool
 from ...device import device
 from ...layout import aligned_zeros
+from ...pool import size_pool
 from ...workload import ConvWorkload
 from .base import IM2COL, Contestant, Prepared
 

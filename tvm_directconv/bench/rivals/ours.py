@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...build import CompiledConv, build, size_pool
+from ...build import CompiledConv, build
 from ...device import device
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
@@ -108,5 +108,4 @@ class Peak(Contestant):
 def _burst(threads: int) -> Any:
     from ..peak import Burst
 
-    size_pool(threads)
     return Burst(device("native"), threads)

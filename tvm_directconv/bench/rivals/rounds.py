@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import files
 from ...reference import conv2d_reference, max_error, random_tensors
 from ...workload import ConvWorkload
 from .base import DIRECT, IM2COL, NETWORK_SHAPE, Contestant, Failed, NotHere, Unsupported
@@ -162,14 +162,13 @@ def compare_layers(
             stack.callback(seat.close)
         for number, workload in enumerate(workloads, 1):
             title = f"{workload.name or workload} ({number} of {len(workloads)})"
-            with tempfile.TemporaryDirectory() as folder:
-                place = Path(folder)
+            with files.scratch() as place:
                 x, weight = random_tensors(workload, seed=0)
                 np.save(place / "x.npy", x)
                 np.save(place / "weight.npy", weight)
                 expected = conv2d_reference(x, weight, workload)
                 plain_bytes = workload.input_bytes + workload.weight_bytes + workload.output_bytes
-                arguments = {"folder": folder, "workload": asdict(workload)}
+                arguments = {"folder": str(place), "workload": asdict(workload)}
                 match = _Match(seats, peaks, prepare_seconds, run_seconds)
                 for result in match.results:
                     say(f"{title}: {result.contestant.name}, {result.threads} thread(s)")
@@ -257,8 +256,7 @@ def network_results(
 
     from ..models import model
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        place = Path(folder)
+    with files.scratch() as place, contextlib.ExitStack() as stack:
         source = place / f"{network}.onnx"
         made = model(network)
         onnx.save(made, source)
@@ -285,7 +283,7 @@ def network_results(
                 match.prepare(result, "convert", onnx=path)
                 path, seconds = result.found.get("path", path), result.found.get("seconds")
                 seat.close()  # Whose memory is anything but untouched.
-            match.prepare(result, "network", folder=folder, path=path)
+            match.prepare(result, "network", folder=str(place), path=path)
             result.found["compile_seconds"] = seconds
             _check(result, place, expected, plain_bytes, NETWORK_TOLERANCE)
         for repeat in range(repeats):

@@ -12,12 +12,11 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from ... import files
 from ...errors import DirectConvError
 from . import base
 from .base import Contestant, Failed, end_of
@@ -73,8 +72,8 @@ class Process:
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
             **contestant.environment(threads),
         }
-        self._folder = tempfile.TemporaryDirectory()
-        self._log = Path(self._folder.name) / "log"
+        self._scratch = contextlib.ExitStack()
+        self._log = self._scratch.enter_context(files.scratch()) / "log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.serve", json.dumps(spec), str(threads)],
@@ -130,7 +129,7 @@ class Process:
         """End the process."""
         self._process.kill()
         self._process.communicate()
-        self._folder.cleanup()
+        self._scratch.close()
 
     def _read(self, command: str, seconds: float) -> bytes:
         assert self._process.stdout

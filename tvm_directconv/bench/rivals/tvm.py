@@ -1,6 +1,5 @@
 """TVM without this package's schedules."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...build import size_pool
+from ... import files
 from ...device import device
 from ...layout import aligned_zeros
+from ...pool import size_pool
 from ...workload import ConvWorkload
 from .base import DIRECT, Contestant, Failed, Prepared
 
@@ -116,11 +116,11 @@ def _tuned(workload: ConvWorkload, threads: int, trials: int) -> tuple[Callable[
 
     begin = time.perf_counter()
     module, target = _module(workload), device("native").target(threads)
-    with tempfile.TemporaryDirectory() as folder:
+    with files.scratch() as folder:
         database = ms.tune_tir(
             module,
             target,
-            folder,
+            str(folder),
             trials,
             num_trials_per_iter=min(trials, 32),
             builder=ms.builder.LocalBuilder(max_workers=1, f_build=_build, timeout_sec=60),

@@ -6,6 +6,7 @@ another shape or type. Here such a node is an error that names it.
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from tvm.ir import is_prim_expr
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from ...errors import ModelError
-from ..rewriter import INPUT_NAMES, MAIN, OUTPUT_NAMES, constant, dtype_of, is_static, shape_of
+from ..rewriter import MAIN, check_static, constant, dtype_of, is_static, shape_of
 from .graph import FORM, Graph, Node, default_of, schema_of, shape_in
 
 Converter = Callable[[relax.BlockBuilder, Any, Any, Any], Any]
@@ -48,29 +49,60 @@ def converter(*kinds: str) -> Callable[[Converter], Converter]:
     return register
 
 
-def to_relax(graph: Graph, input_names: list[str], output_names: list[str]) -> Any:
-    """Return a graph as a module.
-
-    Parameters
-    ----------
-    graph : Graph
-        What is converted.
-    input_names, output_names : list of str
-        What the model calls its inputs and outputs.
+def to_relax(graph: Graph) -> Any:
+    """Return a graph as a module, with one function, ``main``.
 
     Raises
     ------
     ModelError
-        If a node cannot be converted; it is named.
+        If a node cannot be converted, or its result has no fixed shape; it is named.
     """
+    module = _module(graph, graph.nodes, graph.inputs, graph.outputs)
+    try:
+        check_static(relax.transform.DeadCodeElimination([MAIN])(module))
+    except ModelError as error:
+        raise failure(graph, check_static, error) from None
+    return module
+
+
+def failure(graph: Graph, attempt: Callable[[Any], Any], error: Exception) -> ModelError:
+    """Return the error for a graph of which the module fails somewhere, with the node's name.
+
+    Parameters
+    ----------
+    graph : Graph
+        It has been converted.
+    attempt : callable
+        What fails with the module. It is tried with that of each node alone.
+    error : Exception
+        What was raised.
+    """
+    tried = set()
+    for node in graph.nodes:
+        # Nodes of the same kind on tensors of the same types fail likewise.
+        types = [graph.types[name].SerializeToString() for name in node.inputs if name]
+        key = (node.kind, str(node.attributes), *types)
+        if key in tried:
+            continue
+        tried.add(key)
+        inputs = dict.fromkeys(name for name in node.inputs if name and name not in graph.known)
+        module = _module(graph, [node], list(inputs), [name for name in node.outputs if name])
+        try:
+            attempt(module)
+        except Exception as found:  # The same as before, of any kind.
+            return ModelError(f"{node.kind} ({node.name}) cannot be compiled: {first_line(found)}")
+    return ModelError(f"the model cannot be compiled: {first_line(error)}")
+
+
+def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[str]) -> Any:
     builder = relax.BlockBuilder()
     importer = frontend.ONNXGraphImporter({}, "float32")
     values: dict[str, Any] = {}
-    parameters = []
-    for name in graph.inputs:
-        kind = relax.TensorType(graph.shape(name), str(graph.dtype(name)))
-        values[name] = relax.Var(importer._sanitize_name(name), kind)
-        parameters.append(values[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of names that are no identifiers.
+        for name in inputs:
+            kind = relax.TensorType(graph.shape(name), str(graph.dtype(name)))
+            values[name] = relax.Var(importer._sanitize_name(name), kind)
 
     def value(name: str) -> Any:
         if name and name not in values:
@@ -78,24 +110,21 @@ def to_relax(graph: Graph, input_names: list[str], output_names: list[str]) -> A
         return values[name] if name else None
 
     failed = None
-    with builder.function(MAIN, params=parameters):
+    with builder.function(MAIN, params=[values[name] for name in inputs]):
         with builder.dataflow():
-            outputs = []
+            results = []
             try:
-                for node in graph.nodes:
-                    inputs = [value(name) for name in node.inputs]
-                    results = _converted(graph, node, inputs, builder, importer)
-                    values |= dict(zip(node.outputs, results, strict=False))
-                outputs = [value(name) for name in graph.outputs]
+                for node in nodes:
+                    made = _converted(graph, node, list(map(value, node.inputs)), builder, importer)
+                    values |= dict(zip(node.outputs, made, strict=False))
+                results = list(map(value, outputs))
             except ModelError as error:  # A builder wants its function to be ended.
                 failed = error
-            result = builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+            result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
         builder.emit_func_output(result)
     if failed:
         raise failed
-    module = builder.get()
-    module[MAIN] = module[MAIN].with_attrs({INPUT_NAMES: input_names, OUTPUT_NAMES: output_names})
-    return module
+    return builder.get()
 
 
 def _converted(
@@ -112,7 +141,7 @@ def _converted(
             results = [_tensor(builder, result) for result in _results(builder, made)]
     except Exception as error:  # Whatever a converter of TVM's does not expect.
         raise ModelError(
-            f"{node.kind} ({node.name}) cannot be imported by TVM: {_first_line(error)}"
+            f"{node.kind} ({node.name}) cannot be imported by TVM: {first_line(error)}"
         ) from error
     for name, value in node.attributes.items():
         unread = name not in attributes.read and (node.kind, name) not in HARMLESS
@@ -138,8 +167,10 @@ def _converted(
     return results
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: Exception) -> str:
+    """Return what is said of an error of TVM's: its last line, without the IR that may follow."""
+    text = re.sub(r"(?s)The IR with diagnostic is:.*", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
 
 

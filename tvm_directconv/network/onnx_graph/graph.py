@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import prod
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,6 @@ from ...errors import ModelError
 
 FORM = defs.onnx_opset_version()
 """The version of ONNX's operators that nodes have after their upgrade, and that rules see."""
-
-RULE_MODULES = (
-    "accumulation",
-    "arithmetic",
-    "control_flow",
-    "convolution",
-    "elementwise",
-    "indexing",
-    "normalization",
-    "padding",
-    "pooling",
-    "quantization",
-    "recurrent",
-    "resize",
-    "signal",
-)
-"""Modules of this package that register rules, upgrades or converters."""
 
 _SMALL = 1024
 """Elements of the largest constant that may be part of the arithmetic of shapes, and is computed.
@@ -61,6 +45,15 @@ _COMPUTED = {
     TensorProto.UINT64,
 }
 """Element types of tensors inside of a network; half precision is computed in single."""
+
+VERSIONS: dict[str, list[int]] = defaultdict(list)
+"""The versions in which each of ONNX's operators changed, in order."""
+
+for _schema in defs.get_all_schemas_with_history():
+    if _schema.domain == "":
+        VERSIONS[_schema.name].append(_schema.since_version)
+for _versions in VERSIONS.values():
+    _versions.sort()
 
 Rule = Callable[["Graph", "Node"], str | Sequence[str] | None]
 """Returns the names of the tensors that the node's outputs are, None to keep the node.
@@ -192,8 +185,8 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
-        for module in RULE_MODULES:
-            import_module(f".{module}", __package__)
+        for module in iter_modules(import_module(str(__package__)).__path__):
+            import_module(f".{module.name}", __package__)  # It registers its rules.
         graph = model.graph
         self.known: dict[str, np.ndarray] = {}
         self.types: dict[str, onnx.TypeProto] = {}
@@ -250,7 +243,10 @@ class Graph:
             If it depends on an input of the network.
         """
         if name not in self.known:
-            raise Refusal(f"its input {name!r} is computed from inputs: expected a constant")
+            raise Refusal(
+                f"its input {name!r} depends on an input of the model: expected a constant; if it "
+                "is a number that is given, compile for it, as with --input-value NAME=1"
+            )
         return self.known[name]
 
     # --- What rules do ------------------------------------------------------------------------
@@ -387,6 +383,9 @@ class Graph:
         self.types |= wanted
         if self._is_empty(node):
             return
+        for index in _DECIDING.get(node.kind, ()):
+            if name := node.input(index):
+                self.value(name)
         if node.kind in RULES:
             results = RULES[node.kind](self, node)
             if results is not None:
@@ -415,6 +414,8 @@ class Graph:
         schema = schema_of(node.kind, node.version)
         if schema is None:
             return {}, ""
+        if node.kind in _LIKE_THEIR_INPUT:
+            return {node.outputs[0]: self.types[node.inputs[0]]}, ""
         types = {name: self.types[name] for name in node.inputs if name in self.types}
         values = {
             name: numpy_helper.from_array(np.ascontiguousarray(self.known[name]), name)
@@ -566,7 +567,32 @@ class Graph:
         return half
 
 
-_NEVER_COMPUTED = ("AveragePool", "GRU", "LSTM", "MaxPool", "RNN", "Resize", "Upsample")
+_DECIDING: dict[str, tuple[int, ...]] = {
+    "CenterCropPad": (1,),
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    "Expand": (1,),
+    "MaxUnpool": (2,),
+    "OneHot": (1,),
+    "Pad": (1, 2, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+    **{kind: (1,) for kind in VERSIONS if kind.startswith("Reduce")},
+}
+"""Inputs of operators that decide of what shape results are, or what is done at all."""
+
+_LIKE_THEIR_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
+"""Operators of which ONNX infers nothing; their results are of the type of the first input."""
+
+_NEVER_COMPUTED = ("AveragePool", "GRU", "LRN", "LSTM", "MaxPool", "RNN", "Resize", "Upsample")
 """Operators of which onnx's own reference is wrong in places; the results of rules are used."""
 
 

@@ -11,6 +11,7 @@ from tvm import relax
 
 from ..rewriter import constant, dtype_of, shape_of, value_of
 from .convert import converter
+from .graph import Graph, Node, rule
 
 
 def _normalized(builder: Any, indices: Any, extents: Any) -> Any:
@@ -70,3 +71,22 @@ def _scatter_nd(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
     x, indices, updates = inputs
     indices = _normalized(builder, indices, shape_of(x)[: shape_of(indices)[-1]])
     return relax.op.scatter_nd(x, indices, updates, _reduction(attributes))
+
+
+@rule("OneHot")
+def one_hot(graph: Graph, node: Node) -> str:
+    """Compare indices with all numbers below the depth."""
+    indices, depth, values = node.inputs
+    count = int(graph.value(depth).item())
+    rank = len(graph.shape(indices)) + 1
+    axis = node.get("axis") % rank
+    dtype = graph.dtype(indices)
+    numbers = np.arange(count, dtype=dtype).reshape(-1, *[1] * (rank - axis - 1))
+    index = graph.emit("Unsqueeze", indices, graph.constant([axis], np.int64))
+    equal = graph.emit("Equal", index, graph.constant(numbers))
+    if dtype.kind != "u":
+        # Those that count from the end.
+        other = graph.emit("Equal", index, graph.constant(numbers - count))
+        equal = graph.emit("Or", equal, other)
+    off, on = (graph.emit("Gather", values, graph.constant(at, np.int64), axis=0) for at in (0, 1))
+    return str(graph.emit("Where", equal, on, off))

@@ -122,10 +122,11 @@ class Settings:
 
     def tvms(self) -> str:
         """Return the transform with which TVM's operator does the same, empty if none does."""
-        images = len(self.shape) == 4 and self.is_identity(0) and self.is_identity(1)
+        if len(self.shape) != 4 or not self.is_identity(0) or not self.is_identity(1):
+            return ""
         sizes = self.sizes[2:]
         exact = all(self.scales[axis] * self.shape[axis] == self.sizes[axis] for axis in (2, 3))
-        if not images or not exact:
+        if not exact:
             return ""
         if self.mode == "nearest":
             floors = (np.arange(self.sizes[a]) * self.shape[a] // self.sizes[a] for a in (2, 3))
@@ -172,12 +173,14 @@ class Settings:
             row = np.zeros(length)
             np.add.at(row, np.clip(at, 0, length - 1), weights)
             rows.append(row)
-        most = max(np.count_nonzero(row) for row in rows)
+        most = max(1, *(int(np.count_nonzero(row)) for row in rows))
         # Of a row with fewer, the last one stands there again, with weight 0.
         indices = np.zeros((len(rows), most), int)
         weights = np.zeros((len(rows), most))
         for number, row in enumerate(rows):
             found = np.flatnonzero(row)
+            if not found.size:  # Outside, where there is a value for it.
+                continue
             indices[number] = [*found, *[found[-1]] * (most - len(found))]
             weights[number, : len(found)] = row[found]
         return indices, weights, outside

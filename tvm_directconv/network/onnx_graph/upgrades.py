@@ -4,29 +4,19 @@ Most versions only allow more: other types, an attribute whose default is what w
 seen by comparing their schemas. What else changed is in the table of upgrades.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from onnx import defs, helper
 
-from .graph import FORM, Graph, Node, Refusal, default_of, schema_of
+from .graph import FORM, VERSIONS, Graph, Node, Refusal, default_of, schema_of
 
 Upgrade = Callable[[Graph, Node], None]
 """Changes a node, its kind if need be, so that it is one of the version it is registered for."""
 
 UPGRADES: dict[tuple[str, int], Upgrade] = {}
 """By the type of the operator, and the version in which it is otherwise than before."""
-
-VERSIONS: dict[str, list[int]] = defaultdict(list)
-"""The versions in which each of ONNX's operators changed, in order."""
-
-for _schema in defs.get_all_schemas_with_history():
-    if _schema.domain == "":
-        VERSIONS[_schema.name].append(_schema.since_version)
-for _versions in VERSIONS.values():
-    _versions.sort()
 
 
 def upgrade_to(version: int, *kinds: str) -> Callable[[Upgrade], Upgrade]:

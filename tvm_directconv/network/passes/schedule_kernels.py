@@ -9,7 +9,6 @@ from ...build import scheduled
 from ...device import Device
 from ...registry import general_schedule
 from ..operators import KERNEL, ConvAttributes
-from ..rewriter import compiling
 
 
 def schedule_kernels(device: Device, threads: int) -> Any:
@@ -31,8 +30,7 @@ def schedule_kernels(device: Device, threads: int) -> Any:
             if isinstance(function, PrimFunc) and KERNEL in function.attrs:
                 function = _convolution(function, device, threads)
             elif isinstance(function, PrimFunc):
-                with compiling(f"the step {variable.name_hint}"):
-                    function = schedule_general(function, lanes, threads)
+                function = schedule_general(function, lanes, threads)
             functions[variable] = function
         return tvm.IRModule(functions)
 

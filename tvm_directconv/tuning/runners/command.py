@@ -1,5 +1,6 @@
 """Candidates on a board without Python: the C runner, started there by any command."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ... import files
 from ...bench.compare import Comparison, Failure, compare
 from ...build import Manifest, manifest_path
 from ...deploy.runner import (
@@ -85,7 +87,8 @@ class CommandRunner:
         # For each library that has run and was right: calls in a batch, batches in a run.
         self._batches: dict[Path, tuple[int, int]] = {}
         program = build_runner(find_toolchain(device.triple))
-        self._folder = Path(tempfile.mkdtemp(prefix="tvm_directconv-"))
+        self._scratch = contextlib.ExitStack()
+        self._folder = self._scratch.enter_context(files.scratch())
         try:
             if shlex.quote(str(self._folder)) != str(self._folder):
                 raise ToolchainError(
@@ -143,7 +146,7 @@ class CommandRunner:
 
     def close(self) -> None:
         """Remove the folder here. The copy on a board stays."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
     def _place(self, library: Path) -> "_Placed":
         """Put a library and its arrays into the folder, unless they are there."""
@@ -170,9 +173,9 @@ class CommandRunner:
 
     def _keep(self, *wanted: "_Placed | None") -> None:
         """Remove what belongs to other libraries."""
-        files = {self._program}
-        files.update(path for p in wanted if p for path in (p.library, *p.arrays))
-        for path in set(self._folder.iterdir()) - files:
+        kept = {self._program}
+        kept.update(path for p in wanted if p for path in (p.library, *p.arrays))
+        for path in set(self._folder.iterdir()) - kept:
             path.unlink()
             self._batches.pop(path, None)
 

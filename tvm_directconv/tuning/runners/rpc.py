@@ -9,6 +9,7 @@ when a step takes too long. It costs that trial; the next one is done on another
 same one when the tracker offers it again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,7 +17,6 @@ import os
 import re
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from ... import deploy
+from ... import deploy, files
 from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
 from ...build import Manifest, manifest_path
@@ -288,8 +288,9 @@ class RpcRunner:
         self.cpu_device: str | None = device.name
         self._device, self._boards = device, boards
         self._timeout, self._wait, self._cool_down = timeout, wait, cool_down
-        self._folder = tempfile.TemporaryDirectory()
-        self._equipment = _equipment(device, threads, Path(self._folder.name))
+        self._scratch = contextlib.ExitStack()
+        folder = self._scratch.enter_context(files.scratch())
+        self._equipment = _equipment(device, threads, folder)
         self._closed = threading.Event()
         # Guards what follows, and is notified when a board becomes idle or is given up.
         self._changed = threading.Condition()
@@ -327,7 +328,7 @@ class RpcRunner:
             for board in self._idle:
                 board.close()
             self._idle.clear()
-        self._folder.cleanup()
+        self._scratch.close()
 
     def _compare(
         self,

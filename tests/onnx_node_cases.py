@@ -167,9 +167,8 @@ def _compiled(case: Case, folder: Path) -> tuple[Outcome, _Network | None]:
             found = Outcome(kind, reason if kind == COMPUTED else "")
             return found, _network(case, constant, folder)
         except ModelError as error:
-            reason = str(error).replace(
-                str(folder), ""
-            )  # What is left to say when all that can be known is.
+            # What is left to say when all is known that can be.
+            reason = str(error).replace(f"{folder}/", "")
         except Exception as error:
             text = f"{type(error).__name__}: {error}".strip().splitlines()
             return Outcome(WRONG, f"{text[0]} ... {text[-1]}"[:300]), None
@@ -240,7 +239,10 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
     source = folder / f"{name}.c"
     source.write_text("\n".join(parts), encoding="utf-8")
     inputs = [array(v) for n, v in enumerate(case.inputs) if n not in constant]
-    return _Network(source, [path for _, path in compiled.values()], program, inputs)
+    objects = [folder.parent / f"{symbol}.o" for symbol, _ in compiled.values()]
+    for path, (_, code) in zip(objects, compiled.values(), strict=True):
+        path.write_bytes(code)
+    return _Network(source, objects, program, inputs)
 
 
 def _linked(networks: Sequence[_Network], folder: Path) -> Any:

@@ -338,11 +338,12 @@ def plan(
         with compiling("the network"):
             return lowered(module)
     except ModelError as error:
-        if error.__cause__ is None or not _is_onnx(model):
+        cause = error.__cause__
+        if not isinstance(cause, Exception) or not _is_onnx(model):
             raise
         from .onnx_import import onnx_failure
 
-        raise onnx_failure(model, input_shapes, input_values, lowered, error) from error
+        raise onnx_failure(model, input_shapes, input_values, lowered, cause) from cause
 
 
 def import_model(

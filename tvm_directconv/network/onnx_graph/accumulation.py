@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from onnx import helper
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from ..rewriter import shape_of, value_of
 from .convert import converter
@@ -43,6 +43,80 @@ converter("CumSum")(_cumulated(te.sum, 0))
 converter("CumProd")(
     _cumulated(te.comm_reducer(lambda x, y: x * y, lambda dtype: tirx.const(1, dtype)), 1)
 )
+
+
+def _ranks(x: Any, axis: int, largest: bool) -> Any:
+    """Return how many elements of its axis come before each: of equal ones, those that are first.
+
+    What is no number counts as greater than all others.
+    """
+    over = te.reduce_axis((0, x.shape[axis]), "over")
+
+    def greater(first: Any, second: Any) -> Any:
+        if "float" not in str(x.dtype):
+            return first > second
+        none = tirx.all(tirx.isnan(first), tirx.Not(tirx.isnan(second)))
+        return tirx.any(first > second, none)
+
+    def rank(*at: Any) -> Any:
+        own, other = x(*at), x(*at[:axis], over, *at[axis + 1 :])
+        above, below = greater(other, own), greater(own, other)
+        if not largest:
+            above, below = below, above
+        before = tirx.any(above, tirx.all(tirx.Not(below), over < at[axis]))
+        return te.sum(tirx.Select(before, tirx.const(1, "int64"), tirx.const(0, "int64")), over)
+
+    return te.compute(x.shape, rank, name="ranks")
+
+
+@converter("TopK")
+def _top(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
+    """Rank the elements, as TVM has no kernel that sorts for CPUs; results are sorted always."""
+    x, count = inputs[0], value_of(inputs[1])
+    if count is None:
+        raise ValueError("its number k is computed from inputs: expected a constant")
+    shape = list(shape_of(x))
+    axis = attributes.get("axis", -1) % len(shape)
+    attributes.get("sorted")
+    size, shape[axis] = shape[axis], int(count.item())
+    if not 1 <= shape[axis] <= size:
+        raise ValueError(f"its number k is {shape[axis]}: expected 1 to {size}")
+
+    def places(x: Any) -> Any:
+        ranks = _ranks(x, axis, bool(attributes.get("largest", 1)))
+        over = te.reduce_axis((0, size), "at")
+
+        def place(*at: Any) -> Any:
+            here = ranks(*at[:axis], over, *at[axis + 1 :]) == at[axis]
+            return te.sum(tirx.Select(here, tirx.Cast("int64", over), tirx.const(0, "int64")), over)
+
+        return te.compute(shape, place, name="places")
+
+    indices = builder.emit_te(places, x)
+    return relax.Tuple([builder.emit(relax.op.gather_elements(x, indices, axis)), indices])
+
+
+@rule("Unsqueeze", "Squeeze")
+def ranks(graph: Graph, node: Node) -> str | None:
+    """Write axes as a list, where they are a single number."""
+    if node.input(1) and graph.value(node.inputs[1]).ndim == 0:
+        node.inputs[1] = graph.constant(graph.value(node.inputs[1]).reshape(1))
+    return None
+
+
+@rule("SpaceToDepth")
+def space_to_depth(graph: Graph, node: Node) -> str | None:
+    """Write it as a transposition where channels come first."""
+    if node.get("mode") != "CRD":
+        node.attributes.pop("mode", None)
+        return None
+    x, block = node.inputs[0], node.attributes["blocksize"]
+    n, c, h, w = graph.shape(x)
+    cut = [n, c, h // block, block, w // block, block]
+    x = graph.emit("Reshape", x, graph.constant(cut, np.int64))
+    x = graph.emit("Transpose", x, perm=[0, 1, 3, 5, 2, 4])
+    sizes = [n, c * block * block, h // block, w // block]
+    return str(graph.emit("Reshape", x, graph.constant(sizes, np.int64)))
 
 
 @rule("Split")

@@ -176,6 +176,8 @@ def normalization(graph: Graph, node: Node) -> str:
 @converter("BitCast")
 def _bit_cast(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
     dtype = str(helper.tensor_dtype_to_np_dtype(attributes["to"]))
+    if "bool" in (dtype, dtype_of(inputs[0])):  # TVM takes one for a bit.
+        return relax.op.astype(inputs[0], dtype)
 
     def cast(x: Any) -> Any:
         return te.compute(x.shape, lambda *at: tirx.reinterpret(dtype, x(*at)), name="bit_cast")

@@ -8,7 +8,7 @@ adds takes the same way.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from math import prod
 from pkgutil import iter_modules
@@ -98,6 +98,8 @@ class Node:
         What messages call it.
     version : int
         Of the set of operators that it is meant by.
+    written : int
+        The same of its subgraphs, which are not brought to today's version with it.
     scope : mapping
         For subgraphs among the attributes: what names around them are in the graph.
     """
@@ -108,6 +110,7 @@ class Node:
     attributes: dict[str, Any]
     name: str
     version: int = FORM
+    written: int = FORM
     scope: Mapping[str, str] = field(default_factory=dict)
 
     def input(self, index: int) -> str:
@@ -299,7 +302,7 @@ class Graph:
         inner |= dict(zip((value.name for value in graph.input), arguments, strict=True))
         for tensor in graph.initializer:
             inner[tensor.name] = self.constant(_array(tensor))
-        self._walk(graph, inner, {"": self._at.version}, f"{self._at.name}/")
+        self._walk(graph, inner, {"": self._at.written}, f"{self._at.name}/")
         return [self._resolved(inner[value.name]) for value in graph.output]
 
     # --- The walk -----------------------------------------------------------------------------
@@ -347,7 +350,7 @@ class Graph:
             domain = "" if proto.domain in ("", "ai.onnx") else proto.domain
             kind = f"{domain}.{proto.op_type}" if domain else proto.op_type
             version = versions.get(domain, 1)
-            self._visit(Node(kind, inputs, outputs, attributes, name, version, scope))
+            self._visit(Node(kind, inputs, outputs, attributes, name, version, version, scope))
 
     def _visit(self, node: Node) -> None:
         """Take a node on its way; see the module."""
@@ -405,7 +408,7 @@ class Graph:
         for what, names in (("result", node.outputs), ("input", node.inputs)):
             for name in filter(None, names):
                 kind = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
-                if kind and kind not in _COMPUTED:
+                if kind and kind not in _COMPUTED and not (what == "input" and kind == _HALF):
                     raise Refusal(f"its {what} is of type {_type_name(kind)}")
         self.nodes.append(node)
 
@@ -422,10 +425,12 @@ class Graph:
             for name in node.inputs
             if name in self.known and self.known[name].size <= _SMALL
         }
+        # ONNX's inference does not know all of the defaults that ONNX has.
+        defaults = {name: default_of(node.kind, node.version, name) for name in schema.attributes}
         try:
             found = onnx.shape_inference.infer_node_outputs(
                 schema,
-                node.to_proto(),
+                replace(node, attributes=defaults | node.attributes).to_proto(),
                 types | {new: self.types[old] for new, old in node.scope.items() if old in types},
                 values,
                 opset_imports=[helper.make_opsetid("", node.version)],
@@ -553,12 +558,13 @@ class Graph:
 
     def _output(self, value: onnx.ValueInfoProto) -> str:
         name = self._resolved(value.name)
-        shape = shape_in(self.types.get(name))
-        if shape is None or 0 in shape:
-            what = "depends on data" if shape is None else f"is {shape}, which has no elements"
-            raise ModelError(f"the shape of output {value.name!r} {what}")
-        if self.types[name].tensor_type.elem_type not in _COMPUTED:
-            raise ModelError(f"output {value.name!r} is {_of_type(self.types[name])}")
+        kind = self.types.get(name, value.type)
+        if not kind.HasField("tensor_type") or kind.tensor_type.elem_type not in _COMPUTED:
+            raise ModelError(f"output {value.name!r} is {_of_type(kind)}, which no network has")
+        if 0 in (shape_in(kind) or ()):
+            raise ModelError(
+                f"output {value.name!r} has shape {shape_in(kind)}: it has no elements"
+            )
         if value.type.tensor_type.elem_type != _HALF:
             return name
         half = self._fresh(name)

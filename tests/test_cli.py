@@ -232,7 +232,7 @@ ERRORS = {
     "missing shapes": (["layers", "@nothing.txt"], "cannot read the shapes file 'nothing.txt'"),
     "bad layout": (["explain", SMALL, "--input-layout", "CHW"], "layout is 'CHW'"),
     "missing blocking": (["compile", SMALL, "--blocking", "x.json", "-o", "a.so"], "'x.json'"),
-    "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' is not JSON"),
+    "blocking no JSON": (["bench", SMALL, "--blocking", "no.json"], "'no.json' (not JSON: "),
     "epilogue unknown": (
         ["compile", SMALL, "--epilogue", "bais", "-o", "a.so"],
         "with 'bais': exp",
@@ -386,10 +386,13 @@ def test_layers_can_be_read_back(run: Command, form: str) -> None:
 
 def test_explain_prints_what_the_function_returns(run: Command) -> None:
     words = ("--device", "cortex-a72", "--threads", "4", "--input-layout", "NHWC")
-    status, out, _ = run("explain", SMALL, OTHER, *words)
-    assert status == 0
     texts = [dc.explain(w, "cortex-a72", 4, "NHWC") for w in dc.workloads([SMALL, OTHER])]
-    assert [text.strip() for text in out.split("-" * 80)] == texts
+    assert run("explain", SMALL, *words) == (0, f"{texts[0]}\n", "")
+    status, out, _ = run("explain", SMALL, OTHER, *words, "-v")
+    assert status == 0
+    summary, *reasons = (text.strip() for text in out.split("-" * 80))
+    assert reasons == texts
+    assert run("explain", SMALL, OTHER, *words)[1].strip() == summary
 
 
 # --- compile, run -----------------------------------------------------------------------------

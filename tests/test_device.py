@@ -108,6 +108,17 @@ def test_inherits_what_is_not_set():
     # Names, boards and being abstract belong to one file.
     assert "alderlake" in v3.aliases and "alderlake" not in znver4.aliases
     assert "Raspberry Pi 5" not in DEVICES["neoverse-n1"].boards
+    assert DEVICES["cortex-a76"].ghz == 2.4 and DEVICES["neoverse-n1"].ghz == 2.5
+    # Apple says nothing of the clock.
+    assert {d.name for d in devices() if d.boards and not d.ghz} == {"apple-m1"}
+
+
+def test_a_clock_belongs_to_one_file(tmp_path):
+    path = tmp_path / "board.toml"
+    path.write_text('parent = "cortex-a72"\n')
+    assert device(path).ghz is None and native().ghz is None
+    path.write_text('parent = "cortex-a72"\nghz = 1.5\n')
+    assert device(path).ghz == 1.5
 
 
 def test_abstract_devices_are_the_ones_that_cannot_be_built():

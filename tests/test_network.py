@@ -480,7 +480,7 @@ def test_single_convolutions_and_networks_are_loaded_differently(
     copies: Path, tmp_path: Path
 ) -> None:
     path = dc.build("ic16ih9oc16oh9kh3ph1").export(tmp_path / "conv.so")
-    assert "a single convolution: expected that of a network; this one is loaded by tvm_dir" in (
+    assert "a compiled convolution: expected that of a network; this one is loaded by tvm_dir" in (
         load_error(path)
     )
     with pytest.raises(LibraryError) as caught:

@@ -1,6 +1,8 @@
 """Models of PyTorch, as torch.export saves them, against PyTorch itself."""
 
+import io
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 import tvm_directconv as dc
 from tvm_directconv.errors import ModelError
+from tvm_directconv.network.network import network_workloads
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +20,30 @@ def torch() -> Any:
     import torch
 
     return torch
+
+
+def test_a_file_cannot_run_what_it_likes(torch: Any, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    right, path = tmp_path / "right.pt2", tmp_path / "hostile.pt2"
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
+    torch.export.save(program, right)
+    replaced = 0
+    with zipfile.ZipFile(right) as members, zipfile.ZipFile(path, "w") as changed:
+        for name in members.namelist():
+            data = members.read(name)
+            if name.endswith(".pt"):
+                pickled = io.BytesIO()
+                torch.save(Hostile(), pickled)
+                data, replaced = pickled.getvalue(), replaced + 1
+            changed.writestr(name, data)
+    assert replaced
+    with pytest.raises(ModelError, match=r"objects in it that are no tensors .* TORCH_FORCE_NO"):
+        dc.compile_network(path, tmp_path / "a.so")
+    assert not (tmp_path / "ran").exists()
+    assert network_workloads(right) == []
 
 
 @pytest.fixture(scope="module")

@@ -167,12 +167,12 @@ class Manifest:
             )
         except (DirectConvError, TypeError) as error:
             raise LibraryError(
-                f"{path} is no manifest of a single convolution ({error}): export it again"
+                f"{path} is no manifest of a compiled convolution ({error}): export it again"
             ) from None
         for key, value in manifest.to_dict().items():
             if value != found[key]:
                 raise LibraryError(
-                    f"{path} is no manifest of a single convolution ({key} is "
+                    f"{path} is no manifest of a compiled convolution ({key} is "
                     f"{shown(found[key])}, of what else it says follows {shown(value)}): export "
                     "it again"
                 )
@@ -790,7 +790,9 @@ def load(path: str | Path) -> CompiledConv:
     manifest = Manifest.read(manifest_path(path), library_bytes(path))
     wanted = f"__tvm_ffi_{manifest.symbol}"
     if wanted not in info.defined:
-        raise LibraryError(f"library {str(path)!r} does not define {wanted}: export it again")
+        raise LibraryError(
+            f"library {str(path)!r} does not define {shown(wanted)}: export it again"
+        )
     return CompiledConv(manifest, load_library(path, manifest.device, manifest.target))
 
 

@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any
 
 from .errors import WorkloadError
-from .kinds import FLAG, Kind, is_whole, problem
+from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
@@ -119,7 +119,7 @@ class Epilogue:
             raise WorkloadError(f"epilogue: {wrong}")
         if self.activation not in ACTIVATIONS:
             raise WorkloadError(
-                f"activation is {self.activation!r}: expected one of {', '.join(ACTIVATIONS)}"
+                f"activation is {shown(self.activation)}: expected one of {', '.join(ACTIVATIONS)}"
             )
         if (self.slope and self.activation != "leaky_relu") or not isfinite(self.slope):
             raise WorkloadError(

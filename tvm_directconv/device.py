@@ -118,6 +118,8 @@ class Device:
         Processor for ``llvm-mca -mcpu`` whose cycle model is right.
     boards : tuple of str
         Where the core is found.
+    ghz : float, optional
+        Nominal clock of the first board; None where nobody tells.
     aliases : tuple of str
         Other names of the device.
     """
@@ -149,6 +151,7 @@ class Device:
     qemu_cpu: str | None = None
     mca_cpu: str | None = None
     boards: tuple[str, ...] = ()
+    ghz: float | None = None
     aliases: tuple[str, ...] = ()
 
     @property
@@ -360,6 +363,7 @@ _KEYS = {
     "description": TEXT,
     "aliases": NAMES,
     "boards": NAMES,
+    "ghz": _RATE,
     "told_by": TEXT,
     "schedule": TEXT,
     "triple": TEXT,
@@ -385,7 +389,7 @@ _KEYS = {
     "qemu_cpu": TEXT,
     "mca_cpu": TEXT,
 }
-_NOT_INHERITED = {"abstract", "aliases", "boards", "told_by"}
+_NOT_INHERITED = {"abstract", "aliases", "boards", "ghz", "told_by"}
 _OPTIONAL = {"mcpu", "mfloat_abi", "qemu_cpu", "mca_cpu", *_NOT_INHERITED}
 
 
@@ -757,8 +761,8 @@ def native() -> Device:
     virtual machine hides the model; a feature that only one device has knows
     better. If the system hides features, too, the first device of the
     fallback chain that runs here is taken. Cache sizes and cores are then
-    this machine's; the name stays that of the core, so that tuning logs of
-    equal cores can be shared.
+    this machine's, and its clock is not known; the name stays that of the
+    core, so that tuning logs of equal cores can be shared.
 
     Returns
     -------
@@ -786,7 +790,7 @@ def native() -> Device:
             # Device files speak of Linux; elsewhere object files and ABI differ.
             found = replace(found, triple=triple)
         if found.is_host_runnable:
-            return replace(found, cores=_usable_cores(), **_cache_sizes())
+            return replace(found, ghz=None, cores=_usable_cores(), **_cache_sizes())
     raise DeviceError(
         f"this machine's processor ({cpu}, {triple}) is older than any device: expected at least "
         "SSE4.2 on x86-64, or NEON and VFPv4 on ARM"

@@ -74,6 +74,7 @@ def explain(
     device: Device | str,
     threads: int = 1,
     input_layout: str | None = None,
+    ghz: float | None = None,
 ) -> str:
     """Say which blocking the analytical model chooses, and why.
 
@@ -87,6 +88,9 @@ def explain(
         By how many.
     input_layout : str, optional
         Layout of the input, as in :func:`tvm_directconv.build`.
+    ghz : float, optional
+        Clock that makes time of cycles; the device's nominal one if not given. Where that is not
+        known either, there are cycles only.
 
     Returns
     -------
@@ -126,7 +130,7 @@ def explain(
         _loop_order(case, chosen, ranked),
         _caches(case, chosen),
         _tasks(case, chosen),
-        _prediction(case, chosen),
+        _prediction(case, chosen, ghz or found.ghz),
         _alternatives(case, chosen, ranked),
         _memory(case, chosen),
     ]
@@ -344,11 +348,12 @@ def _tasks(case: _Case, chosen: Blocking) -> list[str]:
     return lines
 
 
-def _prediction(case: _Case, chosen: Blocking) -> list[str]:
+def _prediction(case: _Case, chosen: Blocking, ghz: float | None) -> list[str]:
     cost = case.cost(chosen)
+    time = f"; {cost.cycles / ghz / 1e6:.4g} ms at {ghz:.3g} GHz" if ghz else ""
     lines = [
         f"Predicted: {cost.of_peak:.1%} of the peak ({cost.cycles:.4g} cycles, {cost.ideal:.4g} "
-        "for the FMAs alone)"
+        f"for the FMAs alone{time})"
     ]
     for what, cycles in sorted(case.losses(chosen).items(), key=lambda item: -item[1]):
         if cycles > 0.001 * cost.cycles:

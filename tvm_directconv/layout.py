@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import ArgumentError, BlockingError
+from .kinds import shown
 
 ALIGNMENT = 64
 """Bytes. Kernels use aligned vector instructions, and TVM promises LLVM this much."""
@@ -60,9 +61,11 @@ class ActivationLayout:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in ("NCHW", "NHWC") and not re.fullmatch(r"NCHW[1-9]\d*c", self.name):
+        if self.name not in ("NCHW", "NHWC") and not re.fullmatch(
+            "NCHW[1-9][0-9]{0,9}c", self.name
+        ):
             raise BlockingError(
-                f"layout is {self.name!r}: expected NCHW, NHWC or NCHW<block>c such as NCHW16c"
+                f"layout is {shown(self.name)}: expected NCHW, NHWC or NCHW<block>c such as NCHW16c"
             )
 
     @classmethod

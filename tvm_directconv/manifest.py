@@ -3,22 +3,27 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__, reading, versions
 from .errors import LibraryError
-from .kinds import DIGEST, NAMES, TEXT, THREADS, Kind, Table, problem, shown
+from .kinds import DIGEST, NAMES, THREADS, Kind, Table, problem, shown
 
 FORMAT = 1
 
+_NAME = Kind(
+    "a name as LLVM has them",
+    lambda v: isinstance(v, str) and bool(re.fullmatch("[\\w.-]{1,99}", v)),
+)
 TARGET: Table = {
     "kind": Kind("'llvm'", lambda v: v == "llvm"),
-    "mtriple": TEXT,
-    "mcpu": TEXT,
+    "mtriple": _NAME,
+    "mcpu": _NAME,
     "mattr": NAMES,
-    "mfloat-abi": TEXT,
+    "mfloat-abi": _NAME,
     "num-cores": THREADS,
 }
 """What a TVM target in a manifest is made of."""
@@ -34,7 +39,7 @@ class Sort(NamedTuple):
     again: str
 
 
-CONVOLUTION = Sort("a single convolution", "tvm_directconv.load", "export it again")
+CONVOLUTION = Sort("a compiled convolution", "tvm_directconv.load", "export it again")
 NETWORK = Sort("a network", "tvm_directconv.load_network", "compile the model again")
 NETWORK_KIND = "network"
 """What the manifest of a network says it is of; that of a convolution says nothing."""
@@ -116,8 +121,7 @@ def read(path: Path, digest: str, sort: Sort, table: Table) -> dict[str, Any]:
         found = reading.json_object(path)
     except reading.Unreadable as error:
         raise LibraryError(
-            f"{path} is no manifest ({error}): expected what is written beside {sort.what}; copy "
-            f"it again, or {sort.again}"
+            f"{path} is no manifest of {sort.what} ({error}): copy it again, or {sort.again}"
         ) from None
     other = sort_of(found)
     if found.get("sha256") is not None and other != sort:
@@ -132,6 +136,8 @@ def read(path: Path, digest: str, sort: Sort, table: Table) -> dict[str, Any]:
         )
     complete = {"target": TARGET, **table, "sha256": DIGEST, _SEAL: DIGEST}
     wrong = problem(found, complete, optional=_OPTIONAL)
+    if wrong is None and (unknown := found["target"].keys() - TARGET.keys()):
+        wrong = f"target has {shown(min(unknown))}: expected {', '.join(TARGET)}"
     if wrong is None and found[_SEAL] != _seal(found):
         wrong = "it was changed after it was written, see " + _SEAL
     if wrong:

@@ -133,6 +133,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(
             name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
         )
+        command.add_argument(
+            "-v", "--verbose", action="store_true", help="say more: reasons, causes of errors"
+        )
         if name == chosen:
             module = import_module(f"{__name__}.{name}")
             module.add_arguments(command)

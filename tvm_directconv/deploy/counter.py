@@ -5,14 +5,13 @@ those of the library are counted, neither the runner's nor the C library's, and 
 ones each time: unlike emulated times, the counts say something about hardware.
 """
 
-import json
 import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from tvm_directconv import files
+from tvm_directconv import files, reading
 from tvm_directconv.deploy.runner import (
     RunFailure,
     build_cached,
@@ -141,7 +140,12 @@ def count_instructions(
                 "-plugin with version 1 of its interface, such as that of Debian 12: "
                 "apt install qemu-user"
             )
-        executed = Executed(**json.loads(counts.read_text(encoding="utf-8")))
+        try:
+            executed = Executed(**reading.json_object(counts))
+        except (reading.Unreadable, TypeError) as error:
+            raise ToolchainError(
+                f"the plugin {plugin} has not counted to the end ({error}): run it again"
+            ) from None
     if not executed.fma + executed.integer:
         raise ToolchainError(
             f"no instruction of {library} was seen: the plugin looks for this path in "

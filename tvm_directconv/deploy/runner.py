@@ -6,7 +6,6 @@ counted, and a kernel that crashes takes nothing else down.
 """
 
 import hashlib
-import json
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tvm_directconv import cache, files
+from tvm_directconv import cache, files, reading
 from tvm_directconv.errors import ArgumentError, LibraryError, ToolchainError
+from tvm_directconv.kinds import COUNT, TEXT, Kind, is_number, problem
 from tvm_directconv.toolchain import Toolchain, elf_info, run_cc
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.c", "directconv.c"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("directconv.h", "packed.h"))
 _FLAGS = ("-std=c99", "-O2", "-rdynamic", "-pthread", "-ldl")
+_MEASURED = ("seconds", "outside", "allocations", "allocated_bytes", "rss_growth_bytes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +243,8 @@ def run_library(
             errors="replace",
         )
         try:
-            report = read_report(process.returncode, process.stdout, process.stderr)
+            said = process.returncode, process.stdout, process.stderr
+            report = read_report(*said, needed=_MEASURED)
         except RunFailure as failure:
             shapes = [*(array.shape for array in inputs), *output_shapes]
             raise LibraryError(
@@ -310,7 +312,24 @@ def runner_arguments(
     return [str(library), symbol, *flags, *tensors]
 
 
-def read_report(status: int, stdout: str, stderr: str) -> dict[str, Any]:
+_KINDS = {
+    "seconds": Kind(
+        "a list of seconds", lambda v: isinstance(v, list) and v != [] and all(map(is_number, v))
+    ),
+    "different": COUNT,
+    "outside": COUNT,
+    "allocations": COUNT,
+    "allocated_bytes": COUNT,
+    "rss_growth_bytes": COUNT,
+    "error": TEXT,
+    "signal": COUNT,
+    "cpuinfo": Kind("a text", lambda v: isinstance(v, str)),
+}
+
+
+def read_report(
+    status: int, stdout: str, stderr: str, needed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what the runner printed.
 
     Parameters
@@ -319,6 +338,8 @@ def read_report(status: int, stdout: str, stderr: str) -> dict[str, Any]:
         Exit status of the runner, or of what it was run by.
     stdout, stderr : str
         What they printed. The report is the last line.
+    needed : sequence of str
+        What it has to say if the kernel succeeds.
 
     Returns
     -------
@@ -332,7 +353,12 @@ def read_report(status: int, stdout: str, stderr: str) -> dict[str, Any]:
         kernel's doing, ``rpc_lost`` if the kernel did not even run.
     """
     report = _last_object(stdout)
+    # What is on the way to a board may print and lose anything.
+    if report is not None and (wrong := problem(report, _KINDS, optional=tuple(_KINDS))):
+        raise RunFailure("rpc_lost", f"the last line that was printed is no report: {wrong}")
     if status == 0 and report is not None:
+        if missing := [key for key in needed if key not in report]:
+            raise RunFailure("rpc_lost", f"the report has no {', '.join(missing)}")
         return report
     if report is not None and "error" in report:
         raise RunFailure("crash", report["error"])
@@ -364,7 +390,6 @@ def _last_object(text: str) -> dict[str, Any] | None:
     """Return the JSON object in the last line; before it, a login may have printed something."""
     lines = text.strip().splitlines()
     try:
-        found = json.loads(lines[-1]) if lines else None
-    except ValueError:
+        return reading.parsed_object(lines[-1]) if lines else None
+    except reading.Unreadable:
         return None
-    return found if isinstance(found, dict) else None

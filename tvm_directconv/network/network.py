@@ -49,6 +49,17 @@ class Port:
         return f"{self.name}: {self.dtype} of shape {'x'.join(map(str, self.shape)) or '()'}"
 
 
+def memory_of(network: Any) -> dict[str, int]:
+    """Return where every byte of a run of a manifest's or a program's network is, in bytes."""
+    return {
+        "weights": network.weight_bytes,
+        "arena": network.arena_bytes,
+        "inputs": sum(port.nbytes for port in network.inputs),
+        "outputs": sum(port.nbytes for port in network.outputs),
+        "workspace": 0,  # There is no such thing: kernels get their scratch in the arena.
+    }
+
+
 @dataclass(frozen=True)
 class Layer:
     """A step of a network.
@@ -156,13 +167,7 @@ class NetworkManifest:
 
     def memory(self) -> dict[str, int]:
         """Return where every byte of a run is, in bytes."""
-        return {
-            "weights": self.weight_bytes,
-            "arena": self.arena_bytes,
-            "inputs": sum(port.nbytes for port in self.inputs),
-            "outputs": sum(port.nbytes for port in self.outputs),
-            "workspace": 0,  # There is no such thing: kernels get their scratch in the arena.
-        }
+        return memory_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written beside the library, but for what all manifests say."""

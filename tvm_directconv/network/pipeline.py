@@ -21,7 +21,7 @@ from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
-from .program import program_of
+from .program import Program, program_of
 from .rewriter import MAIN, Rewriter, op_name, prepared
 from .vm import vm_module
 
@@ -79,6 +79,15 @@ def passes(
     ]
 
 
+def planned(
+    module: tvm.IRModule, device: Device, threads: int = 1, blocking: str | None = None
+) -> Program:
+    """Return the program of an imported network; parameters as for :func:`passes`."""
+    for transform in passes(device, threads, blocking):
+        module = transform(module)
+    return program_of(module, device)
+
+
 def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
     """Return the convolutions of an imported network, in the order in which they are computed.
 
@@ -122,13 +131,9 @@ def pipeline(
         if target is not None:
             check_target(target, found)
         toolchain = find_toolchain(found.triple)
-        steps = passes(found, threads, blocking)
         module = prepared(module)
-        function = module[MAIN]
-        for step in steps:
-            module = step(module)
-        program = program_of(module, found)
+        program = planned(module, found, threads, blocking)
         objects = compile_kernels(program.kernels, found, threads)
-        return vm_module(program, objects, toolchain, found.target(threads), function)
+        return vm_module(program, objects, toolchain, found.target(threads), module[MAIN])
 
     return tvm.transform.module_pass(transform, opt_level=0, name=NAME)

@@ -16,7 +16,7 @@ from tvm.ir.expr import GlobalVar
 from ..device import Device
 from ..errors import ModelError
 from ..layout import ALIGNMENT
-from .network import Port
+from .network import Port, memory_of
 from .operators import KERNEL, ConvAttributes
 from .rewriter import (
     INPUT_NAMES,
@@ -101,6 +101,10 @@ class Program:
     def weight_bytes(self) -> int:
         """Size of all constants."""
         return packed([array.nbytes for array in self.weights])[1]
+
+    def memory(self) -> dict[str, int]:
+        """Return where every byte of a run is, as the network's manifest does."""
+        return memory_of(self)
 
 
 def arena_of(program: Program) -> Port:

@@ -1,9 +1,29 @@
 """PyTorch models, as ``torch.export`` saves them, to Relax."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+
+_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""PyTorch's own variables."""
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Have PyTorch unpickle nothing but tensors, where else a file can run what it likes."""
+    if _TENSORS in os.environ or _ANYTHING in os.environ:
+        yield
+        return
+    os.environ[_TENSORS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_TENSORS]
 
 
 def import_torch(program: str | Path | Any) -> Any:
@@ -34,16 +54,19 @@ def import_torch(program: str | Path | Any) -> Any:
     from tvm.relax.frontend.torch import from_exported_program
 
     if isinstance(program, str | Path):
-        if not Path(program).is_file():
+        if not os.path.isfile(program):
             raise ModelError(
                 f"model {str(program)!r} does not exist: expected a file of torch.export"
             )
         try:
-            program = torch.export.load(program)
+            with _tensors_only():
+                program = torch.export.load(program)
         except Exception as error:  # Zip, pickle and version errors, all of their own kinds.
+            said = str(error).partition("\n")[0]
             raise ModelError(
-                f"model {str(program)!r} is corrupt or was not written by torch.export.save "
-                f"({type(error).__name__}: {error})"
+                f"model {str(program)!r} is corrupt, was not written by torch.export.save, or has "
+                f"objects in it that are no tensors ({type(error).__name__}: {said}). For one with "
+                f"such objects that you trust like a program, set {_ANYTHING}=1"
             ) from None
     try:
         return from_exported_program(program, unwrap_unit_return_tuple=True)

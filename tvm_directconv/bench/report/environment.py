@@ -27,6 +27,7 @@ from ...kinds import (
     is_whole,
     or_null,
     problem,
+    shown,
 )
 from .rows import SUBJECTS
 
@@ -195,8 +196,8 @@ def begin(
 
 def _said(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {version}" for name, version in value.items())
-    return repr(value)
+        value = ", ".join(f"{name} {version}" for name, version in value.items())
+    return shown(value)
 
 
 def copy_speed(threads: int) -> float:

@@ -98,7 +98,7 @@ class CommandRunner:
             self._program = Path(shutil.copy(program, self._folder / "runner"))
             self._changed = True
             try:
-                cpu_info = self._run(["--cpu"])["cpuinfo"]
+                cpu_info = self._run(["--cpu"], ["cpuinfo"])["cpuinfo"]
             except RunFailure as failure:
                 raise ToolchainError(
                     f"{command!r} does not start the runner: {failure}. Try this command with "
@@ -202,14 +202,15 @@ class CommandRunner:
                 # Where ending the command does not end what it has started on the board.
                 limit=ceil(self._time_limit),
                 **options,
-            )
+            ),
+            ["different", "seconds"],
         )
         if report["different"]:
             raise RunFailure("wrong_result", differing(report["different"], prod(m.output_shape)))
         return list(report["seconds"])
 
-    def _run(self, arguments: list[str]) -> dict[str, Any]:
-        """Run the runner, after copying what it needs."""
+    def _run(self, arguments: list[str], needed: list[str]) -> dict[str, Any]:
+        """Run the runner, after copying what it takes; return a report with all that is needed."""
         if self._changed and self._copy:
             try:
                 status, _, stderr = self._call(self._filled(self._copy, []))
@@ -219,7 +220,7 @@ class CommandRunner:
                 raise RunFailure("rpc_lost", f"cannot copy: {last_line(status, stderr)}")
         self._changed = False
         runner = [str(self._program), *arguments]
-        return read_report(*self._call(self._filled(self._command, runner)))
+        return read_report(*self._call(self._filled(self._command, runner)), needed)
 
     def _filled(self, words: Sequence[str], runner: list[str]) -> list[str]:
         """Return a command with its placeholders replaced."""

@@ -42,6 +42,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _TRACKER_PORT = 9190  # as TVM's trackers choose it
+_SERVER = 9090  # as TVM's servers choose it
 _TRACKER_SECONDS = 10.0  # for one answer of a tracker, which does nothing but answer
 _START_SECONDS = 120.0  # for importing TVM in a process here, on a busy machine
 _POLL_SECONDS = 0.5  # between questions for a free board
@@ -93,15 +94,17 @@ class Tracker:
         except (OSError, ValueError, struct.error) as error:
             raise RpcError(
                 f"{self} does not answer ({error}): expected HOST:PORT of a running tracker. Start "
-                f"one with: python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port {self.port}"
+                f"one with: python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {self.port}"
             ) from None
         keys = [server["key"].removeprefix("server:") for server in servers]
         if self.key not in keys:
             others = f"it knows {', '.join(sorted(set(keys)))}" if keys else "it knows no boards"
             raise RpcError(
                 f"{self} knows no board with key {self.key!r}: {others}. Start a server on each "
-                "board with: python -m tvm.exec.rpc_server --host 0.0.0.0 --tracker "
-                f"{self.host}:{self.port} --key {self.key}"
+                f"board, through ssh, as whoever reaches one can run code on it: ssh -L {_SERVER}:"
+                f"127.0.0.1:{_SERVER} -R {self.port}:{self.host}:{self.port} BOARD python -m "
+                f"tvm.exec.rpc_server --host 127.0.0.1 --port {_SERVER} --port-end {_SERVER + 1} "
+                f"--tracker 127.0.0.1:{self.port} --key {self.key}"
             )
         return keys.count(self.key)
 

@@ -28,6 +28,14 @@ as they are in models; ``computed`` is right if all are, so that it is computed 
 LINKING = "linking"
 _AT_ONCE = 48
 _SECONDS = 60.0
+_PRELOADED = (
+    "onnx.reference",
+    "tvm_directconv.network.kernels",
+    "tvm_directconv.network.onnx_graph.convert",
+    "tvm_directconv.network.pipeline",
+)
+"""What all processes need, imported once."""
+
 TABLE = Path(__file__).parents[1] / "docs" / "operators.md"
 _HEADINGS = {
     RIGHT: "right",
@@ -96,7 +104,7 @@ def outcomes(given: Sequence[Case], seconds: float = _SECONDS) -> Iterator[tuple
         How long one of them may take.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tvm.relax.frontend.onnx", "onnx.reference", __name__])
+    context.set_forkserver_preload([__name__, *_PRELOADED])
     remaining = list(given)
     while remaining:
         batch = remaining[:_AT_ONCE]

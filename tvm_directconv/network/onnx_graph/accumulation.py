@@ -104,6 +104,19 @@ def ranks(graph: Graph, node: Node) -> str | None:
     return None
 
 
+@rule("Tile")
+def tile(graph: Graph, node: Node) -> str:
+    """Repeat along new axes, and take these together: no remainders are computed."""
+    x, shape = node.inputs[0], graph.shape(node.inputs[0])
+    repeats = graph.value(node.inputs[1]).tolist()
+    pairs = list(zip(repeats, shape, strict=True))
+    apart = graph.constant([part for _, size in pairs for part in (1, size)], np.int64)
+    together = graph.constant([part for pair in pairs for part in pair], np.int64)
+    repeated = graph.emit("Expand", graph.emit("Reshape", x, apart), together)
+    sizes = [count * size for count, size in pairs]
+    return str(graph.emit("Reshape", repeated, graph.constant(sizes, np.int64)))
+
+
 @rule("SpaceToDepth")
 def space_to_depth(graph: Graph, node: Node) -> str | None:
     """Write it as a transposition where channels come first."""

@@ -4,9 +4,11 @@ None of it computes much. What counts is that memory is gone through once: eleme
 are inlined into their readers, reductions are computed where they are read, rows are vectors.
 """
 
+import math
 from math import prod
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 from tvm.s_tir.schedule import ScheduleError
 
@@ -38,6 +40,7 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     """
     from tvm import IRModule, s_tir
 
+    func = _with_infinite_limits(func)
     sch = s_tir.Schedule(IRModule({"main": func}))
     alone = func.body.block.name_hint != "root"
     if alone or any(not sch.get(block).writes for block in _blocks(sch)):
@@ -67,6 +70,38 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
         if first is not None:
             sch.decompose_reduction(block, first)
     return _with_scratch(sch.mod["main"], len(outer))
+
+
+def _with_infinite_limits(func: Any) -> Any:
+    """Let the search for the greatest or least element begin at infinity.
+
+    TVM begins at the largest finite number, which then is the result where all are infinite.
+    """
+    from tvm import s_tir, tirx
+    from tvm.tirx import FloatImm
+
+    def infinite(number: Any) -> Any:
+        dtype = str(number.ty.dtype)
+        if dtype not in ("float32", "float64") or abs(number.value) < np.finfo(dtype).max:
+            return number
+        return tirx.const(math.copysign(math.inf, number.value), dtype)
+
+    def begun(block: Any) -> Any:
+        if block.init is None:
+            return block
+        return s_tir.SBlock(
+            block.iter_vars,
+            block.reads,
+            block.writes,
+            block.name_hint,
+            block.body,
+            tvm_ffi.structural_map(block.init, (FloatImm, infinite)),
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, begun)))
 
 
 def _opaque(func: Any, threads: int) -> Any:

@@ -12,6 +12,7 @@ from ..build import symbol_of
 from ..device import Device
 from ..toolchain import object_code
 from .operators import KERNEL, ConvAttributes
+from .rewriter import compiling
 
 
 def compile_kernels(
@@ -84,4 +85,6 @@ def _compile(function: Any, symbol: str, device: Device, threads: int) -> bytes:
 
     target = device.target(threads)
     function = function.with_attr({"global_symbol": symbol, "target": target})
-    return object_code(tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE))
+    with compiling(f"the step {symbol}"):
+        module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
+    return object_code(module)

@@ -15,7 +15,7 @@ from .. import files, versions
 from .. import manifest as manifests
 from ..build import BoundCall, load_library
 from ..device import Device
-from ..errors import ArgumentError, DirectConvError, LibraryError, ModelError
+from ..errors import ArgumentError, LibraryError, ModelError
 from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_text, is_whole, or_null
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
@@ -250,8 +250,7 @@ def compile_network(
     from .c_folder import check_folder, write_folder
     from .kernels import compile_kernels
     from .library import link_network
-    from .pipeline import passes
-    from .program import COPY, conv_attributes_of, program_of
+    from .program import COPY, conv_attributes_of
 
     output = Path(output)
     if emit not in ("library", "c"):
@@ -267,23 +266,7 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    module = import_model(model, input_shapes, input_values)
-
-    def lowered(module: Any) -> Any:
-        for transform in passes(target, threads, blocking):
-            module = transform(module)
-        return program_of(module, target)
-
-    try:
-        program = lowered(module)
-    except Exception as error:  # Whatever TVM's passes raise, many pages with the network in it.
-        # One of TVM's errors has a name that we use, too; ours are of one line.
-        ours = isinstance(error, DirectConvError) and "\n" not in str(error)
-        if not _is_onnx(model) or (ours and not isinstance(error, ModelError)):
-            raise
-        from .onnx_import import onnx_failure
-
-        raise onnx_failure(model, input_shapes, input_values, lowered, error) from error
+    program = plan(model, target, threads, blocking, input_shapes, input_values)
     objects = compile_kernels(program.kernels, target, threads, progress)
     if emit == "c":
         write_folder(output, program, objects, target.name, target.target_options(threads), threads)
@@ -334,6 +317,38 @@ def compile_network(
 
 def _is_onnx(model: str | Path | Any) -> bool:
     return isinstance(model, str | Path) and Path(model).suffix != ".pt2"
+
+
+def plan(
+    model: str | Path | Any,
+    device: Device,
+    threads: int,
+    blocking: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return the :class:`~.program.Program` of a model; see :func:`compile_network`."""
+    from .pipeline import passes
+    from .program import program_of
+    from .rewriter import compiling
+
+    module = import_model(model, input_shapes, input_values)
+
+    def lowered(module: Any) -> Any:
+        for transform in passes(device, threads, blocking):
+            module = transform(module)
+        return program_of(module, device)
+
+    try:
+        with compiling("the network"):
+            return lowered(module)
+    except ModelError as error:
+        cause = error.__cause__
+        if not isinstance(cause, Exception) or not _is_onnx(model):
+            raise
+        from .onnx_import import onnx_failure
+
+        raise onnx_failure(model, input_shapes, input_values, lowered, cause) from cause
 
 
 def import_model(

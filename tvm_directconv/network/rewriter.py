@@ -1,7 +1,8 @@
 """How passes see a network: one function of tensors of known sizes, its calls one after another."""
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,20 @@ def value_of(expression: Any) -> np.ndarray | None:
 def constant(array: np.ndarray) -> Any:
     """Return an array as a constant of its own type."""
     return relax.const(np.asarray(array, order="C"), str(array.dtype))
+
+
+@contextlib.contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Say what cannot be compiled, in a line, where TVM says so in many."""
+    try:
+        yield
+    except Exception as error:  # Whatever a pass of TVM's does not expect.
+        # One of TVM's errors has a name that we use, too; ours are of one line.
+        if isinstance(error, errors.DirectConvError) and "\n" not in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {lines[-1][:300] if lines else 'no reason'}"
+        raise ModelError(f"{what} cannot be compiled by TVM ({said})") from error
 
 
 def variables_in(expression: Any) -> list[Any]:

@@ -8,7 +8,7 @@ adds takes the same way.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from math import prod
 from pkgutil import iter_modules
@@ -98,6 +98,8 @@ class Node:
         What messages call it.
     version : int
         Of the set of operators that it is meant by.
+    written : int
+        The same of its subgraphs, which are not brought to today's version with it.
     scope : mapping
         For subgraphs among the attributes: what names around them are in the graph.
     """
@@ -108,6 +110,7 @@ class Node:
     attributes: dict[str, Any]
     name: str
     version: int = FORM
+    written: int = FORM
     scope: Mapping[str, str] = field(default_factory=dict)
 
     def input(self, index: int) -> str:
@@ -299,7 +302,7 @@ class Graph:
         inner |= dict(zip((value.name for value in graph.input), arguments, strict=True))
         for tensor in [*graph.initializer, *map(_dense, graph.sparse_initializer)]:
             inner[tensor.name] = self.constant(_array(tensor))
-        self._walk(graph, inner, {"": self._at.version}, f"{self._at.name}/")
+        self._walk(graph, inner, {"": self._at.written}, f"{self._at.name}/")
         return [self._resolved(inner[value.name]) for value in graph.output]
 
     # --- The walk -----------------------------------------------------------------------------
@@ -347,7 +350,7 @@ class Graph:
             domain = "" if proto.domain in ("", "ai.onnx") else proto.domain
             kind = f"{domain}.{proto.op_type}" if domain else proto.op_type
             version = versions.get(domain, 1)
-            self._visit(Node(kind, inputs, outputs, attributes, name, version, scope))
+            self._visit(Node(kind, inputs, outputs, attributes, name, version, version, scope))
 
     def _visit(self, node: Node) -> None:
         """Take a node on its way; see the module."""
@@ -381,6 +384,8 @@ class Graph:
         if self._computed(node, wanted):
             return
         self.types |= wanted
+        if self._is_empty(node):
+            return
         for index in _DECIDING.get(node.kind, ()):
             if name := node.input(index):
                 self.value(name)
@@ -411,6 +416,10 @@ class Graph:
                 )
             if (element := kind.tensor_type.elem_type) not in _COMPUTED:
                 raise Refusal(f"its result is of type {_type_name(element)}")
+        for name in filter(None, node.inputs):
+            element = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
+            if element and element not in _COMPUTED and element != _HALF:
+                raise Refusal(f"its input is of type {_type_name(element)}")
         self.nodes.append(node)
 
     def _inferred(self, node: Node) -> tuple[dict[str, onnx.TypeProto], str]:
@@ -428,11 +437,13 @@ class Graph:
             for name in node.inputs
             if name in self.known and self.known[name].size <= _SMALL
         }
+        # ONNX's inference does not know all of the defaults that ONNX has.
+        defaults = {name: default_of(node.kind, node.version, name) for name in schema.attributes}
         try:
             found = onnx.shape_inference.infer_node_outputs(
                 schema,
-                node.to_proto(),
-                types,
+                replace(node, attributes=defaults | node.attributes).to_proto(),
+                types | {new: self.types[old] for new, old in node.scope.items() if old in types},
                 values,
                 opset_imports=[helper.make_opsetid("", node.version)],
             )
@@ -475,6 +486,16 @@ class Graph:
             self.set_known(name, np.asarray(value))
         return True
 
+    def _is_empty(self, node: Node) -> bool:
+        """Return whether all results have no elements, and are known by that."""
+        shapes = {name: shape_in(self.types.get(name)) for name in filter(None, node.outputs)}
+        if any(shape is None or 0 not in shape for shape in shapes.values()):
+            return False
+        for name, shape in shapes.items():
+            assert shape is not None
+            self.set_known(name, np.zeros(shape, self.dtype(name)))
+        return True
+
     def _is_supported(self, node: Node) -> bool:
         from .convert import CONVERTERS
 
@@ -499,7 +520,8 @@ class Graph:
         scope = dict(zip(function.input, [*node.inputs, *missing], strict=True))
         versions = {opset.domain: opset.version for opset in function.opset_import}
         self._walk(function, scope, versions)
-        return [self._resolved(scope[name]) for name in function.output]
+        # What is not computed is not read.
+        return [self._resolved(scope.get(name, name)) for name in function.output]
 
     def _alias(self, node: Node, results: str | Sequence[str]) -> None:
         results = [results] if isinstance(results, str) else results
@@ -548,6 +570,13 @@ class Graph:
 
     def _output(self, value: onnx.ValueInfoProto) -> str:
         name = self._resolved(value.name)
+        kind = self.types.get(name, value.type)
+        if not kind.HasField("tensor_type") or kind.tensor_type.elem_type not in _COMPUTED:
+            raise ModelError(f"output {value.name!r} is {_of_type(kind)}, which no network has")
+        if 0 in (shape_in(kind) or ()):
+            raise ModelError(
+                f"output {value.name!r} has shape {shape_in(kind)}: it has no elements"
+            )
         if value.type.tensor_type.elem_type != _HALF:
             return name
         half = self._fresh(name)
@@ -581,7 +610,7 @@ _DECIDING: dict[str, tuple[int, ...]] = {
 _LIKE_THEIR_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
 """Operators of which ONNX infers nothing; their results are of the type of the first input."""
 
-_NEVER_COMPUTED = ("AveragePool", "LRN", "MaxPool", "Resize", "Upsample")
+_NEVER_COMPUTED = ("AveragePool", "GRU", "LRN", "LSTM", "MaxPool", "RNN", "Resize", "Upsample")
 """Operators of which onnx's own reference is wrong in places; the results of rules are used."""
 
 

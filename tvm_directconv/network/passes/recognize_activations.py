@@ -25,8 +25,9 @@ _ELEMENTWISE: dict[str, Any] = {
 # More operators than any activation is written in.
 _MOST = 8
 _NAMES = ("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu")
-# On both sides of every bend that an activation has.
-_PROBES = np.concatenate([np.linspace(-8, 8, 129), [-40.0, 40.0]])
+# On both sides of every bend that an activation has, and far out: others have their bends there.
+_FAR = np.geomspace(10, 1e37, 73)
+_PROBES = np.concatenate([np.linspace(-8, 8, 129), _FAR, -_FAR])
 # Exporters write 1/6 in float32, or with seven digits. The epsilons that others add to a tensor are
 # larger than this.
 _TOLERANCE = 1e-6
@@ -117,7 +118,8 @@ def _matching(values: np.ndarray) -> tuple[str, float] | None:
     if np.array_equal(values[_PROBES > 0], _PROBES[_PROBES > 0]) and slope < 1:
         candidates.append(("leaky_relu", slope))
     for name, parameter in candidates:
-        expected = epilogue_reference(_PROBES, Epilogue(activation=name, slope=parameter))
+        with np.errstate(over="ignore"):  # Far out, e^x is infinite.
+            expected = epilogue_reference(_PROBES, Epilogue(activation=name, slope=parameter))
         if np.allclose(values, expected, rtol=_TOLERANCE, atol=_TOLERANCE / 10):
             return name, parameter
     return None

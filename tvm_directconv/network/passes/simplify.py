@@ -71,7 +71,8 @@ class Simplify(Rewriter):
     def on_nn_batch_norm(self, _variable: Any, call: Any) -> Any:
         x, *given = call.args
         arrays = [value_of(argument) for argument in given]
-        if any(array is None for array in arrays) or call.attrs.training or call.attrs.axis != 1:
+        known = all(array is not None for array in arrays) and dtype_of(x) == "float32"
+        if not known or call.attrs.training or call.attrs.axis != 1:
             return call
         gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in arrays)
         if not call.attrs.scale:
@@ -184,7 +185,7 @@ class Simplify(Rewriter):
         placed = self.emit(_op.permute_dims(split, (0, 1, 4, 2, 5, 3)))
         return _op.reshape(placed, (n, channels, *output))
 
-    def on_call_tir(self, _variable: Any, call: Any) -> Any:
+    def on_call_tir(self, variable: Any, call: Any) -> Any:
         """TVM's importer has kernels of its own for ONNX's Clip; they are not opaque to us."""
         function, arguments = call.args[:2]
         for name, operator in (("maximum", _op.maximum), ("minimum", _op.minimum)):
@@ -194,7 +195,8 @@ class Simplify(Rewriter):
                 return operator(*arguments.fields)
             numbers = _numbers_in(self.builder.get()[function])
             if len(numbers) == 1:
-                return operator(*arguments.fields, constant(np.array(numbers[0], np.float32)))
+                limit = np.array(numbers[0], dtype_of(variable))
+                return operator(*arguments.fields, constant(limit))
         return call
 
     def _of_several(self, call: Any, operator: Any) -> Any:

@@ -60,7 +60,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {}
     for threads in (1, 2):
         folder = tmp_path_factory.mktemp(f"threads{threads}")
-        dc.compile_network(saved(model, folder), folder / "net.so", threads=threads)
+        dc.compile_network(saved(model, folder), folder / "net.so", threads=threads, check=False)
         parallel = "__TVMBackendParallelLaunch" in elf_info(folder / "net.so").defined
         assert parallel == (threads == 2)
         inputs = random_inputs(dc.load_network(folder / "net.so").manifest.inputs)

@@ -90,6 +90,7 @@ def test_an_exported_model_computes_what_pytorch_does(
     manifest = dc.compile_network(tmp_path / "small.pt2", tmp_path / "small.so", blocking="model")
     y = dc.load_network(tmp_path / "small.so").run(x.numpy())
     assert dc.max_error(y, expected) < 1e-5
+    assert manifest.check.by.startswith("torch ") and manifest.check.error < 1e-5
     kernels = " ".join(layer.kernel for layer in manifest.layers)
     assert "relu6" in kernels and "hard_swish" in kernels and "residual" in kernels
     assert "batch_norm" not in kernels

@@ -54,5 +54,9 @@ class ModelError(DirectConvError, ValueError):
     """A model file cannot be read, or has something that cannot be compiled."""
 
 
+class ModelWarning(UserWarning):
+    """A model is compiled, but parts of it to slow code."""
+
+
 class ReportError(DirectConvError, RuntimeError):
     """A report's folder cannot be used, or there is nothing to report."""

@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 from .. import __version__, versions
 from ..cache import CacheWarning
-from ..errors import DirectConvError
+from ..errors import DirectConvError, ModelWarning
 from ..logs import LogWarning
 
 _PROGRAM = "tvm-directconv"
-_WARNINGS = (LogWarning, CacheWarning)
+_WARNINGS = (LogWarning, CacheWarning, ModelWarning)
 _COMMANDS = {
     "devices": "list the processors that code can be compiled for",
     "layers": "list the convolutions of networks, or what a spec stands for",

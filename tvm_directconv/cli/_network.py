@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, reading
+from ..deploy.emulated import emulated
 from ..errors import ArgumentError
 from ..manifest import NETWORK, manifest_path, sort_of
 from ..network.network import Network, NetworkManifest, Port, load_network
 from ..reference import max_error
-from ._emulated import emulated
 from ._options import TOLERANCE
 from ._output import check_writable, render, save
 
@@ -128,13 +128,18 @@ def _called(network: Network, inputs: list[np.ndarray]) -> tuple[list[np.ndarray
 def _emulated(
     library: Path, manifest: NetworkManifest, inputs: list[np.ndarray]
 ) -> tuple[list[np.ndarray], float, str]:
-    for port in (*manifest.inputs, *manifest.outputs):
-        if port.dtype != "float32":
-            raise ArgumentError(f"{port} cannot be passed to the C runner: expected float32")
-    shapes = [port.shape for port in manifest.outputs]
-    arena = (manifest.arena_bytes // 4,)
-    outputs, seconds, how = emulated(library, manifest, "main", inputs, [*shapes, arena])
-    return outputs[: len(shapes)], seconds, how
+    for port, array in zip(manifest.inputs, inputs, strict=True):
+        if array.dtype != port.dtype:
+            raise ArgumentError(f"input {port.name!r} is {array.dtype}: expected {port}")
+    return emulated(
+        library,
+        manifest,
+        "main",
+        inputs,
+        [port.shape for port in manifest.outputs],
+        output_types=[port.dtype for port in manifest.outputs],
+        scratch_bytes=manifest.arena_bytes,
+    )
 
 
 def _inputs(manifest: NetworkManifest, args: argparse.Namespace) -> list[np.ndarray]:

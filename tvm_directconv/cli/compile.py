@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example, to be built where it is used; default: library",
     )
     parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        help="run a model's library once on random input beside onnxruntime, and fail if it is "
+        "wrong; default: where onnxruntime is installed and the code runs here; --check does it in "
+        "an emulator, too",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         required=True,
@@ -102,6 +109,7 @@ def _compile_model(args: argparse.Namespace) -> None:
             blocking=args.blocking,
             progress=lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
             emit=args.emit,
+            check=args.check,
             **inputs_of(args),
         )
     finally:
@@ -119,9 +127,15 @@ def _compile_model(args: argparse.Namespace) -> None:
         {"memory": "what im2col would add", "bytes": f"{manifest.im2col_bytes:,}"},
     ]
     print(render(rows, "table"))
+    print(f"check: {manifest.check}")
 
 
 def _compile(args: argparse.Namespace) -> None:
+    if args.check is not None:
+        raise ModelError(
+            f"--{'' if args.check else 'no-'}check is given: expected a model to compile; 'run' "
+            "compares a single convolution with its reference"
+        )
     asked = workloads_of(args, args.device)
     paths = _folders if args.emit == "c" else _paths
     for workload, path in zip(asked, paths(asked, Path(args.output)), strict=True):

@@ -8,10 +8,10 @@ import numpy as np
 
 from ..arrays import Expected, read_arrays
 from ..build import CompiledConv, Manifest, library_bytes, load
+from ..deploy.emulated import emulated
 from ..errors import ArgumentError
 from ..manifest import manifest_path
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
-from ._emulated import emulated
 from ._network import (
     add_network_arguments,
     is_network,

@@ -7,7 +7,8 @@
  *
  * Each TENSOR is one argument of the kernel, in order. in:FILE:4,56,56,16 is read from a file of
  * raw float32 values, out:FILE:SHAPE is written to one afterwards, and what becomes of
- * expect:FILE:SHAPE is compared with one. random:SHAPE is filled with small whole numbers, the same
+ * expect:FILE:SHAPE is compared with one. Another type stands before the shape, in:FILE:int64,2,3;
+ * alone, in:FILE:int64, it is a single value of no dimensions. random:SHAPE is filled with small whole numbers, the same
  * ones each time; scratch:SHAPE is not filled, and not looked at: an arena, or an output that nobody
  * asks for. After --warmup untimed calls, --repeat batches of --number calls are timed, by --threads
  * threads, with --pin each on a core of its own; with --pool instead by those of TVM's runtime, which
@@ -50,7 +51,7 @@
 #include "directconv.h"
 #include "packed.h"
 
-enum { ALIGNMENT = DIRECTCONV_ALIGNMENT, MAX_DIMS = 8, MAX_TENSORS = 32 };
+enum { ALIGNMENT = DIRECTCONV_ALIGNMENT, MAX_DIMS = 8, MAX_TENSORS = 256 };
 
 /* ---- Allocation counting: these definitions take precedence over the C library's. ---- */
 
@@ -265,6 +266,7 @@ static void fill_slots(void *library, const char *path) {
     }
 }
 
+enum { TYPE_INT = 0, TYPE_UINT = 1, TYPE_BOOL = 6 }; /* DLPack's numbers */
 enum { IN, OUT, EXPECT, RANDOM, SCRATCH, ROLES };
 
 typedef struct {
@@ -313,14 +315,38 @@ static void fill(float *data, size_t count) {
     }
 }
 
-static void read_floats(const Tensor *t, float *data, const char *shape) {
+static void read_values(const Tensor *t, void *data, const char *shape) {
     FILE *f = fopen(t->file, "rb");
     if (!f) stop("cannot open input %s: %s", t->file, strerror(errno));
     size_t got = fread(data, 1, t->bytes, f);
     if (got != t->bytes || fgetc(f) != EOF)
-        stop("input %s holds %s than the %zu bytes of float32 shape %s", t->file,
+        stop("input %s holds %s than the %zu bytes of %s", t->file,
              got < t->bytes ? "less" : "more", t->bytes, shape);
     fclose(f);
+}
+
+/* Sets the type that stands before a shape, float32 if none does; returns what is before the first
+ * extent, the end if there is none. */
+static char *parse_type(const char *text, char *colon, DLTensor *dl) {
+    static const struct {
+        const char *name;
+        uint8_t code, bits;
+    } types[] = {
+        {"float32", TYPE_FLOAT, 32}, {"float64", TYPE_FLOAT, 64}, {"float16", TYPE_FLOAT, 16},
+        {"int8", TYPE_INT, 8},       {"int16", TYPE_INT, 16},     {"int32", TYPE_INT, 32},
+        {"int64", TYPE_INT, 64},     {"uint8", TYPE_UINT, 8},     {"uint16", TYPE_UINT, 16},
+        {"uint32", TYPE_UINT, 32},   {"uint64", TYPE_UINT, 64},   {"bool", TYPE_BOOL, 8},
+    };
+    size_t length = strcspn(colon + 1, ","), chosen = 0, count = sizeof types / sizeof *types;
+    int named = colon[1] >= 'a' && colon[1] <= 'z';
+    while (named && chosen < count && (strlen(types[chosen].name) != length ||
+                                       strncmp(types[chosen].name, colon + 1, length) != 0))
+        chosen++;
+    if (chosen == count)
+        stop("tensor '%s': expected a shape, or before it a type like float32, int64 or bool", text);
+    dl->type_code = types[chosen].code;
+    dl->type_bits = types[chosen].bits;
+    return named ? colon + 1 + length : colon;
 }
 
 static void parse_tensor(Tensor *t, char *text) {
@@ -333,9 +359,13 @@ static void parse_tensor(Tensor *t, char *text) {
     if (!t->file || (t->role < RANDOM ? colon <= t->file : colon != t->file - 1))
         stop("tensor '%s': expected in:FILE:SHAPE, out:FILE:SHAPE, expect:FILE:SHAPE, random:SHAPE "
              "or scratch:SHAPE", text);
+    char *p = parse_type(text, colon, &t->dl);
+    if ((t->role == EXPECT || t->role == RANDOM) &&
+        (t->dl.type_code != TYPE_FLOAT || t->dl.type_bits != 32))
+        stop("tensor '%s': expected float32, no other type is compared or filled", text);
     int ndim = 0;
-    uint64_t size = sizeof(float);
-    for (char *p = colon, *end; *p; p = end, ndim++) {
+    uint64_t size = t->dl.type_bits / 8;
+    for (char *end; *p; p = end, ndim++) {
         errno = 0;
         long long extent = p[1] >= '0' && p[1] <= '9' ? strtoll(p + 1, &end, 10) : 0;
         if (errno || extent < 1 || (*end && *end != ',') || ndim == MAX_DIMS ||
@@ -353,13 +383,14 @@ static void parse_tensor(Tensor *t, char *text) {
     else if (posix_memalign(&data, ALIGNMENT, t->bytes) != 0) data = NULL;
     if (!data) stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
     memset(data, 0xff, t->bytes); /* NaN: an element that the kernel does not write shows */
-    t->dl = (DLTensor){data, DEVICE_CPU, 0, ndim, TYPE_FLOAT, 32, 1, t->shape, t->strides, 0};
+    t->dl = (DLTensor){data,       DEVICE_CPU, 0,        ndim, t->dl.type_code, t->dl.type_bits, 1,
+                       t->shape, t->strides, 0};
     if (t->role == RANDOM) fill(data, t->bytes / sizeof(float));
-    if (t->role == IN) read_floats(t, data, colon + 1);
+    if (t->role == IN) read_values(t, data, colon + 1);
     if (t->role == EXPECT) {
         t->expected = malloc(t->bytes);
         if (!t->expected) stop("no memory for %zu bytes of tensor %s", t->bytes, t->file);
-        read_floats(t, t->expected, colon + 1);
+        read_values(t, t->expected, colon + 1);
     }
 }
 

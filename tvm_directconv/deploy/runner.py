@@ -34,6 +34,8 @@ __all__ = [
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.c", "directconv.c"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("directconv.h", "packed.h"))
+_INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
+_TYPES = ("float32", "float64", "float16", "bool", *_INTEGERS)
 _FLAGS = ("-std=c99", "-O2", "-rdynamic", "-pthread", "-ldl")
 _MEASURED = ("seconds", "outside", "allocations", "allocated_bytes", "rss_growth_bytes")
 
@@ -45,7 +47,7 @@ class RunReport:
     Attributes
     ----------
     outputs : list of numpy.ndarray
-        The float32 outputs. An element that the kernel did not write is NaN.
+        The outputs. An element that the kernel did not write is NaN; all its bits are 1.
     seconds : list of float
         The time of one call, once for each repetition.
     allocations : int
@@ -163,6 +165,9 @@ def run_library(
     threads: int = 1,
     guard: str | None = None,
     align: int = 64,
+    output_types: Sequence[str] | None = None,
+    scratch_bytes: int = 0,
+    limit: int | None = None,
 ) -> RunReport:
     """Run one kernel of an exported library, emulated if it is a foreign one.
 
@@ -173,7 +178,7 @@ def run_library(
     symbol : str
         Name of the kernel, its ``global_symbol``.
     inputs : sequence of numpy.ndarray
-        The first arguments of the kernel, float32.
+        The first arguments of the kernel.
     output_shapes : sequence of tuple of int
         Shapes of the remaining arguments, which the kernel writes.
     toolchain : Toolchain
@@ -191,6 +196,12 @@ def run_library(
     align : int, optional
         Bytes that their beginnings are multiples of, with `guard`: with fewer, arrays whose size is
         no multiple of 64 lie closer to the end.
+    output_types : sequence of str, optional
+        Types of those that are written; float32 if not given.
+    scratch_bytes : int, optional
+        Size of a last argument that is written and of no interest; there is none if it is 0.
+    limit : int, optional
+        Seconds after which it is ended.
 
     Returns
     -------
@@ -200,18 +211,22 @@ def run_library(
     Raises
     ------
     ArgumentError
-        If an input is not a float32 array.
+        If an input or output has a type that the runner does not know.
     LibraryError
         If the library is damaged or for another machine, has no such kernel,
         refuses the shapes, or crashes; with `guard`, if it touches what is beside an array.
     ToolchainError
         If the runner cannot be built or the emulator is missing.
     """
-    for index, array in enumerate(inputs):
-        if array.dtype != np.float32:
+    types = output_types or ["float32"] * len(output_shapes)
+    for what, dtype in [
+        *((f"input {index}", array.dtype.name) for index, array in enumerate(inputs)),
+        *((f"output {index}", dtype) for index, dtype in enumerate(types)),
+    ]:
+        if dtype not in _TYPES:
             raise ArgumentError(
-                f"input {index} of kernel {symbol} is {array.dtype}, expected float32: "
-                "convert it with astype(numpy.float32)"
+                f"{what} of kernel {symbol} is {dtype}, expected one of {', '.join(_TYPES)}: the C "
+                "runner knows no other types"
             )
     machine = elf_info(library).machine
     if machine != toolchain.machine:
@@ -225,16 +240,20 @@ def run_library(
         for index, array in enumerate(inputs):
             file = scratch / f"in{index}"
             array.tofile(file)
-            tensors.append(tensor_argument("in", file, array.shape))
+            tensors.append(tensor_argument("in", file, array.shape, array.dtype.name))
         written = [scratch / f"out{index}" for index in range(len(output_shapes))]
         tensors += [
-            tensor_argument("out", file, shape)
-            for file, shape in zip(written, output_shapes, strict=True)
+            tensor_argument("out", file, shape, dtype)
+            for file, shape, dtype in zip(written, output_shapes, types, strict=True)
         ]
+        if scratch_bytes:
+            tensors.append(f"scratch:{scratch_bytes // 4}")
         options: dict[str, int | str]
         options = {"repeat": repeat, "warmup": warmup, "number": number, "threads": threads}
         if guard:
             options |= {"guard": guard, "align": align}
+        if limit:
+            options["limit"] = limit
         arguments = runner_arguments(library, symbol, tensors, **options)
         process = subprocess.run(
             toolchain.command(str(runner), *arguments),
@@ -255,8 +274,8 @@ def run_library(
                 f"kernel {symbol} of {library} wrote {report['outside']} bytes beside its arrays"
             )
         outputs = [
-            np.fromfile(file, np.float32).reshape(shape)
-            for file, shape in zip(written, output_shapes, strict=True)
+            np.fromfile(file, dtype).reshape(shape)
+            for file, shape, dtype in zip(written, output_shapes, types, strict=True)
         ]
     return RunReport(
         outputs,
@@ -267,7 +286,7 @@ def run_library(
     )
 
 
-def tensor_argument(role: str, file: Path, shape: tuple[int, ...]) -> str:
+def tensor_argument(role: str, file: Path, shape: tuple[int, ...], dtype: str = "float32") -> str:
     """Return how the runner is told about one argument of a kernel.
 
     Parameters
@@ -276,16 +295,19 @@ def tensor_argument(role: str, file: Path, shape: tuple[int, ...]) -> str:
         ``in``, ``out``, or ``expect`` for an output that is compared with the
         file, to the last bit.
     file : Path
-        Raw float32 values.
+        Raw values.
     shape : tuple of int
         Their shape.
+    dtype : str
+        Their type.
 
     Returns
     -------
     str
         One argument.
     """
-    return f"{role}:{file}:{','.join(map(str, shape))}"
+    plain = dtype == "float32" and len(shape) > 0
+    return f"{role}:{file}:{','.join(map(str, shape if plain else (dtype, *shape)))}"
 
 
 def runner_arguments(

@@ -2,9 +2,11 @@
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +17,14 @@ from .. import files, versions
 from .. import manifest as manifests
 from ..build import BoundCall, load_library
 from ..device import Device
-from ..errors import ArgumentError, LibraryError, ModelError
-from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_text, is_whole, or_null
+from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning
+from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
 from ..workload import ConvWorkload, model_layer_name
+from .check import Check, check_library
+
+_LISTED = 4  # kinds of convolutions that a warning names
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,54 @@ _KINDS: Table = {
             "blocking_source": _STRING,
         }
     ],
+    "multiply_adds": COUNT,
+    "unscheduled": [
+        {
+            "operator": _STRING,
+            "shapes": _STRING,
+            "reason": _STRING,
+            "count": COUNT,
+            "multiply_adds": COUNT,
+        }
+    ],
+    "check": {
+        "by": _STRING,
+        "output": _STRING,
+        "error": Kind("a number from 0", is_number),
+        "tolerance": Kind("a number from 0", is_number),
+        "note": _STRING,
+    },
 }
+
+
+@dataclass(frozen=True)
+class Unscheduled:
+    """Convolutions or products of a model that are not ours: general code computes them.
+
+    Attributes
+    ----------
+    operator : str
+        As Relax calls it.
+    shapes : str
+        Of its operands.
+    reason : str
+        Why it is not ours.
+    count : int
+        How many there are that are alike.
+    multiply_adds : int
+        Of all of these.
+    """
+
+    operator: str
+    shapes: str
+    reason: str
+    count: int
+    multiply_adds: int
+
+    def __str__(self) -> str:
+        """For messages: ``conv3d 1x16x9x9x9 by 32x16x3x3x3 (it has three dimensions)``."""
+        times = f"{self.count} times " if self.count > 1 else ""
+        return f"{times}{self.operator} {self.shapes} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -151,6 +203,12 @@ class NetworkManifest:
         Kernels that only change layouts.
     layers : tuple of Layer
         The steps, in order.
+    multiply_adds : int
+        Of all convolutions and products of matrices in the model.
+    unscheduled : tuple of Unscheduled
+        Those that general code computes, the largest first.
+    check : Check
+        What came out when the library was run beside another implementation of the model.
     """
 
     device: str
@@ -164,6 +222,14 @@ class NetworkManifest:
     im2col_bytes: int
     reorders: int
     layers: tuple[Layer, ...]
+    multiply_adds: int
+    unscheduled: tuple[Unscheduled, ...]
+    check: Check
+
+    @property
+    def unscheduled_share(self) -> float:
+        """How much of the multiply-adds general code does, from 0 to 1."""
+        return sum(u.multiply_adds for u in self.unscheduled) / (self.multiply_adds or 1)
 
     def memory(self) -> dict[str, int]:
         """Return where every byte of a run is, in bytes."""
@@ -188,10 +254,15 @@ class NetworkManifest:
         for key in ("inputs", "outputs"):
             ports = (Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in found[key])
             values[key] = tuple(ports)
-        names = [field.name for field in fields(Layer)]
-        layers = ({name: layer[name] for name in names} for layer in found["layers"])
-        values["layers"] = tuple(Layer(**layer) for layer in layers)
+        values["layers"] = tuple(_known(Layer, layer) for layer in found["layers"])
+        values["unscheduled"] = tuple(_known(Unscheduled, u) for u in found["unscheduled"])
+        values["check"] = _known(Check, found["check"])
         return cls(**values)
+
+
+def _known(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return an object of what is known of it; files may hold more."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def compile_network(
@@ -204,6 +275,7 @@ def compile_network(
     progress: Callable[[int, int], None] | None = None,
     emit: str = "library",
     input_values: Mapping[str, Any] | None = None,
+    check: bool | None = None,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -231,18 +303,30 @@ def compile_network(
         C runtime, a Makefile and an example. It takes no C compiler to make it.
     input_values : mapping, optional
         Values of inputs by name, which are constants then: such as those that choose a branch.
+    check : bool, optional
+        Whether the library is run once on random input beside ONNX Runtime (PyTorch for .pt2),
+        before it is put in place. If not given, that is done where the reference is installed and
+        the code runs here; if True, also in an emulator, and it is an error if it cannot be done.
+        What came out, or why nothing did, is in the manifest.
 
     Returns
     -------
     NetworkManifest
         Written to a file beside the library only.
 
+    Warns
+    -----
+    ModelWarning
+        If there are convolutions or products of matrices that are not ours, but compiled to general
+        code, which is much slower.
+
     Raises
     ------
     ModelError
         If the model cannot be read, or has what cannot be compiled.
     DeviceError, LibraryError, ToolchainError
-        If the device is unknown, the output cannot be written, or there is no compiler for it.
+        If the device is unknown, the output cannot be written, there is no compiler for it, or the
+        library is wrong.
     """
     versions.check()
     from ..device import device as find_device
@@ -266,10 +350,8 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    program = plan(model, target, threads, blocking, input_shapes, input_values)
+    program, precision = plan(model, target, threads, blocking, input_shapes, input_values)
     objects = compile_kernels(program.kernels, target, threads, progress)
-    if emit == "c":
-        write_folder(output, program, objects, target.name, target.target_options(threads), threads)
     layers, buffers = [], [0]
     for step in program.steps:
         attributes = (
@@ -303,16 +385,43 @@ def compile_network(
         im2col_bytes=max(buffers),
         reorders=program.reorders,
         layers=tuple(layers),
+        multiply_adds=program.multiply_adds,
+        unscheduled=program.unscheduled,
+        check=Check(note="that comes next"),
     )
-    if emit == "library":
-        beside = manifest_path(output)
-        with files.explained(output, LibraryError), files.scratch(output.parent) as scratch:
-            library, text = scratch / output.name, scratch / beside.name
-            link_network(program, objects, library, toolchain)
-            found = manifests.written(manifest.to_dict(), manifests.digest_of(library), indent=1)
-            text.write_text(found, encoding="utf-8")
-            files.place({library: output, text: beside})
+    if manifest.unscheduled:
+        warnings.warn(ModelWarning(_said(manifest)), stacklevel=2)
+    checking = partial(
+        check_library, model=model, values=input_values, precision=precision, asked=check
+    )
+    if emit == "c":
+        with files.explained(output, LibraryError), files.scratch() as scratch:
+            made = scratch / "network.so"
+            link = partial(link_network, program, objects, made)
+            manifest = replace(manifest, check=checking(made, manifest, link=link))
+        write_folder(output, program, objects, target.name, target.target_options(threads), threads)
+        return manifest
+    beside = manifest_path(output)
+    with files.explained(output, LibraryError), files.scratch(output.parent) as scratch:
+        library, text = scratch / output.name, scratch / beside.name
+        link_network(program, objects, library, toolchain)
+        del program, objects  # The weights are in the library now.
+        manifest = replace(manifest, check=checking(library, manifest))
+        found = manifests.written(manifest.to_dict(), manifests.digest_of(library), indent=1)
+        text.write_text(found, encoding="utf-8")
+        files.place({library: output, text: beside})
     return manifest
+
+
+def _said(manifest: NetworkManifest) -> str:
+    """Return what is said of convolutions that are not ours."""
+    found = manifest.unscheduled
+    listed = "; ".join(map(str, found[:_LISTED]))
+    more = f"; and {len(found) - _LISTED} more kinds, all in the manifest" * (len(found) > _LISTED)
+    return (
+        f"{manifest.unscheduled_share:.1%} of the model's multiply-adds are not computed by direct "
+        f"convolutions but by general code, which is many times slower: {listed}{more}"
+    )
 
 
 def _is_onnx(model: str | Path | Any) -> bool:
@@ -326,11 +435,14 @@ def plan(
     blocking: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return the :class:`~.program.Program` of a model; see :func:`compile_network`."""
+) -> tuple[Any, str]:
+    """Return the :class:`~.program.Program` of a model, and the coarsest type that it computes in.
+
+    Parameters and errors are those of :func:`compile_network`.
+    """
     from .pipeline import passes
     from .program import program_of
-    from .rewriter import compiling
+    from .rewriter import coarsest_type, compiling
 
     module = import_model(model, input_shapes, input_values)
 
@@ -341,7 +453,7 @@ def plan(
 
     try:
         with compiling("the network"):
-            return lowered(module)
+            return lowered(module), coarsest_type(module)
     except ModelError as error:
         cause = error.__cause__
         if not isinstance(cause, Exception) or not _is_onnx(model):

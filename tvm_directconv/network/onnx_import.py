@@ -122,6 +122,13 @@ def _inputs(model: Any) -> list[Any]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
+def input_values_of(path: Path, values: Values) -> dict[str, np.ndarray]:
+    """Return the values that inputs of a file are given, in the type and shape of each."""
+    import onnx
+
+    return _input_values(onnx.load(str(path), load_external_data=False), values) if values else {}
+
+
 def _input_values(model: Any, values: Values) -> dict[str, np.ndarray]:
     """Return the values that inputs are given, in the type and shape of each.
 

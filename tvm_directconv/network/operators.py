@@ -232,7 +232,10 @@ def _reorder_kernel(builder: Any, call: Any) -> Any:
         def read(n: Any, c: Any, h: Any, w: Any, lane: Any) -> Any:
             channel = c * block + lane
             value = x[n, tirx.min(channel, channels - 1), h, w]
-            return value if channels % block == 0 else tirx.Select(channel < channels, value, 0.0)
+            # A Select would read in any case, and of a channel that TVM no longer limits: it knows
+            # that it is below `channels` there.
+            full = channels % block == 0
+            return value if full else tirx.if_then_else(channel < channels, value, 0.0)
 
         return te.compute(_reordered_shape(call), read, name="to_blocks")
 

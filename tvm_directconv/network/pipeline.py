@@ -14,6 +14,7 @@ from ..workload import ConvWorkload
 from .kernels import compile_kernels
 from .operators import CONV2D, conv_attributes
 from .passes.blocked_layout import blocked_layout
+from .passes.count_work import CountWork
 from .passes.fold_batch_norm import FoldBatchNorm
 from .passes.fuse_convolutions import FuseConvolutions
 from .passes.merge_groups import merge_groups
@@ -36,6 +37,7 @@ def _first_passes(device: Device) -> list[Any]:
         RecognizeActivations,
         FoldBatchNorm,
         FuseConvolutions,
+        CountWork,
         merge_groups(device),
     ]
 

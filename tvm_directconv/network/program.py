@@ -4,6 +4,7 @@ There is no interpreter and no allocator: every tensor has its place before the 
 that do not live at the same time share places in one arena.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -16,13 +17,14 @@ from tvm.ir.expr import GlobalVar
 from ..device import Device
 from ..errors import ModelError
 from ..layout import ALIGNMENT
-from .network import Port, memory_of
+from .network import Port, Unscheduled, memory_of
 from .operators import KERNEL, ConvAttributes
 from .rewriter import (
     INPUT_NAMES,
     MAIN,
     OUTPUT_NAMES,
     REORDERS,
+    WORK,
     Rewriter,
     check_straight,
     dtype_of,
@@ -86,6 +88,10 @@ class Program:
         What it would be if no two tensors shared a place.
     reorders : int
         Calls that only change layouts.
+    multiply_adds : int
+        Of all convolutions and products.
+    unscheduled : tuple of Unscheduled
+        Those that are not ours.
     """
 
     inputs: list[Port]
@@ -96,6 +102,8 @@ class Program:
     arena_bytes: int = 0
     unshared_bytes: int = 0
     reorders: int = 0
+    multiply_adds: int = 0
+    unscheduled: tuple[Unscheduled, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -304,6 +312,7 @@ class _Reader(Rewriter):
                 memory, offset = WEIGHTS, offset + weight_offsets[int(memory[len(WEIGHTS) :])]
             return Tensor(memory, offset + root.placed, shape, value.dtype, stride)
 
+        work = json.loads(self.function.attrs[WORK])
         steps = [
             Step(kernel, tuple(tensor(*operand) for operand in operands))
             for kernel, operands in plan.steps
@@ -317,6 +326,8 @@ class _Reader(Rewriter):
             arena_bytes,
             packed([value.nbytes for value in sharing])[1],
             int(self.function.attrs[REORDERS]) if REORDERS in self.function.attrs else 0,
+            work["multiply_adds"],
+            tuple(Unscheduled(**entry) for entry in work["unscheduled"]),
         )
 
 

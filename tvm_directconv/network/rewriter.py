@@ -27,6 +27,9 @@ for _error in vars(errors).values():
     if isinstance(_error, type) and issubclass(_error, errors.DirectConvError):
         tvm_ffi.register_error(_error.__name__, _error)
 
+WORK = "directconv.work"
+"""Attribute of that function: what it multiplies and adds; see ``passes/count_work.py``."""
+
 REORDERS = "directconv.reorders"
 """Attribute of that function: how many calls only change layouts."""
 
@@ -160,6 +163,23 @@ def check_straight(value: Any) -> None:
         raise ModelError(
             f"the network calls {value.op}: expected operators only, or private functions of them"
         )
+
+
+def coarsest_type(module: tvm.IRModule) -> str:
+    """Return the coarsest type of floating-point numbers in a network, float32 if none is."""
+    function = module[MAIN]
+    variables = [
+        *function.params,
+        *(b.var for block in function.body.blocks for b in block.bindings),
+    ]
+    types = {str(part.dtype) for variable in variables for part in _tensor_types(variable.ty)}
+    return next((name for name in ("bfloat16", "float16") if name in types), "float32")
+
+
+def _tensor_types(kind: Any) -> list[Any]:
+    if isinstance(kind, relax.TupleType):
+        return [part for field in kind.fields for part in _tensor_types(field)]
+    return [kind]
 
 
 def is_static(kind: Any) -> bool:

@@ -14,7 +14,7 @@ _ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 @contextlib.contextmanager
-def _tensors_only() -> Iterator[None]:
+def tensors_only() -> Iterator[None]:
     """Have PyTorch unpickle nothing but tensors, where else a file can run what it likes."""
     if _TENSORS in os.environ or _ANYTHING in os.environ:
         yield
@@ -59,7 +59,7 @@ def import_torch(program: str | Path | Any) -> Any:
                 f"model {str(program)!r} does not exist: expected a file of torch.export"
             )
         try:
-            with _tensors_only():
+            with tensors_only():
                 program = torch.export.load(program)
         except Exception as error:  # Zip, pickle and version errors, all of their own kinds.
             said = str(error).partition("\n")[0]

@@ -1,22 +1,37 @@
-"""What ``run --emulate`` does, with single convolutions and with networks."""
+"""Run a library in a process of its own, emulated if need be: a convolution or a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..build import Manifest
 from ..device import device as find_device
 from ..errors import DeviceError
-from ..network.network import NetworkManifest
+from ..toolchain import Toolchain, find_toolchain
+from .runner import run_library
+
+if TYPE_CHECKING:
+    from ..build import Manifest
+    from ..network.network import NetworkManifest
+
+
+def toolchain_of(manifest: "Manifest | NetworkManifest") -> Toolchain:
+    """Return what builds and runs programs for a library's device."""
+    try:
+        qemu_cpu = find_device(manifest.device).qemu_cpu
+    except DeviceError:
+        qemu_cpu = None  # A device file of the user's own: only its name is in the manifest.
+    return find_toolchain(manifest.target["mtriple"], qemu_cpu)
 
 
 def emulated(
     library: Path,
-    manifest: Manifest | NetworkManifest,
+    manifest: "Manifest | NetworkManifest",
     symbol: str,
     inputs: Sequence[np.ndarray],
     output_shapes: Sequence[tuple[int, ...]],
+    **options: Any,
 ) -> tuple[list[np.ndarray], float, str]:
     """Run a library once by the C runner, under qemu if it is for another processor.
 
@@ -29,6 +44,8 @@ def emulated(
         Which of its functions.
     inputs : sequence of numpy.ndarray
     output_shapes : sequence of tuple of int
+    **options
+        Of :func:`run_library`.
 
     Returns
     -------
@@ -37,16 +54,9 @@ def emulated(
     how : str
         What stands behind the seconds when they are printed.
     """
-    from ..deploy.runner import run_library
-    from ..toolchain import find_toolchain
-
-    try:
-        qemu_cpu = find_device(manifest.device).qemu_cpu
-    except DeviceError:
-        qemu_cpu = None  # A device file of the user's own: only its name is in the manifest.
-    toolchain = find_toolchain(manifest.target["mtriple"], qemu_cpu)
+    toolchain = toolchain_of(manifest)
     report = run_library(
-        library, symbol, inputs, output_shapes, toolchain, threads=manifest.threads
+        library, symbol, inputs, output_shapes, toolchain, threads=manifest.threads, **options
     )
     how = f"one call by {' '.join(toolchain.emulator)}" if toolchain.emulator else "one call"
     return report.outputs, report.seconds[0], how

@@ -19,7 +19,7 @@ _BOOLS = {"true": "True", "false": "False"}
 TOLERANCE = 1e-4
 """Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
 
-_SPECS = (
+SPECS = (
     "a network (vgg16), layers of one (vgg16:conv3_*), the convolutions of a model (model.onnx, "
     "model.pt2) or some of them, counted from 0 (model.onnx:3), a descriptor "
     "(ic256ih56oc256oh56kh3ph1), or a file with one of these on each line (@FILE)"
@@ -42,7 +42,7 @@ def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | No
         "spec",
         nargs="+" if default is None else "*",
         metavar="SPEC",
-        help="; ".join(filter(None, (_SPECS, more, default and f"default: {default}"))),
+        help="; ".join(filter(None, (SPECS, more, default and f"default: {default}"))),
     )
     add_inputs(parser)
 

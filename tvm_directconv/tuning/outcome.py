@@ -81,7 +81,8 @@ class Outcome:
         said += _failures(self.layers)
         decided = [layer for layer in self.layers if layer.chosen]
         if disturbed := sum(layer.disturbed is not None for layer in decided):
-            said.append(left_out(disturbed, len(decided)))
+            again = "measure what was chosen once more ('tvm-directconv bench --against model')"
+            said.append(left_out(disturbed, len(decided), again))
         return said
 
     def __str__(self) -> str:

@@ -426,6 +426,38 @@ def test_rests_and_closes(farm: Farm, library: Path) -> None:
     assert time.monotonic() - begin < 30, "it need not make all repeats"
 
 
+def test_a_key_that_has_changed_is_asked_for_again(farm: Farm, library: Path) -> None:
+    """As where importing takes longer than a server waits: the key that was given is stale."""
+    farm.boards("late", 1)
+    given = []
+
+    class Late(Tracker):
+        def request(self) -> rpc._Place | None:
+            place = given[0] if given else super().request()
+            given.append(place)
+            if place and len(given) == 1:
+                return place._replace(key="late:0.123")
+            return place
+
+    runner = RpcRunner(NATIVE, 1, Late("127.0.0.1", farm.port, "late"), timeout=30, wait=0.1)
+    try:
+        assert isinstance(runner.measure(library, None, 1), Comparison)
+    finally:
+        runner.close()
+    assert len(given) == 2
+
+
+def test_advice_binds_to_where_the_tracker_is() -> None:
+    """A range of ports that ends where it is to begin is no help."""
+    here = Tracker("localhost", 9250, "pi")
+    assert here.command.endswith("rpc_tracker --host 127.0.0.1 --port 9250 --port-end 9251")
+    assert (
+        "--host 192.168.0.10 --port 9190 --port-end 9191"
+        in Tracker("192.168.0.10", 9190, "pi").command
+    )
+    assert "--host ::1 " in Tracker("::1", 9190, "pi").command
+
+
 # --- What is asked for --------------------------------------------------------------------------
 
 

@@ -25,11 +25,13 @@ from tvm_directconv import logs
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import Manifest, build
 from tvm_directconv.cli import main
+from tvm_directconv.cli._options import duration
 from tvm_directconv.errors import LogError, TuningError
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import Record
 from tvm_directconv.toolchain import find_toolchain, run_cc
-from tvm_directconv.tuning import tune
+from tvm_directconv.tuning import plot, tune
+from tvm_directconv.tuning.outcome import Outcome
 from tvm_directconv.tuning.runners.local import LocalRunner
 from tvm_directconv.tuning.space import Space
 from tvm_directconv.tuning.tune import Budget, Layer, Tuner
@@ -362,9 +364,10 @@ def test_time_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = tuner(runner, folder, budget=Budget(200, seconds=20))
     assert made.seconds_left is None
     (layer,) = made.run()
-    assert sum(runner.trials.values()) == layer.trials == 21
-    assert layer.chosen and len(log_of(folder)) > 21
-    assert made.seconds_left == 0
+    # What is left after these is for the decision.
+    assert sum(runner.trials.values()) == layer.trials == 17
+    assert layer.chosen and len(log_of(folder)) > 17
+    assert 17 < now[0] <= 20
 
 
 def test_time_that_suffices_for_some_layers_only(folder: Path) -> None:
@@ -374,19 +377,178 @@ def test_time_that_suffices_for_some_layers_only(folder: Path) -> None:
         patch.setattr(tune.time, "monotonic", lambda: now[0])
         runner.before = lambda point: now.__setitem__(0, now[0] + 100)
         first, second = tuner(runner, folder, LAYER, OTHER, budget=Budget(32, seconds=50)).run()
-    assert first.chosen and not first.problem
-    assert second.chosen is None
-    assert second.problem and "time" in second.problem
+        assert (first.state, first.trials, first.chosen) == ("not decided", 1, None)
+        assert (second.state, second.trials, second.problem) == ("not begun", 0, None)
+        # The same command goes on.
+        runner.before = lambda point: now.__setitem__(0, now[0] + 1)
+        again, second = tuner(runner, folder, LAYER, OTHER, budget=Budget(4, seconds=99)).run()
+    assert again.state == second.state == "decided" and again.resumed == 1
 
 
-def test_no_time_at_all_is_an_error(folder: Path) -> None:
+def test_time_is_kept_while_candidates_are_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(tune.time, "monotonic", lambda: now[0])
+    left = []
+
+    class SlowBuilders(FakeBuilders):
+        def __init__(self, *options: Any) -> None:
+            self.seconds_left = options[-1]
+
+        def build(
+            self, layer: Layer, points: Iterable[int]
+        ) -> Iterator[tuple[int, Failure | None]]:
+            for point in points:
+                left.append(self.seconds_left())
+                if left[-1] <= 0:
+                    yield point, tune._NO_TIME
+                else:
+                    now[0] += 3
+                    layer.libraries[point] = Path(layer.name, str(point))
+                    yield point, None
+
+    monkeypatch.setattr(tune, "_Builders", SlowBuilders)
+    (layer,) = tuner(FakeRunner(), folder, budget=Budget(32, seconds=20)).run()
+    # Of those that there was no time for, nobody says that they are bad.
+    assert layer.failures == 0 and layer.state == "not decided"
+    assert {r.status for r in log_of(folder)} == {"ok"} and now[0] <= 22
+
+
+def test_compiling_ends_with_the_time(compiling: None, tmp_path: Path) -> None:
+    seconds = [9.0]
+    layer = Layer(LAYER, Space(LAYER, NATIVE, 1))
+    with tune._Builders(NATIVE, 1, tmp_path, ".so", lambda: seconds[0]) as builders:
+        for worker in builders._all:
+            worker.call = lambda limit, *_: Failure("timeout", f"{limit:g}")  # type: ignore
+        assert list(builders.build(layer, [0])) == [(0, tune._NO_TIME)]
+        seconds[0] = math.inf
+        assert list(builders.build(layer, [0])) == [(0, Failure("timeout", "60"))]
+        seconds[0] = 0.0
+        assert list(builders.build(layer, [0])) == [(0, tune._NO_TIME)]
+
+
+def test_no_time_at_all_is_no_failure(folder: Path) -> None:
     now = [0.0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune.time, "monotonic", lambda: now[0])
         made = tuner(FakeRunner(), folder, budget=Budget(32, seconds=5))
         now[0] = 10
-        with pytest.raises(TuningError, match=r"nothing could be measured: toy:first: .*time"):
-            made.run()
+        (layer,) = made.run()
+    assert (layer.state, layer.problem) == ("not begun", None)
+
+
+# --- What was gained ----------------------------------------------------------------------------
+
+
+def test_outcomes_add_up_networks(folder: Path) -> None:
+    twice = replace(LAYER, count=2)
+    # The first layer is 1.25 times as fast at its best, for the second the model's choice stays.
+    speeds: Speeds = lambda name, point: (  # noqa: E731
+        (1.25 if point == 0 else 1.0) if "first" in name else 2.0 + (point > 0)
+    )
+    runner = FakeRunner(speeds, failures={5: [Failure("crash", "killed\nby SIGILL")]})
+    made = tuner(runner, folder, twice, OTHER, budget=Budget(8), strategy="exhaustive")
+    outcome = Outcome(made.run(), made.log)
+    (gain,) = outcome.gains
+    assert (gain.network, gain.counted, gain.stayed) == ("toy", 2, 1)
+    assert (gain.before, gain.after) == (2 * 1.25 + 2, 2 * 1.0 + 2)
+    assert gain.mean == pytest.approx(math.sqrt(1.25))
+    said = str(outcome).splitlines()
+    assert said[0] == (
+        "toy: 4500 ms before, 4000 ms after, geometric mean 1.118 times as fast, over 2 of 2 "
+        "different layers; the model's choice stayed for 1"
+    )
+    assert said[1] == "the model's choice stayed: toy:second"
+    assert said[2:4] == ["trials that failed: 1", "  1 x crash: killed by SIGILL"]
+    assert said[-1] == f"log: {made.log}"
+
+
+def test_what_was_disturbed_is_left_out_of_gains(folder: Path) -> None:
+    rng = random.Random(0)
+    runner = FakeRunner(lambda name, point: 1.0 if "first" in name else rng.choice((1.0, 9.0)))
+
+    def noisy(candidate: Path, *rest: Any, **more: Any) -> Comparison | Failure:
+        found = FakeRunner.measure(runner, candidate, *rest, **more)
+        if isinstance(found, Comparison) and "second" in str(candidate):
+            return replace(found, of_clock=(0.3,) * len(found.seconds))
+        return found
+
+    runner.measure = noisy  # type: ignore[method-assign, assignment]
+    made = tuner(runner, folder, LAYER, OTHER, budget=Budget(4))
+    outcome = Outcome(made.run(), made.log)
+    (gain,) = outcome.gains
+    assert (gain.counted, gain.disturbed, gain.before) == (1, 1, 1.0)
+    assert "(without 1 disturbed)" in str(outcome) and "left out of means: 1 of 2" in str(outcome)
+    records = log_of(folder)
+    reason = "bursts reach 30% of what the clock allows"
+    assert {r.disturbed for r in records if r.workload == OTHER} == {reason}
+    assert {r.disturbed for r in records if r.workload == LAYER} == {None}
+
+
+def test_the_plot_has_every_trial(folder: Path, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    failures = {3: [Failure("crash", "killed")], 4: [Failure("crash", "killed")]}
+    layers = tuner(FakeRunner(failures=failures), folder, strategy="exhaustive").run()
+    (layer,) = layers
+    assert len(layer.tried) == layer.trials and layer.tried.count(None) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        drawn: list[Figure] = []
+        patch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+        plot.draw(layers, tmp_path / "x.svg")
+    marks = [len(each.get_offsets()) for each in drawn[0].axes[0].collections]
+    assert marks == [layer.trials - 2, 2]
+
+
+# --- In Python ----------------------------------------------------------------------------------
+
+
+def test_tune_is_a_function_that_is_loaded_when_it_is_used() -> None:
+    code = (
+        "import sys, tvm_directconv as dc; assert 'tvm_directconv.tuning' not in sys.modules; "
+        "dc.tune; assert 'tvm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'tuna'"):
+        _ = dc.tuna
+
+
+def test_tune_returns_what_it_has_found(folder: Path) -> None:
+    seen: list[int] = []
+    outcome = dc.tune(
+        [LAYER, "ic8ih6oc16oh6kh3ph1"],
+        trials=4,
+        strategy="random",
+        logs=folder,
+        runner=FakeRunner(),
+        on_trial=lambda made: seen.append(made.layers[0].trials),
+    )
+    assert [layer.state for layer in outcome.layers] == ["decided"] * 2
+    assert seen and outcome.log.parent == folder and "4" in str(outcome)
+    with dc.use_logs(folder):
+        assert {r.workload for r in log_of(folder)} == {layer.workload for layer in outcome.layers}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": 0}, "trials is 0: expected a whole number from 1"),
+        ({"threads": True}, "threads is True"),
+        ({"patience": 1.5}, "patience is 1.5"),
+        ({"seconds": 0}, "seconds is 0: expected a number above 0"),
+        ({"seconds": "5m"}, "seconds is '5m'"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"strategy": "genetic"}, "genetic"),
+        ({"device": FOREIGN}, f"cannot measure code for {FOREIGN} here"),
+        ({"spec": "vgg17"}, "vgg17"),
+        ({"input_shapes": {"x": (1, 3)}}, "size of input 'x' is given, but no model"),
+    ],
+)
+def test_bad_calls_of_tune(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(dc.DirectConvError, match=message):
+        dc.tune(**{"spec": LAYER, "logs": folder, **options})
+    assert not folder.exists()
 
 
 def test_equal_layers_are_tuned_once(folder: Path) -> None:
@@ -728,7 +890,22 @@ def test_tune_and_use_what_was_found(
     content = log.read_bytes()
     assert main(command(folder, "--trials", "6")) == 0
     assert log.read_bytes() == content
-    assert "decided" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "decided" in out and "layers of no network: " in out
+    # What is printed can be called.
+    hints = [words.split() for words in re.findall("tvm-directconv (.*)", err)]
+    assert [hint[0] for hint in hints] == ["logs", "explain"]
+    for hint, known in zip(hints, (records[-1].blocking.brief, log.name), strict=True):
+        assert main(hint) == 0
+        assert known in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("5min", 300), ("1h30m", 5400), ("1.5h", 5400), ("2m 10s", 130)],
+)
+def test_times_have_units(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -739,6 +916,12 @@ def test_tune_and_use_what_was_found(
         (["--trials", "0"], ["--trials", "'0' is not a whole number from 1"]),
         (["--trials", "many"], ["--trials", "'many' is not a whole number from 1"]),
         (["--time", "-3"], ["--time"]),
+        (["--time", "0s"], ["--time", "'0s' is no time: expected more than 0"]),
+        (["--time", "5 parsecs"], ["--time", "such as 90s, 5m or 1h30m"]),
+        (["--time", "5m3"], ["--time", "'5m3' is no time"]),
+        (["--time", "nan"], ["--time", "'nan' is no time"]),
+        (["--timeout", "0"], ["--timeout", "expected more than 0"]),
+        (["--cool-down", "-1"], ["--cool-down"]),
         (["--patience", "0"], ["--patience", "'0' is not a whole number from 1"]),
         (["--seed", "-1"], ["--seed"]),
         (["--threads", "0"], ["--threads"]),

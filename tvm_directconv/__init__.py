@@ -5,6 +5,7 @@ the package (workloads, devices, the model, the reference) does without.
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 __version__ = version("tvm-directconv")
 
@@ -19,6 +20,9 @@ from .logs import use_logs
 from .network.network import Network, compile_network, load_network
 from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from .workload import ConvWorkload, networks, workloads
+
+if TYPE_CHECKING:
+    from .tuning.tune import tune
 
 __all__ = [
     "Blocking",
@@ -41,6 +45,15 @@ __all__ = [
     "max_error",
     "networks",
     "random_tensors",
+    "tune",
     "use_logs",
     "workloads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tune":  # The tuner is large, and most programs do without.
+        from .tuning.tune import tune
+
+        return tune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,12 +18,6 @@ MOST_OF_LIMIT = 1.05
 MOST_SPREAD = 0.25
 """Most of the distance from p20 to p80, over the median."""
 
-ADVICE = (
-    "close other programs, pin the process to cores that nobody else uses (taskset -c 0), or take "
-    "more repeats (--repeat)"
-)
-"""What to do about it."""
-
 
 def disturbance(
     speeds: Sequence[float],
@@ -65,7 +59,7 @@ def disturbance(
     return "; ".join(reasons) or None
 
 
-def left_out(disturbed: int, total: int) -> str:
+def left_out(disturbed: int, total: int, again: str = "take more repeats (--repeat)") -> str:
     """Say how many measurements are not part of a mean, and what to do about it.
 
     Parameters
@@ -74,8 +68,11 @@ def left_out(disturbed: int, total: int) -> str:
         How many; from 1.
     total : int
         Of how many.
+    again : str
+        How to measure better, besides on a quiet machine.
     """
     return (
         f"disturbed, and left out of means: {disturbed} of {total}. Other programs ran at the same "
-        f"time: {ADVICE}"
+        "time: close them, pin the process to cores that nobody else uses (taskset -c 0), or "
+        f"{again}"
     )

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _BOOLS = {"true": "True", "false": "False"}
 TOLERANCE = 1e-4
 """Largest error that rounding explains, in units of :func:`tvm_directconv.max_error`."""
 
-_SPECS = (
+SPECS = (
     "a network (vgg16), layers of one (vgg16:conv3_*), the convolutions of a model (model.onnx, "
     "model.pt2) or some of them, counted from 0 (model.onnx:3), a descriptor "
     "(ic256ih56oc256oh56kh3ph1), or a file with one of these on each line (@FILE)"
@@ -41,7 +42,7 @@ def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | No
         "spec",
         nargs="+" if default is None else "*",
         metavar="SPEC",
-        help="; ".join(filter(None, (_SPECS, more, default and f"default: {default}"))),
+        help="; ".join(filter(None, (SPECS, more, default and f"default: {default}"))),
     )
     add_inputs(parser)
 
@@ -204,3 +205,29 @@ def whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
+
+
+_UNITS = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:h|min|m|s)\s*)+|\d+(?:\.\d+)?")
+
+
+def duration(text: str) -> float:
+    """Return seconds above 0, as argparse wants them: of ``90s``, ``5m``, ``1h30m`` or ``90``."""
+    seconds = pause(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: expected more than 0")
+    return seconds
+
+
+def pause(text: str) -> float:
+    """Return seconds from 0; see :func:`duration`."""
+    seconds = float("inf")
+    if _DURATION.fullmatch(text.strip()):
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*(h|min|m|s|)", text)
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds == float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: expected a number of seconds, or one with its unit such as 90s, "
+            "5m or 1h30m"
+        )
+    return seconds

@@ -65,6 +65,33 @@ def render(rows: Sequence[Row], form: str, people: Sequence[Row] | None = None) 
     return (_markdown if form == "markdown" else _table)(headings, cells, right)
 
 
+class Lines:
+    """A table whose lines are printed as they come, so that widths have to be known ahead.
+
+    Parameters
+    ----------
+    widths : mapping of str to int
+        Least widths of columns by their headings, negative where cells stand to the left. Other
+        columns are as wide as their heading, and a cell that is wider takes what it needs.
+    """
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        self._widths = widths
+
+    def head(self, row: Row) -> str:
+        """Return the headings of rows with these keys."""
+        return self.line({heading: heading for heading in row})
+
+    def line(self, row: Row) -> str:
+        """Return a line of the table."""
+        cells = []
+        for heading, value in row.items():
+            width = self._widths.get(heading, len(heading))
+            side = "<" if width < 0 else ">"
+            cells.append(f"{_cell(value):{side}{max(abs(width), len(heading))}}")
+        return "  ".join(cells).rstrip()
+
+
 def write(text: str, output: str | None = None) -> None:
     """Write text and a newline to a file, or print it.
 

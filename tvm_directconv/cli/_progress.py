@@ -66,18 +66,8 @@ def row(layer: Layer) -> dict[str, Any]:
         "best GFLOP/s": f"{layer.workload.flops / seconds / 1e9:.1f}" if seconds else "",
         "of peak": f"{record.of_peak:.1%}" if record and record.of_peak else "",
         "over the model": f"{layer.gain:.3f}" if record else "",
-        "state": _state(layer),
+        "state": layer.state,
     }
-
-
-def _state(layer: Layer) -> str:
-    if layer.problem:
-        return f"failed: {layer.problem}"
-    if layer.chosen:
-        return "decided"
-    if layer.search is None:
-        return "waiting"
-    return "nothing left to gain" if layer.exhausted else "searching"
 
 
 def _table(tuner: Tuner) -> Table:

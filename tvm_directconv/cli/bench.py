@@ -1,6 +1,8 @@
 """``tvm-directconv bench``."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from statistics import geometric_mean, median
 from typing import Any
 
@@ -22,9 +24,19 @@ from ._options import (
     positive,
     workloads_of,
 )
-from ._output import Row, add_format, check_writable, for_people, render, status_line, write
+from ._output import (
+    Lines,
+    Row,
+    add_format,
+    check_writable,
+    for_people,
+    render,
+    status_line,
+    write,
+)
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
+_WIDEST_BLOCKING = len("64 x 14, ic_outside")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,21 +71,42 @@ def run(args: argparse.Namespace) -> int:
     logs = logs_of(args)
     if args.output:
         check_writable(args.output)
+    # Who reads it from a pipe need not wait for the last row.
+    streams = args.format == "table" and args.output is None and not sys.stdout.isatty()
+    table = Lines(_widths(asked))
+
+    def done(number: int, cells: Row) -> None:
+        if streams:
+            print("\n".join([*([] if number > 1 else [table.head(cells)]), table.line(cells)]))
+            sys.stdout.flush()
+
     try:
         with logs:
-            rows, people = _measured(asked, device, args)
+            rows, people = _measured(asked, device, args, done)
     finally:
         status_line("")
-    text = render(rows, args.format, people)
+    text = "" if streams else render(rows, args.format, people)
     if for_people(args.format):
         bullet = "- " if args.format == "markdown" else ""
-        text += "\n\n" + "\n".join(bullet + line for line in _summaries(rows))
+        text += "\n" * (1 if streams else 2) + "\n".join(bullet + x for x in _summaries(rows))
     write(text, args.output)
     return 0
 
 
+def _widths(asked: list[ConvWorkload]) -> dict[str, int]:
+    """Return how wide columns are, where that is not as wide as their heading."""
+    return {
+        "layer": -max(len(workload.name or str(workload)) for workload in asked),
+        "C_ob x W_ob, order": -_WIDEST_BLOCKING,
+        "disturbed": -1,
+    }
+
+
 def _measured(
-    asked: list[ConvWorkload], device: Device, args: argparse.Namespace
+    asked: list[ConvWorkload],
+    device: Device,
+    args: argparse.Namespace,
+    done: Callable[[int, Row], None],
 ) -> tuple[list[dict[str, Any]], list[Row]]:
     from ..bench.measure import measure
     from ..bench.peak import Burst
@@ -111,6 +144,8 @@ def _measured(
                 "disturbed": row["disturbed"] or "no",
             }
         )
+        status_line("")
+        done(number, people[-1])
     return rows, people
 
 

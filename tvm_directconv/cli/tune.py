@@ -1,12 +1,16 @@
 """``tvm-directconv tune``."""
 
 import argparse
+import shlex
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import closing
 
-from ..device import Device, host_lacks
+from ..device import Device
 from ..device import device as find_device
-from ..errors import DeviceError, TuningError
+from ..errors import TuningError
+from ..tuning.outcome import Outcome
 from ..tuning.runners import TIME_LIMIT, Runner
 from ..tuning.search import STRATEGIES
 from ..tuning.tune import Budget, Layer, Tuner
@@ -15,11 +19,13 @@ from ._options import (
     add_logs,
     add_specs,
     add_threads,
+    duration,
+    pause,
     positive,
     whole,
     workloads_of,
 )
-from ._output import add_format, check_writable, render, write
+from ._output import Row, add_format, check_writable, for_people, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument(
         "--timeout",
-        type=positive,
-        metavar="SECONDS",
-        help=f"for one step of a candidate; default: {TIME_LIMIT:g}",
+        type=duration,
+        metavar="TIME",
+        help=f"for one step of a candidate, such as 90s or 5m; default: {TIME_LIMIT:g}s",
     )
     where.add_argument(
         "--cool-down",
-        type=_seconds,
-        metavar="SECONDS",
-        help="rest before each timing, with RPC; default: 0",
+        type=pause,
+        metavar="TIME",
+        help="rest before each timing, with RPC, such as 0.5s; default: 0",
     )
     budget = Budget()
     parser.add_argument(
@@ -78,7 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"what is in the log already counts; default: {budget.trials}",
     )
     parser.add_argument(
-        "--time", type=positive, metavar="SECONDS", help="stop after this; default: no limit"
+        "--time",
+        type=duration,
+        metavar="TIME",
+        help="how long it may take in all, such as 90s, 5m or 1h30m; numbers are seconds; "
+        "default: no limit",
     )
     parser.add_argument(
         "--patience",
@@ -102,8 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune convolutions; every measurement is in the log when it is shown."""
-    from ._progress import Progress, row
+    from ._progress import Progress
 
+    begin = time.monotonic()
     device = find_device(args.device)
     asked = workloads_of(args, device)
     if args.output:
@@ -118,18 +129,52 @@ def run(args: argparse.Namespace) -> int:
             device,
             runner,
             threads=args.threads,
-            budget=Budget(args.trials, args.time, args.patience),
+            budget=Budget(
+                args.trials, args.time and args.time - (time.monotonic() - begin), args.patience
+            ),
             strategy=args.strategy,
             seed=args.seed,
             folder=args.logs,
             on_trial=progress.show,
         )
-        layers = tuner.run()
+        outcome = Outcome(tuner.run(), tuner.log)
+    layers = outcome.layers
     if args.plot:
         plot.draw(layers, args.plot)
-    write(render(_rows(layers), args.format, [row(layer) for layer in layers]), args.output)
+    text = render(_rows(layers), args.format, [_short_row(layer) for layer in layers])
+    if for_people(args.format):
+        bullet = "- " if args.format == "markdown" else ""
+        text += "\n\n" + "\n".join(bullet + line.strip() for line in outcome.lines())
+    write(text, args.output)
     print(f"log: {tuner.log}", file=sys.stderr)
+    words = [layers[0].name]
+    for name, sizes in args.input_shape:
+        words += ["--input-shape", f"{name}:{','.join(map(str, sizes))}"]
+    words += ["--device", args.device] if args.device != "native" else []
+    words += ["--logs", args.logs] if args.logs else []
+    spec = shlex.join(words)
+    print(f"look up: tvm-directconv logs show {spec} --all", file=sys.stderr)
+    print(f"         tvm-directconv explain {spec}", file=sys.stderr)
     return 1 if any(layer.problem for layer in layers) else 0
+
+
+def _short_row(layer: Layer) -> Row:
+    """Return what has become of a layer, for people."""
+    chosen = layer.chosen
+    return {
+        "layer": layer.name,
+        "count": layer.workload.count,
+        "trials": layer.trials + layer.resumed,
+        "failed": sum(known.status != "ok" for known in layer.records.values()),
+        "ms before": "" if layer.before is None else f"{layer.before * 1e3:.4g}",
+        "ms after": "" if layer.after is None else f"{layer.after * 1e3:.4g}",
+        "of peak": f"{chosen.of_peak:.1%}" if chosen and chosen.of_peak else "",
+        "over the model": f"{layer.gain:.3f}" if chosen else "",
+        "C_ob x W_ob, order": chosen.blocking.brief if chosen else "",
+        "from": ("the model" if layer.stayed else "tuning") if chosen else "",
+        "disturbed": layer.disturbed or ("no" if layer.record else ""),
+        "state": layer.state,
+    }
 
 
 def _runner(args: argparse.Namespace, device: Device) -> Runner:
@@ -163,15 +208,10 @@ def _runner(args: argparse.Namespace, device: Device) -> Runner:
         return McaRunner(device)
     from ..tuning.runners.local import LocalRunner
 
-    if reason := host_lacks(device.target_options(args.threads)):
-        raise DeviceError(
-            f"cannot measure code for {device.name} here: {reason}. Tune on the device, or with "
-            "--rpc-tracker, --runner or --llvm-mca"
-        )
-    return LocalRunner(device, args.threads, limit)
+    return LocalRunner.checked(device, args.threads, limit)
 
 
-def _rows(layers: list[Layer]) -> list[dict[str, object]]:
+def _rows(layers: Sequence[Layer]) -> list[dict[str, object]]:
     rows = []
     for layer in layers:
         record = layer.chosen
@@ -186,18 +226,14 @@ def _rows(layers: list[Layer]) -> list[dict[str, object]]:
                 "seconds_p50": record.seconds_p50 if record else None,
                 "of_peak": record.of_peak if record else None,
                 "over_model": record.over_model if record else None,
+                "count": layer.workload.count,
+                "seconds_before": layer.before,
+                "seconds_after": layer.after,
+                "stayed": layer.stayed,
+                "disturbed": layer.disturbed,
+                "state": layer.state,
                 "blocking": str(record.blocking) if record else None,
                 "problem": layer.problem,
             }
         )
     return rows
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
-    return seconds

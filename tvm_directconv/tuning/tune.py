@@ -5,11 +5,11 @@ import math
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from ..bench.disturbance import disturbance
 from ..blocking import Blocking
 from ..build import build
 from ..device import Device
+from ..device import device as find_device
 from ..errors import BlockingError, TuningError
+from ..kinds import is_positive
 from ..logs import Record
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
@@ -28,9 +30,13 @@ from .search import FAILED, Search, check_strategy, search
 from .space import Space
 from .worker import Worker
 
+if TYPE_CHECKING:
+    from .outcome import Outcome
+
 _ROUND = 16  # Points that are asked for, built and measured before the search learns.
 _REPEATS = 10
 _CONFIRMING_REPEATS = 24
+_CONFIRMATION = _CONFIRMING_REPEATS / _REPEATS  # How much longer than a trial it takes.
 _CONFIRMED = 3  # The best so many are measured once more, against the model's choice.
 _BUILD_SECONDS = 60.0
 _NOTHING_GAINED = 1.005  # Less than this in a round is noise.
@@ -38,6 +44,7 @@ _NOTHING_GAINED = 1.005  # Less than this in a round is noise.
 _PASSING = ("rpc_lost", "timeout")
 _ATTEMPTS = 3
 _LEAST_LEFT = 0.02  # of a layer's time: padding lets some pass the peak, and still gain.
+_NO_TIME = Failure("timeout", "the time is over")  # For a candidate that nobody has judged.
 _UNKNOWN = "unknown"  # Boards over RPC tell their processor when they first measure.
 
 
@@ -50,7 +57,7 @@ class Budget:
     trials : int
         For each layer on average; layers that can gain more get more.
     seconds : float, optional
-        For everything; no limit if not given. What has begun is finished.
+        For everything; no limit if not given. Some of it is kept for the decisions in the end.
     patience : int
         A layer is finished when so many trials have gained nothing.
     """
@@ -82,10 +89,14 @@ class Layer:
         The fastest point so far.
     history : list of float
         Speed of the best over the model's choice, after each trial.
+    tried : list of float or None
+        Speed of each trial over the model's choice; None if it came to nothing.
     chosen : Record or None
         What the tuner decided for in the end.
     problem : str or None
         Why the layer could not be tuned.
+    over : bool
+        Whether the tuner has ended.
     """
 
     workload: ConvWorkload
@@ -96,13 +107,16 @@ class Layer:
     failures: int = 0
     best: int | None = None
     history: list[float] = field(default_factory=list)
+    tried: list[float | None] = field(default_factory=list)
     chosen: Record | None = None
     problem: str | None = None
+    over: bool = False
     # What the tuner needs to go on.
     search: Search | None = None
     libraries: dict[int, Path] = field(default_factory=dict)
     since_gain: int = 0
     exhausted: bool = False
+    trial_seconds: float = 0.0  # The longest trial, by the clock on the wall.
 
     @property
     def name(self) -> str:
@@ -118,6 +132,40 @@ class Layer:
     def gain(self) -> float:
         """Speed of the best over that of the model's choice; 1 before anything is known."""
         return (self.record.over_model or 1.0) if self.record else 1.0
+
+    @property
+    def stayed(self) -> bool:
+        """Whether it was decided for the model's choice."""
+        return self.chosen is not None and self.chosen.blocking == self.space.points[0]
+
+    @property
+    def after(self) -> float | None:
+        """Seconds in a run of the network with what was chosen; None if that is not known."""
+        seconds = self.chosen.seconds_p50 if self.chosen else None
+        return None if seconds is None else seconds * self.workload.count
+
+    @property
+    def before(self) -> float | None:
+        """The same with the model's choice, by the ratio that was measured in turns."""
+        return None if self.after is None else self.after * self.gain
+
+    @property
+    def disturbed(self) -> str | None:
+        """Why the measurement of the best cannot be believed."""
+        return self.record.disturbed if self.record else None
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if self.problem:
+            return f"failed: {self.problem}"
+        if self.chosen:
+            return "decided"
+        if self.over:
+            return "not decided" if self.records else "not begun"
+        if self.search is None:
+            return "waiting"
+        return "nothing left to gain" if self.exhausted else "searching"
 
     @property
     def potential(self) -> float:
@@ -191,6 +239,7 @@ class Tuner:
         folder: str | os.PathLike[str] | None = None,
         on_trial: "Callable[[Tuner], None] | None" = None,
     ) -> None:
+        self._begin = time.monotonic()
         versions.check()
         check_strategy(strategy)
         unique: dict[str, ConvWorkload] = {}
@@ -208,12 +257,11 @@ class Tuner:
         self.layers = [Layer(w, Space(w, device, threads)) for w in unique.values()]
         self._runner, self._folder = runner, folder
         self._report = on_trial or (lambda _: None)
-        self._begin = time.monotonic()
         self._resume()
 
     @property
     def seconds(self) -> float:
-        """Seconds since the tuner was made."""
+        """Seconds since the tuner began to be made."""
         return time.monotonic() - self._begin
 
     @property
@@ -240,21 +288,26 @@ class Tuner:
         Returns
         -------
         list of Layer
-            Each with the record that was chosen, or with its problem.
+            Each with the record that was chosen, or with its problem; with neither if there was
+            no time left for it.
 
         Raises
         ------
         TuningError
-            If nothing at all could be measured.
+            If nothing at all could be measured, for other reasons than the time.
         """
         with (
             files.scratch() as scratch,
-            _Builders(self.device, self.threads, scratch, self._runner.suffix) as builders,
+            _Builders(
+                self.device, self.threads, scratch, self._runner.suffix, self._left
+            ) as builders,
         ):
             while layer := self._next():
                 self._round(layer, builders)
             for layer in self.layers:
                 self._decide(layer, builders)
+        for layer in self.layers:
+            layer.over = True
         problems = [f"{layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
         if len(problems) == len(self.layers):
             raise TuningError("nothing could be measured: " + "; ".join(problems))
@@ -303,8 +356,17 @@ class Tuner:
             waiting = [layer for layer in waiting if not layer.records]
         return max(waiting, key=lambda layer: layer.potential, default=None)
 
+    def _left(self) -> float:
+        """Return how many seconds there are left."""
+        return math.inf if self.budget.seconds is None else self.budget.seconds - self.seconds
+
     def _late(self) -> bool:
-        return self.budget.seconds is not None and self.seconds > self.budget.seconds
+        """Return whether what is left after another trial has to be kept for decisions."""
+        if self.budget.seconds is None:
+            return False
+        undecided = [layer for layer in self.layers if layer.best is not None and not layer.chosen]
+        trial = max((layer.trial_seconds for layer in self.layers), default=0.0)
+        return self._left() <= trial + sum(map(_decision_seconds, undecided))
 
     def _round(self, layer: Layer, builders: "_Builders") -> None:
         """Try the next points of a layer."""
@@ -336,6 +398,8 @@ class Tuner:
         while layer.best is not None:
             has_run = layer.best in layer.libraries
             ((point, failure),) = builders.build(layer, [layer.best])
+            if failure is _NO_TIME:
+                return
             if not failure and not has_run:
                 outcome = self._runner.measure(layer.libraries[point], None, 1)
                 if isinstance(outcome, Failure) and outcome.kind not in _PASSING:
@@ -367,7 +431,7 @@ class Tuner:
     def _try(self, layer: Layer, points: list[int], builders: "_Builders") -> None:
         """Build points, measure them against the best, and log what came of each."""
         for point, failure in builders.build(layer, points):
-            if failure:
+            if failure and failure is not _NO_TIME:
                 self._log(layer, point, self._failed(layer, point, failure))
         built = [point for point in points if point in layer.libraries]
         for point, record in self._measured(built, lambda point: self._measure(layer, point)):
@@ -401,12 +465,14 @@ class Tuner:
         if self._late():
             return None
         rival = layer.best
+        begin = time.monotonic()
         if rival is None:
             outcome = self._runner.measure(layer.libraries[point], None, _REPEATS)
             over_rival = 1.0
         else:
             outcome = self._compare(layer, point, rival)
             over_rival = layer.records[rival].over_model or 1.0
+        layer.trial_seconds = max(layer.trial_seconds, time.monotonic() - begin)
         if isinstance(outcome, Failure):
             return self._failed(layer, point, outcome)
         ratio = outcome.ratio if outcome.over_incumbent else 1.0
@@ -437,14 +503,15 @@ class Tuner:
 
     def _decide(self, layer: Layer, builders: "_Builders") -> None:
         """Choose between the best points and the model's choice, and log that."""
-        if layer.chosen or layer.problem:
+        if layer.chosen or layer.problem or layer.best is None:
             return
-        if layer.best is None:
-            layer.problem = "there was no time left for it"
-            return
+        if self._left() < _CONFIRMATION * layer.trial_seconds:
+            return  # Another time: the trials are in the log.
         ranked = sorted(layer.records, key=lambda point: _cost(layer.records[point]))
         rivals = [point for point in ranked if _cost(layer.records[point]) < 1][:_CONFIRMED]
         failed = dict(builders.build(layer, [0, *rivals]))
+        if failed[0] is _NO_TIME:
+            return
         first = self._failed(layer, 0, failed[0]) if failed[0] else self._confirm(layer, 0)
         if first.status != "ok":
             layer.problem = f"{first.status}: {first.message}"
@@ -452,7 +519,7 @@ class Tuner:
         layer.chosen = first
         for _, record in self._measured(
             [point for point in rivals if not failed[point]],
-            lambda point: self._confirm(layer, point),
+            lambda point: self._confirm(layer, point) if self._left() > 0 else None,
         ):
             if record.chosen and _cost(record) < _cost(layer.chosen):
                 layer.chosen = record
@@ -466,6 +533,7 @@ class Tuner:
         layer.trials += 1
         layer.failures += record.status != "ok"
         layer.history.append(layer.gain)
+        layer.tried.append(record.over_model)
         self._report(self)
 
     def _ok(self, layer: Layer, point: int, outcome: Comparison, over_model: float) -> Record:
@@ -512,6 +580,12 @@ class Tuner:
         )
 
 
+def _decision_seconds(layer: Layer) -> float:
+    """Return about how long it will take to confirm the best of a layer."""
+    better = sum(_cost(record) < 1 for record in layer.records.values())
+    return (1 + min(_CONFIRMED, better)) * _CONFIRMATION * layer.trial_seconds
+
+
 def _cost(record: Record) -> float:
     """Return the seconds of a record in units of the model's choice."""
     return 1 / record.over_model if record.over_model else FAILED
@@ -520,7 +594,15 @@ def _cost(record: Record) -> float:
 class _Builders:
     """Compiles points, as many at once as there are processors."""
 
-    def __init__(self, device: Device, threads: int, scratch: Path, suffix: str) -> None:
+    def __init__(
+        self,
+        device: Device,
+        threads: int,
+        scratch: Path,
+        suffix: str,
+        seconds_left: Callable[[], float],
+    ) -> None:
+        self._seconds_left = seconds_left
         self._device, self._threads, self._scratch, self._suffix = device, threads, scratch, suffix
         count = len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(count)
@@ -553,8 +635,11 @@ class _Builders:
         path = self._scratch / f"{layer.workload}-{point}{self._suffix}"
         worker = self._idle.get()
         try:
+            left = self._seconds_left()
+            if left <= 0:
+                return _NO_TIME
             failure = worker.call(
-                _BUILD_SECONDS,
+                min(_BUILD_SECONDS, left),
                 _export,
                 layer.workload,
                 self._device,
@@ -565,9 +650,109 @@ class _Builders:
             )
         finally:
             self._idle.put(worker)
+        if failure and failure.kind == "timeout" and left < _BUILD_SECONDS:
+            return _NO_TIME
         if failure is None:
             layer.libraries[point] = path
         return failure
+
+
+def tune(
+    spec: str | Path | ConvWorkload | Sequence[str | Path | ConvWorkload],
+    device: Device | str = "native",
+    *,
+    threads: int = 1,
+    trials: int = 64,
+    seconds: float | None = None,
+    patience: int = 64,
+    strategy: str = "evolutionary",
+    seed: int = 0,
+    logs: str | os.PathLike[str] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    runner: Runner | None = None,
+    on_trial: "Callable[[Tuner], None] | None" = None,
+) -> "Outcome":
+    """Search for faster block sizes, and log every measurement.
+
+    What is found is used by every later :func:`tvm_directconv.build` and ``compile_network``.
+
+    Parameters
+    ----------
+    spec : str, Path, ConvWorkload, or list or tuple of these
+        What is convolved; see :func:`tvm_directconv.workloads`. A model stands for all its
+        convolutions.
+    device : Device or str
+        For what.
+    threads : int
+        By how many threads it is computed.
+    trials : int
+        Block sizes to try for a layer, on average: layers that can gain more get more. What is in
+        the log already counts.
+    seconds : float, optional
+        How long it may take in all; no limit if not given.
+    patience : int
+        A layer is finished when so many trials have gained nothing.
+    strategy : str
+        ``evolutionary``, ``random`` or ``exhaustive``.
+    seed : int
+        Of the search.
+    logs : str or path, optional
+        Folder of the log; if not given that of :func:`tvm_directconv.use_logs`, the environment
+        variable ``TVM_DIRECTCONV_LOGS``, or the user's own.
+    input_shapes : mapping, optional
+        Sizes of inputs that models leave open, by name.
+    runner : Runner, optional
+        Where candidates are measured, which the caller closes; this machine if not given.
+    on_trial : callable, optional
+        Called with the :class:`Tuner` after each trial and each decision.
+
+    Returns
+    -------
+    Outcome
+        What was chosen for each layer, and what it has gained; as text, a summary.
+
+    Raises
+    ------
+    TuningError
+        If there is nothing to tune, the strategy or a limit is malformed, or nothing could be
+        measured.
+    WorkloadError, ModelError, DeviceError
+        If there is no such convolution, model or device, or its code does not run here.
+    LogError
+        If the log cannot be written.
+    """
+    from ..workload import workloads
+    from .outcome import Outcome
+    from .runners.local import LocalRunner
+
+    for name, value in (("threads", threads), ("trials", trials), ("patience", patience)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise TuningError(f"{name} is {value!r}: expected a whole number from 1")
+    if seconds is not None and not is_positive(seconds):
+        raise TuningError(f"seconds is {seconds!r}: expected a number above 0")
+    begin = time.monotonic()
+    target = find_device(device)
+    asked = workloads(spec, target, input_shapes)
+    own = LocalRunner.checked(target, threads) if runner is None else None
+    where = own or runner
+    assert where
+    try:
+        left = None if seconds is None else seconds - (time.monotonic() - begin)
+        tuner = Tuner(
+            asked,
+            target,
+            where,
+            threads=threads,
+            budget=Budget(trials, left, patience),
+            strategy=strategy,
+            seed=seed,
+            folder=logs,
+            on_trial=on_trial,
+        )
+        return Outcome(tuner.run(), tuner.log)
+    finally:
+        if own:
+            own.close()
 
 
 def _export(

@@ -264,6 +264,8 @@ def overview(results: Results, kind: str = "layer") -> list[Bar]:
             over = [f.over_ours for f in found if f.over_ours]
             if over and contestant not in (OURS, TUNED, GEMM):
                 low, high = (float(np.percentile(over, p)) for p in (20, 80))
+                if len(found) == 1:  # Of one alone, it is the spread of its repeats.
+                    low, high = found[0].over_ours_p20 or low, found[0].over_ours_p80 or high
                 bars.append(Bar(contestant, threads, low, geometric_mean(over), high))
     return bars
 

@@ -10,7 +10,8 @@ from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...build import load
 from ...deploy.runner import RunFailure
-from ...device import Device, host_cpu, native
+from ...device import Device, host_cpu, host_lacks, native
+from ...errors import DeviceError
 from ...layout import aligned_zeros
 from ..worker import Worker
 from . import TIME_LIMIT
@@ -41,6 +42,22 @@ class LocalRunner:
         self._device, self._threads, self._time_limit = device, threads, time_limit
         self._worker = Worker()
         self._worker.start()
+
+    @classmethod
+    def checked(cls, device: Device, threads: int, time_limit: float = TIME_LIMIT) -> "LocalRunner":
+        """Return a runner for a device that a user has chosen.
+
+        Raises
+        ------
+        DeviceError
+            If its code does not run here.
+        """
+        if reason := host_lacks(device.target_options(threads)):
+            raise DeviceError(
+                f"cannot measure code for {device.name} here: {reason}. Tune on the device, or "
+                "with --rpc-tracker, --runner or --llvm-mca"
+            )
+        return cls(device, threads, time_limit)
 
     def measure(
         self, candidate: Path, incumbent: Path | None, repeats: int, thorough: bool = False

@@ -12,9 +12,11 @@ same one when the tracker offers it again.
 import contextlib
 import functools
 import hashlib
+import ipaddress
 import json
 import os
 import re
+import shlex
 import socket
 import struct
 import threading
@@ -45,6 +47,7 @@ _TRACKER_PORT = 9190  # as TVM's trackers choose it
 _SERVER = 9090  # as TVM's servers choose it
 _TRACKER_SECONDS = 10.0  # for one answer of a tracker, which does nothing but answer
 _START_SECONDS = 120.0  # for importing TVM in a process here, on a busy machine
+_KEY_SECONDS = 12.0  # until a server has told its tracker a new key, and some
 _POLL_SECONDS = 0.5  # between questions for a free board
 # After these, servers end a session by themselves. It frees a board whose client has vanished
 # without a word; ours are replaced when half of it is over.
@@ -80,6 +83,25 @@ class Tracker:
     def __str__(self) -> str:
         return f"the tracker at {self.host}:{self.port}"
 
+    @property
+    def command(self) -> str:
+        """Return what starts it."""
+        # Without --port-end it takes another port if this one is in use, and none from 9199 on.
+        return (
+            f"python -m tvm.exec.rpc_tracker --host {self._loopback or self.host} "
+            f"--port {self.port} --port-end {self.port + 1}"
+        )
+
+    @property
+    def _loopback(self) -> str:
+        """Return the address of this machine that only itself reaches, if the tracker is there."""
+        if self.host == "localhost":
+            return "127.0.0.1"
+        try:
+            return self.host if ipaddress.ip_address(self.host).is_loopback else ""
+        except ValueError:
+            return ""
+
     def count(self) -> int:
         """Return the number of boards, free or not.
 
@@ -94,7 +116,7 @@ class Tracker:
         except (OSError, ValueError, struct.error) as error:
             raise RpcError(
                 f"{self} does not answer ({error}): expected HOST:PORT of a running tracker. Start "
-                f"one with: python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {self.port}"
+                f"one with: {self.command}"
             ) from None
         keys = [server["key"].removeprefix("server:") for server in servers]
         if self.key not in keys:
@@ -104,7 +126,7 @@ class Tracker:
                 f"board, through ssh, as whoever reaches one can run code on it: ssh -L {_SERVER}:"
                 f"127.0.0.1:{_SERVER} -R {self.port}:{self.host}:{self.port} BOARD python -m "
                 f"tvm.exec.rpc_server --host 127.0.0.1 --port {_SERVER} --port-end {_SERVER + 1} "
-                f"--tracker 127.0.0.1:{self.port} --key {self.key}"
+                f"--tracker 127.0.0.1:{self.port} --key {shlex.quote(self.key)}"
             )
         return keys.count(self.key)
 
@@ -417,7 +439,7 @@ class RpcRunner:
         place = self._boards.request()
         if place is None:
             return None
-        board = _Board(place, self._equipment, self._timeout)
+        board = _Board(place, self._equipment, self._timeout, self._boards.request)
         if self.cpu is None:
             self.cpu, self.cpu_name = cpu_of(board.cpuinfo, self._device.triple.split("-")[0])
         return board
@@ -478,16 +500,37 @@ class _BoardError(Exception):
 class _Board:
     """A session, in a process of its own."""
 
-    def __init__(self, place: _Place, equipment: _Equipment, timeout: float) -> None:
+    def __init__(
+        self,
+        place: _Place,
+        equipment: _Equipment,
+        timeout: float,
+        request: Callable[[], _Place | None],
+    ) -> None:
         self._place, self._timeout = place, timeout
         self._begin = time.monotonic()
         self._worker = Worker()
         try:
             # This is no fault of the board, so it has a limit of its own.
             self._call(_START_SECONDS, _import)
-            self.cpuinfo: str = self.call(_connect, place, equipment)
+            self.cpuinfo: str = self._connected(equipment, request)
         except BaseException:
             self.close()
+            raise
+
+    def _connected(self, equipment: _Equipment, request: Callable[[], _Place | None]) -> str:
+        """Connect, and return the board's processor."""
+        try:
+            return self.call(_connect, self._place, equipment)
+        except _Lost as lost:
+            # A server takes a new key if nobody comes within seconds, and a busy machine needs
+            # longer to import TVM. Now that this is done, the new one will be in time.
+            end = time.monotonic() + _KEY_SECONDS
+            while lost.failure.kind != "timeout" and time.monotonic() < end:
+                if place := request():
+                    self._place = place
+                    return self.call(_connect, place, equipment)
+                time.sleep(_POLL_SECONDS)
             raise
 
     def __str__(self) -> str:

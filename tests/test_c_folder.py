@@ -422,7 +422,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, run: Command) -> None:
     (tmp_path / "net/kernels").touch()
     status, out, err = run("compile", "ic8ih7oc8oh7kh3ph1", "--emit", "c", "-o", f"{tmp_path}/net")
     assert (status, out) == (2, "")
-    assert f"cannot write '{tmp_path}/net/kernels' (File exists): expected a folder" in err
+    assert f"cannot write into '{tmp_path}/net' (File exists): expected a folder" in err
 
 
 def test_what_can_be_emitted(tmp_path: Path) -> None:

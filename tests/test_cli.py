@@ -501,6 +501,83 @@ def test_run_with_an_epilogue(run: Command, name: str) -> None:
     assert status == 1 and "expected up to 0.0001" in out
 
 
+ODD_NAMES = [b"a\xffb", b"a\nb", b"-x", b"@x", b"a:b,c;d", b"%s '$x\" #", "größe".encode()]
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(name) for name in ODD_NAMES], ids=repr)
+def test_libraries_of_any_name(run: Command, folder: Path, name: str) -> None:
+    assert run("compile", SMALL, "--blocking", "model", f"--output={name}.so")[0] == 0
+    for emulate in ([], ["--emulate"]):
+        assert run("run", f"./{name}.so", *emulate)[0] == 0
+    Path(f"{name}.so.json").write_text("{")
+    status, _, err = run("run", f"./{name}.so")
+    assert status == 2 and err.count("\n") == 1
+
+
+def test_names_that_cannot_be_printed_are_escaped(folder: Path) -> None:
+    name = os.fsdecode(b"a\xff.so")
+    for ending in ("", ".json"):
+        shutil.copy(f"here.so{ending}", f"{name}{ending}")
+    words = [sys.executable, "-m", "tvm_directconv", "run", name]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_that_are_too_long(run: Command, folder: Path) -> None:
+    long = "n" * 300
+    for words in (
+        ("compile", SMALL, "-o", f"{long}.so"),
+        ("compile", SMALL, "-o", f"{long}/a.so"),
+        ("compile", SMALL, "--emit", "c", "-o", long),
+        ("compile", SMALL, "--blocking", f"{long}.json", "-o", "a.so"),
+        ("compile", SMALL, "--schedule", f"{long}.py", "-o", "a.so"),
+        ("compile", f"{long}.onnx", "-o", "a.so"),
+        ("run", f"{long}.so"),
+        ("run", "here.so", "--input", long),
+        ("profile", f"{long}.so"),
+        ("explain", SMALL, "--device", f"{long}.toml"),
+        ("layers", f"@{long}"),
+        ("logs", "merge", long, "-o", "merged"),
+        ("bench", SMALL, "--output", long),
+    ):
+        status, _, err = run(*words)
+        assert status == 2 and err.count("\n") == 1 and long in err, words
+
+
+@pytest.mark.parametrize("sort", ["folder", "pipe", "device", "dangling link", "loop", "empty"])
+def test_what_is_no_file(run: Command, folder: Path, sort: str) -> None:
+    for name in ("a", "a.so", "a.so.json", "a.toml", "a.json", "a.txt", "a.npy"):
+        path = Path(name)
+        make = {
+            "folder": path.mkdir,
+            "pipe": lambda path=path: os.mkfifo(path),
+            "device": lambda path=path: path.symlink_to("/dev/zero"),
+            "dangling link": lambda path=path: path.symlink_to("nowhere"),
+            "loop": lambda path=path: path.symlink_to(path),
+            "empty": path.touch,
+        }
+        make[sort]()
+    shutil.copy("here.so", "b.so")
+    Path("a.so.json").rename("b.so.json")
+    for words in (
+        ("run", "a.so"),
+        ("run", "b.so"),
+        ("run", "b.so", "--emulate"),
+        ("run", "here.so", "--input", "a.npy"),
+        ("compile", SMALL, "--blocking", "a.json", "-o", "c.so"),
+        ("explain", SMALL, "--device", "a.toml"),
+        ("layers", "@a.txt"),
+        ("logs", "validate", "a"),
+        ("logs", "prune", "a"),
+        ("logs", "merge", "a", "-o", "merged"),
+    ):
+        status, _, err = run(*words)
+        if (sort, words[0]) == ("empty", "logs"):
+            continue  # There may be no records.
+        assert status == 2 and err.count("\n") == 1, (words, err)
+
+
 def test_run_fails_if_the_result_is_wrong(run: Command, folder: Path) -> None:
     # A library that computes something else: the manifest claims another padding.
     lie = str(dc.ConvWorkload.parse(SMALL.replace("oh9kh3ph1", "oh9kh3ph0")))

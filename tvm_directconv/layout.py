@@ -12,6 +12,7 @@ weights            ``OIHW8i16o``: C_o/16, C_i/8, H_f, W_f, 8, 16
 A channel count that the block does not divide is filled up with zeros.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -25,9 +26,20 @@ ALIGNMENT = 64
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Return a float32 array of zeros whose data begins on a boundary of :data:`ALIGNMENT`."""
-    size = int(np.prod(shape)) * 4
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    """Return a float32 array of zeros whose data begins on a boundary of :data:`ALIGNMENT`.
+
+    Raises
+    ------
+    ArgumentError
+        If there is not as much memory.
+    """
+    size = math.prod(shape) * 4
+    try:
+        raw = np.zeros(size + ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError):  # ValueError: more than there can be
+        raise ArgumentError(
+            f"an array of shape {shown(shape)} takes {size} bytes: expected as much free memory"
+        ) from None
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(np.float32).reshape(shape)
 

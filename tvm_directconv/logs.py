@@ -653,7 +653,7 @@ def merge(
     LogError
         If `output` exists and `force` is not set, or a file cannot be read or written.
     """
-    path = Path(output).resolve()
+    path = Path(os.path.realpath(output))
     if path.exists() and not force:
         raise LogError(
             f"{os.fspath(output)!r} exists: expected a name that is free; remove it, or replace it "
@@ -665,7 +665,7 @@ def merge(
         good: list[Line] = []
         for name in inputs:
             # A file that is locked here can be read, but not locked once more.
-            if path.exists() and Path(name).resolve() == path:
+            if path.exists() and Path(os.path.realpath(name)) == path:
                 found = _lines(path.read_bytes())
             else:
                 found = lines(name)
@@ -700,7 +700,7 @@ def prune(path: str | os.PathLike[str], keep: int = 5) -> tuple[int, int]:
     LogError
         If there is no such file, or it cannot be read or written.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
     if not target.is_file():
         raise LogError(f"there is no tuning log {os.fspath(path)!r}: expected a file of records")
     with _explained(target), _locked(target):

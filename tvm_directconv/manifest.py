@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from . import __version__, reading, versions
 from .errors import LibraryError
-from .kinds import DIGEST, NAMES, THREADS, Kind, Table, problem, shown
+from .kinds import DIGEST, NAMES, THREADS, Kind, Table, printable, problem, shown
 
 FORMAT = 1
 
@@ -112,26 +112,27 @@ def read(path: Path, digest: str, sort: Sort, table: Table) -> dict[str, Any]:
         If it is missing, malformed, of another sort or format, was changed since it was written,
         or was written for another library.
     """
+    name = printable(str(path))
     if not os.path.lexists(path):
         raise LibraryError(
-            f"{path} does not exist: expected the manifest that is written beside a library; copy "
+            f"{name} does not exist: expected the manifest that is written beside a library; copy "
             f"both, or {sort.again}"
         )
     try:
         found = reading.json_object(path)
     except reading.Unreadable as error:
         raise LibraryError(
-            f"{path} is no manifest of {sort.what} ({error}): copy it again, or {sort.again}"
+            f"{name} is no manifest of {sort.what} ({error}): copy it again, or {sort.again}"
         ) from None
     other = sort_of(found)
     if found.get("sha256") is not None and other != sort:
         raise LibraryError(
-            f"{path} is the manifest of {other.what}: expected that of {sort.what}; this one is "
+            f"{name} is the manifest of {other.what}: expected that of {sort.what}; this one is "
             f"loaded by {other.loader}"
         )
     if found.get("format") != FORMAT:
         raise LibraryError(
-            f"{path} has format {shown(found.get('format'))}: expected {FORMAT}; {sort.again} "
+            f"{name} has format {shown(found.get('format'))}: expected {FORMAT}; {sort.again} "
             "with this version of tvm-directconv"
         )
     complete = {"target": TARGET, **table, "sha256": DIGEST, _SEAL: DIGEST}
@@ -141,10 +142,10 @@ def read(path: Path, digest: str, sort: Sort, table: Table) -> dict[str, Any]:
     if wrong is None and found[_SEAL] != _seal(found):
         wrong = "it was changed after it was written, see " + _SEAL
     if wrong:
-        raise LibraryError(f"{path} is no manifest of {sort.what} ({wrong}): {sort.again}")
+        raise LibraryError(f"{name} is no manifest of {sort.what} ({wrong}): {sort.again}")
     if found["sha256"] != digest:
         raise LibraryError(
-            f"{path} was written for another library than the one beside it (their SHA-256 "
+            f"{name} was written for another library than the one beside it (their SHA-256 "
             f"differ): one of the two is stale; {sort.again}, or copy both"
         )
     return found

@@ -78,7 +78,7 @@ def text(path: "str | os.PathLike[str]") -> str:
     try:
         return content(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"it is not UTF-8 text, see byte {error.start}") from None
+        raise Unreadable(str(error)) from None
 
 
 def json_object(path: "str | os.PathLike[str]") -> dict[str, Any]:

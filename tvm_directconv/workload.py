@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import reading
 from .errors import ModelError, WorkloadError
+from .kinds import shown
 
 if TYPE_CHECKING:
     from .device import Device
@@ -363,14 +364,14 @@ class ConvWorkload:
             If the text is not a descriptor, or describes no possible convolution.
         """
         if not isinstance(text, str):
-            raise WorkloadError(f"expected a descriptor such as {_EXAMPLE!r}, got {text!r}")
+            raise WorkloadError(f"expected a descriptor such as {_EXAMPLE!r}, got {shown(text)}")
         if not text:
             raise WorkloadError(f"the descriptor is empty; expected one such as {_EXAMPLE!r}")
         try:
             values, name, count = _tokens(text)
             return _workload(values, name, count)
         except WorkloadError as error:
-            raise WorkloadError(f"descriptor {text!r}: {error}") from None
+            raise WorkloadError(f"descriptor {shown(text)}: {error}") from None
 
 
 # ---- checks of the fields

@@ -5,6 +5,7 @@ Subcommands are imported when they are used, so that those that need no TVM do n
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import warnings
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         After ``--help`` and ``--version``, and with status 2 for arguments that cannot be parsed.
     """
     _open_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # Names of files can be any bytes.
     try:
         try:
             with _short_warnings():

@@ -84,7 +84,7 @@ def identifier(name: str) -> str:
 
 def name_of(folder: Path) -> str:
     """Return what the C function of a folder, and files in it, are named after."""
-    found = identifier(folder.resolve().name)
+    found = identifier(Path(os.path.realpath(folder)).name)
     if found[0].isdigit():
         found = f"n{found}"
     return f"{found}_" if found.lower() in _RESERVED else found
@@ -312,7 +312,7 @@ def check_folder(folder: Path) -> None:
             f"cannot write C to {str(folder)!r}: expected a folder, or a name that is free, as "
             "there are several files"
         )
-    if not re.search(r"[^\W_]", folder.resolve().name):
+    if not re.search(r"[^\W_]", Path(os.path.realpath(folder)).name):
         raise LibraryError(
             f"cannot write C to {str(folder)!r}: expected a folder with letters in its name, after "
             "which the function is called"

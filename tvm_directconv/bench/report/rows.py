@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ... import files, reading
 from ...errors import ReportError, WorkloadError
-from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem
+from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem, shown
 from ...workload import ConvWorkload
 
 OURS = "ours"
@@ -223,7 +223,7 @@ class Row:
             try:
                 _parsed(self.workload or "")
             except WorkloadError as error:
-                raise ReportError(f"workload is {self.workload!r}: {error}") from None
+                raise ReportError(f"workload is {shown(self.workload)}: {error}") from None
         if len(self.peak_gflops) != len(self.seconds):
             raise ReportError(
                 f"there are {len(self.seconds)} seconds and {len(self.peak_gflops)} peak_gflops: "

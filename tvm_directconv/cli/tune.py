@@ -1,7 +1,6 @@
 """``tvm-directconv tune``."""
 
 import argparse
-import sys
 from contextlib import closing
 
 from ..device import Device, host_lacks
@@ -19,7 +18,7 @@ from ._options import (
     whole,
     workloads_of,
 )
-from ._output import add_format, check_writable, render, write
+from ._output import add_format, check_writable, note, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         plot.draw(layers, args.plot)
     write(render(_rows(layers), args.format, [row(layer) for layer in layers]), args.output)
-    print(f"log: {tuner.log}", file=sys.stderr)
+    note(f"log: {tuner.log}")
     return 1 if any(layer.problem for layer in layers) else 0
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_directconv import ConvWorkload, DirectConvError, build, workloads
-from tvm_directconv.cli._options import SPECS, positive
+from tvm_directconv import ConvWorkload, DirectConvError, build
+from tvm_directconv.cli._options import add_specs, positive, workloads_of
 from tvm_directconv.cli._output import Row, add_format, for_people, render
 from tvm_directconv.deploy import runner
 from tvm_directconv.device import native
@@ -182,9 +182,7 @@ def main() -> int:
         "all threads together. 'over ours' is the median, over the repeats, of a time over that of "
         "our threads placed anywhere: above 1, these are faster.",
     )
-    parser.add_argument(
-        "layer", nargs="*", metavar="SPEC", help=f"{SPECS}; default: {' '.join(LAYERS)}"
-    )
+    add_specs(parser, default=" ".join(LAYERS))
     parser.add_argument(
         "--threads",
         type=positive,
@@ -207,8 +205,8 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cases = [loop(share, gap, Path(folder)) for share in SHARES for gap in GAPS]
-        for spec in args.layer or LAYERS:
-            cases += [layer(workload, args.threads, Path(folder)) for workload in workloads(spec)]
+        for workload in workloads_of(args, native(), LAYERS):
+            cases.append(layer(workload, args.threads, Path(folder)))
         rows = []
         for case in cases:
             print(case.name, file=sys.stderr, flush=True)

@@ -27,6 +27,11 @@ from tvm_directconv.cli import _output, bench, layers, main
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
 KNOBS = {"lanes": 4, "oc_vectors": 1, "ow_tile": 3, "ic_block": 4}
+# What TVM is installed is asked for in every report of a fault.
+VERSION = (
+    f"tvm-directconv {dc.__version__} (apache-tvm {versions.pins()['apache-tvm']}, "
+    f"apache-tvm-ffi {versions.pins()['apache-tvm-ffi']})\n"
+)
 FORMATS = ("table", "json", "csv", "markdown")
 ROW_KEYS = {
     "network",
@@ -136,13 +141,14 @@ def test_each_command_has_help(run: Command, command: str) -> None:
 
 
 def test_version(run: Command) -> None:
-    assert run("--version") == (0, f"tvm-directconv {dc.__version__}\n", "")
+    assert run("--version") == (0, VERSION, "")
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ["--help"],
+        ["--version"],
         ["compile", "--help"],
         ["bench", "--help"],
         ["run", "--help"],
@@ -187,7 +193,7 @@ def test_each_command_runs_as_a_process(folder: Path, words: list[str], said: st
 def test_the_installed_command_is_the_same() -> None:
     command = Path(sys.executable).with_name("tvm-directconv")
     done = subprocess.run([command, "--version"], capture_output=True, text=True)
-    assert done.stdout == f"tvm-directconv {dc.__version__}\n"
+    assert done.stdout == VERSION
 
 
 def test_an_interrupt_is_quiet(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,15 +224,40 @@ ERRORS = {
     "wrong command": (["benhc"], "unknown command 'benhc' (did you mean 'bench'?)"),
     "no such command": (["xyz"], "unknown command 'xyz': expected one of devices, layers"),
     "no command": ([], "COMMAND"),
-    "wrong flag": (["bench", "--repeats", "3"], "unrecognized arguments: --repeats"),
+    "wrong flag": (
+        ["bench", "--repeats", "3"],
+        "unrecognized arguments: --repeats (did you mean '--repeat'?); see tvm-directconv bench --",
+    ),
     "abbreviated flag": (["bench", "--rep", "3"], "unrecognized arguments: --rep"),
+    # Rather than that --output is missing.
+    "wrong flag for a required one": (["compile", SMALL, "--ouput=a.so"], "mean '--output'?"),
+    "wrong flag of a subcommand": (["logs", "best", SMALL, "--devise", "x"], "mean '--device'?"),
+    "wrong flag before the command": (["--verison"], "did you mean '--version'?"),
+    "flag like nothing": (["layers", "--xyz"], "unrecognized arguments: --xyz; see"),
     "wrong format": (["layers", "--format", "xml"], "invalid choice: 'xml'"),
+    "nearly a format": (["layers", "--format", "jsn"], "(did you mean 'json'?)"),
+    "nearly a subcommand": (["logs", "shw"], "(did you mean 'show'?)"),
+    "nearly a strategy": (["tune", SMALL, "--strategy", "radom"], "(did you mean 'random'?)"),
+    "quiet and verbose": (["layers", "-q", "-v"], "not allowed with argument"),
     "no threads": (["explain", SMALL, "--threads", "0"], "'0' is not a whole number from 1"),
     "no output": (["compile", SMALL], "-o/--output"),
     "seed is no number": (["run", "here.so", "--seed", "x"], "'x' is not a whole number from 0"),
     # What the package finds
     "unknown device": (["devices", "cortex-a27"], "did you mean 'cortex-a7'"),
     "missing device file": (["explain", SMALL, "--device", "my.toml"], "my.toml: cannot be read"),
+    "nearly a layout": (["explain", SMALL, "--input-layout", "NCWH"], "did you mean 'NCHW'?"),
+    "nearly an activation": (
+        ["compile", SMALL, "--epilogue", "bias,rleu", "-o", "a.so"],
+        "did you mean 'relu'?",
+    ),
+    "nearly a source": (["compile", SMALL, "--blocking", "modl", "-o", "a.so"], "mean 'model'?"),
+    "nearly a file of knobs": (["compile", SMALL, "--blocking", "god.json", "-o", "a.so"], "'good"),
+    "nearly a library": (["run", "hre.so"], "did you mean 'here.so'?"),
+    "nearly a library, emulated": (["run", "hre.so", "--emulate"], "did you mean 'here.so'?"),
+    "nearly a schedule": (
+        ["compile", SMALL, "--schedule", "shedule.py", "-o", "a.so"],
+        "did you mean 'schedule.py'?",
+    ),
     "unknown network": (["layers", "vgg19"], "unknown network 'vgg19'"),
     "unknown layer": (["explain", "vgg16:conv9"], "no layer of vgg16 matches 'conv9'"),
     "bad descriptor": (["explain", "ic8ih8"], "missing 'oc'"),
@@ -267,7 +298,10 @@ ERRORS = {
     "other manifest format": (["run", "other-format.so"], "has format 99: expected 1"),
     "stale manifest": (["run", "stale.so"], "was written for another library"),
     "corrupt, emulated": (["run", "corrupt.so", "--emulate"], "is no manifest"),
-    "foreign library": (["run", "foreign.so"], "or here with 'tvm-directconv run --emulate'"),
+    "foreign library": (
+        ["run", "foreign.so"],
+        "or here with: tvm-directconv run --emulate foreign.so",
+    ),
     "negative seed": (["run", "here.so", "--seed", "-1"], "'-1' is not a whole number from 0"),
     "missing input": (["run", "here.so", "--input", "none.npy"], "cannot read array file"),
     "input no array": (["run", "here.so", "--weight", "bad.npy"], "cannot read array file"),
@@ -290,7 +324,7 @@ def test_mistakes_end_with_an_error(run: Command, folder: Path, mistake: str) ->
     status, out, err = run(*words)
     assert (status, out) == (2, "")
     last = err.strip().splitlines()[-1]
-    assert re.match(r"tvm-directconv( \w+)?: error: ", last) and message in err
+    assert re.match(r"tvm-directconv( \w+)*: error: ", last) and message in err
     assert "Traceback" not in err
     assert sorted(folder.iterdir()) == before
 
@@ -793,14 +827,34 @@ def test_doctor_survives_a_tvm_that_cannot_be_imported() -> None:
     assert "ModuleNotFoundError" in rows["LLVM in TVM"]["found"]
 
 
+@pytest.mark.parametrize("columns", [120, 80, 60, 20])
+def test_doctor_keeps_to_the_terminal(
+    run: Command, folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    dc.device("native")
+    (folder / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = run("doctor")[1]
+    # A command that is longer than a line is not broken.
+    long = [line for line in out.splitlines() if len(line) > max(columns, 40)]
+    assert all(line.strip().startswith("apt install ") for line in long)
+    # What is to be pasted is on one line, and all is there.
+    assert "apt install gcc-aarch64-linux-gnu" in out
+    flat = " ".join(out.split())
+    for row in json.loads(run("doctor", "--format", "json")[1]):
+        for text in row.values() if columns >= 60 else [row["advice"]]:
+            assert str(text) in flat or isinstance(text, bool)
+
+
 def test_doctor_prints_without_rich(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     real = versions.installed
     monkeypatch.setattr(versions, "installed", lambda n: None if n == "rich" else real(n))
     monkeypatch.setitem(sys.modules, "rich", None)
     status, out, _ = run("doctor")
     assert status == 1
-    rows = {row["check"]: row for row in parsed(out, "markdown")}
-    assert (rows["rich"]["status"], rows["rich"]["advice"]) == ("missing", "pip install rich")
+    assert re.search("^missing  rich$", out, re.MULTILINE)
+    assert out.endswith("What to do\nrich: pip install rich\n")
 
 
 def test_doctor_tells_required_tools_from_others(
@@ -823,6 +877,71 @@ def test_doctor_tells_required_tools_from_others(
     for name in ("cross compiler for aarch64", "emulator for armv7l", "llvm-mca (cycle model)"):
         assert rows[name]["status"] == "missing" and rows[name]["advice"]
         assert rows[name]["required"] is False
+
+
+# --- Saying less and more -----------------------------------------------------------------------
+
+
+def test_quiet_commands_print_results_only(run: Command) -> None:
+    assert run("compile", SMALL, "-q", "-o", "a.so") == (0, "", "")
+    assert Path("a.so").is_file()
+    status, out, err = run("run", "a.so", "-q")
+    assert status == 0 and "max_error 0" in out and err == ""
+    status, _, err = run("run", "none.so", "-q")
+    assert status == 2 and "does not exist" in err
+    Path("logs").mkdir()
+    Path("logs/haswell.jsonl").write_text("damaged\n")
+    words = ("explain", SMALL, "--device", "haswell", "--logs", "logs")
+    assert "warning: " in run(*words)[2]
+    assert run(*words, "--quiet")[2] == ""
+    assert "nothing found" in run("logs", "show", SMALL, "--logs", "logs", "--device", "znver4")[2]
+
+
+def test_verbose_errors_say_where_they_come_from(run: Command) -> None:
+    status, _, err = run("explain", "vgg61")
+    assert status == 2 and "Traceback" not in err
+    status, _, verbose = run("explain", "vgg61", "-v")
+    assert status == 2 and verbose.startswith("Traceback") and verbose.endswith(err)
+
+
+def test_compile_and_run_have_json(run: Command) -> None:
+    status, out, err = run("compile", SMALL, OTHER, "-o", "all", "--format", "json")
+    assert (status, err) == (0, "")
+    one, other = json.loads(out)
+    assert (one["output"], one["workload"]) == (f"all/{SMALL}.so", SMALL)
+    assert one["bytes"] == Path(one["output"]).stat().st_size and one["seconds"] > 0
+    assert dc.Blocking.from_dict(one["blocking"]) == dc.load(one["output"]).blocking
+    assert other["name"] == "toy:first layer"
+    status, out, _ = run("run", one["output"], "--format", "json")
+    found = json.loads(out)
+    assert status == 0 and (found["workload"], found["max_error"]) == (SMALL, 0)
+    assert found["seconds"] > 0 and found["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (2.5e-9, "2.5 ns"),
+        (0.0000123, "12.3 µs"),
+        (0.018567, "18.6 ms"),
+        (0.99996, "1 s"),
+        (4.2, "4.2 s"),
+        (59.9, "59.9 s"),
+        (59.96, "1 min"),
+        (130, "2 min 10 s"),
+        (3599.6, "1 h"),
+        (3900, "1 h 5 min"),
+        (90061, "25 h 1 min"),
+    ],
+)
+def test_times_are_as_people_write_them(seconds: float, text: str) -> None:
+    assert _output.time_of(seconds) == text
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    values = {"a": [float("nan"), 1.5], "b": (float("inf"), {"c": -float("inf")})}
+    assert json.loads(_output.as_json(values)) == {"a": [None, 1.5], "b": [None, {"c": None}]}
 
 
 # --- Output -----------------------------------------------------------------------------------

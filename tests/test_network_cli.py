@@ -259,6 +259,20 @@ def test_tune_takes_the_convolutions_of_a_model(run: Command) -> None:
     assert run("run", "a.so", "--input", "x.npy", "--expect", "y.npy")[0] == 0
 
 
+def test_networks_are_compiled_and_run_with_json(run: Command) -> None:
+    status, out, err = run("compile", "net.onnx", "-o", "json.so", "--format", "json")
+    assert (status, err) == (0, "")
+    (made,) = json.loads(out)
+    manifest = dc.load_network("json.so").manifest
+    assert made["memory"] == manifest.memory() and made["bytes"] == Path("json.so").stat().st_size
+    assert [layer["kernel"] for layer in made["layers"]] == [x.kernel for x in manifest.layers]
+    status, out, _ = run("run", "json.so", "--format", "json")
+    found = json.loads(out)
+    assert status == 0 and found["max_error"] is None and found["seconds"] > 0
+    assert [port["name"] for port in found["outputs"]] == [p.name for p in manifest.outputs]
+    assert all(port["min"] <= port["max"] for port in found["outputs"])
+
+
 # --- Layers of models wherever convolutions are ------------------------------------------------
 
 

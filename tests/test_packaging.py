@@ -61,6 +61,7 @@ def test_a_wheel_from_the_sdist_works(tmp_path: Path) -> None:
         "tvm_directconv/deploy/counter.c",
         "tvm_directconv/deploy/runner.c",
         "tvm_directconv/deploy/tvm_example.cc",
+        "tvm_directconv/py.typed",
         "tvm_directconv/tuning_logs/__init__.py",
         "tvm_directconv/tuning_logs/some-device.jsonl",
     } <= names

@@ -20,7 +20,7 @@ from math import ceil, gcd
 from typing import Any
 
 from .device import Device
-from .errors import BlockingError
+from .errors import BlockingError, did_you_mean
 from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import MAX_ELEMENTS, ConvWorkload
@@ -136,7 +136,8 @@ class Blocking:
         for name in knobs:
             if name not in _KINDS:
                 raise BlockingError(
-                    f"blocking has an unknown knob {shown(name)}: expected {', '.join(_KINDS)}"
+                    f"blocking has an unknown knob {shown(name)}"
+                    f"{did_you_mean(name, _KINDS)}: expected {', '.join(_KINDS)}"
                 )
         if wrong := problem(knobs, _KINDS, optional=tuple(_KINDS)):
             raise BlockingError(f"blocking: {wrong}")

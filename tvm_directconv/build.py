@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,8 @@ from .errors import (
     DirectConvError,
     LibraryError,
     ScheduleError,
+    did_you_mean,
+    similar_file,
 )
 from .kinds import TEXT, THREADS, Kind, Table, printable, shown
 from .layout import (
@@ -662,13 +665,15 @@ def resolve_blocking(
     source = "user"
     if isinstance(blocking, str | Path):
         # What stands in a manifest, and is printed, has to be text.
-        source = f"file {printable(str(blocking))}"
+        path = str(blocking)
+        source = f"file {printable(path)}"
         try:
-            blocking = reading.json_object(blocking)
+            blocking = reading.json_object(path)
         except reading.Unreadable as error:
+            near = did_you_mean(path, ("auto", "model")) or similar_file(path)
             raise BlockingError(
-                f"blocking is {str(blocking)!r} ({error}): expected 'auto', 'model' or a JSON file "
-                "of knobs"
+                f"blocking is {path!r} ({error}): expected 'auto', 'model' or a JSON file of knobs"
+                + near
             ) from None
     if isinstance(blocking, dict):
         blocking = Blocking.from_dict(blocking.get("blocking", blocking))
@@ -778,8 +783,8 @@ def load(path: str | Path) -> CompiledConv:
     path = Path(path)
     if not os.path.isfile(path):
         raise LibraryError(
-            f"library {str(path)!r} does not exist: expected a .so that 'tvm-directconv compile' "
-            "or export() wrote"
+            f"library {str(path)!r} does not exist{similar_file(path)}: expected a .so that "
+            "'tvm-directconv compile' or export() wrote"
         )
     if path.suffix != ".so":
         raise LibraryError(
@@ -808,7 +813,7 @@ def library_bytes(path: Path) -> bytes:
         return reading.content(path, 2**30)
     except reading.Unreadable as error:
         raise LibraryError(
-            f"cannot read library {str(path)!r} ({error}): expected a .so that "
+            f"cannot read library {str(path)!r} ({error}){similar_file(path)}: expected a .so that "
             "'tvm-directconv compile' wrote"
         ) from None
 
@@ -834,8 +839,8 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
     """
     if reason := host_lacks(target):
         raise LibraryError(
-            f"cannot load {str(path)!r}, built for {device}: {reason}. Run it there, or here with "
-            "'tvm-directconv run --emulate'"
+            f"cannot load {str(path)!r}, built for {device}: {reason}. Run it there, or here with: "
+            f"tvm-directconv run --emulate {shlex.quote(str(path))}"
         )
     import tvm.runtime  # noqa: F401  Libraries get their parallel loops from it when they are loaded.
     import tvm_ffi

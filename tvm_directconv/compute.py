@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from .errors import WorkloadError
+from .errors import WorkloadError, did_you_mean
 from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
@@ -120,6 +120,7 @@ class Epilogue:
         if self.activation not in ACTIVATIONS:
             raise WorkloadError(
                 f"activation is {shown(self.activation)}: expected one of {', '.join(ACTIVATIONS)}"
+                f"{did_you_mean(self.activation, ACTIVATIONS)}"
             )
         if (self.slope and self.activation != "leaky_relu") or not isfinite(self.slope):
             raise WorkloadError(
@@ -148,6 +149,7 @@ class Epilogue:
                     f"epilogue is {text!r}, with {part.strip()!r}: expected bias, residual and one "
                     f"of {', '.join(ACTIVATIONS)}, each at most once, such as bias,relu; "
                     "leaky_relu with its slope, leaky_relu=0.1"
+                    f"{did_you_mean(name, ['bias', 'residual', *ACTIVATIONS])}"
                 )
         return cls(**found)
 

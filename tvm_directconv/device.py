@@ -6,7 +6,6 @@ keys. :func:`device` turns whatever a user may write into a :class:`Device`.
 """
 
 import contextlib
-import difflib
 import functools
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tvm_directconv import reading
-from tvm_directconv.errors import DeviceError
+from tvm_directconv.errors import DeviceError, did_you_mean
 from tvm_directconv.kinds import (
     FLAG,
     NAMES,
@@ -278,7 +277,7 @@ def _features(spec: Device) -> frozenset[str]:
         known = [str(cpu) for cpu in _llvm("llvm_get_cpu_archlist", _bare(spec.triple))]
         raise DeviceError(
             f"device {spec.name!r}: LLVM knows no mcpu {spec.mcpu!r} for {spec.triple!r}"
-            f"{_suggestion(spec.mcpu, known)}"
+            f"{did_you_mean(spec.mcpu, known)}"
         )
     from tvm.target import Target
 
@@ -320,11 +319,6 @@ def _platform(triple: str) -> tuple[str, str, str]:
     """Return what decides whether code runs: architecture, system and ABI, without the vendor."""
     parts = triple.lower().split("-")
     return _arch(triple), "linux" if "linux" in parts else "", parts[-1]
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 # --- Device files -------------------------------------------------------------------------------
@@ -419,8 +413,8 @@ def _read(path: "Traversable") -> _File:
     for key in keys:
         if key not in _KEYS:
             raise DeviceError(
-                f"device file {source}: unknown key {key!r}{_suggestion(key, _KEYS)}: expected one "
-                f"of {', '.join(_KEYS)}"
+                f"device file {source}: unknown key {key!r}{did_you_mean(key, _KEYS)}: expected "
+                f"one of {', '.join(_KEYS)}"
             )
     if wrong := problem(keys, _KEYS, optional=tuple(_KEYS)):
         raise DeviceError(f"device file {source}: {wrong}")
@@ -459,7 +453,7 @@ def _build(name: str, known: Mapping[str, _File]) -> Device:
         if parent not in known:
             raise DeviceError(
                 f"device file {last.source}: parent is {parent!r}, which does not exist"
-                f"{_suggestion(parent, known)}: expected one of {', '.join(known)}"
+                f"{did_you_mean(parent, known)}: expected one of {', '.join(known)}"
             )
         if parent in chain:
             raise DeviceError(
@@ -590,7 +584,7 @@ def device(spec: "Device | str | os.PathLike[str] | Mapping[str, object] | Targe
     if text in (list_tags() or {}):
         return _from_target(Target(text).export(), text)
     raise DeviceError(
-        f"unknown device {text!r}{_suggestion(text, _all_names())}: expected {_choices()}"
+        f"unknown device {text!r}{did_you_mean(text, _all_names())}: expected {_choices()}"
     )
 
 
@@ -637,7 +631,7 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
     for key in options:
         if key not in _TARGET_KEYS and not _TARGET_NOISE.fullmatch(key):
             raise DeviceError(
-                f"target {text!r}: cannot use {key!r}{_suggestion(key, _TARGET_KEYS)}: expected "
+                f"target {text!r}: cannot use {key!r}{did_you_mean(key, _TARGET_KEYS)}: expected "
                 f"{', '.join(_TARGET_KEYS)}. Put what else you need into a device file"
             )
     found = _device_of(value("mcpu"), value("mtriple"), text)
@@ -744,7 +738,7 @@ def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
     found = _named(mcpu)
     if found is None:
         raise DeviceError(
-            f"target {text!r}: no device serves mcpu {mcpu!r}{_suggestion(mcpu, _all_names())}, "
+            f"target {text!r}: no device serves mcpu {mcpu!r}{did_you_mean(mcpu, _all_names())}, "
             "and TVM silently compiles a name it does not know to code without FMA. Expected "
             f"{_choices()}"
         )

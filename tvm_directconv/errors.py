@@ -5,6 +5,52 @@ All of them derive from :class:`DirectConvError`, which the command line turns
 into ``error: ...`` and exit status 2.
 """
 
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 1, like: float = 0.6) -> str:
+    """Return what to put behind a name that is unknown: the nearest of those that are known.
+
+    Parameters
+    ----------
+    word : str
+        What was written.
+    known : iterable of str
+        What might have been meant.
+    most : int
+        How many of these to name.
+    like : float
+        How much alike they are, of 1 for equal ones.
+
+    Returns
+    -------
+    str
+        Empty if none is near.
+    """
+    if word.isdecimal():
+        return ""  # Numbers that look alike have nothing in common.
+    names = {name.lower(): name for name in reversed([*known])}
+    near = [repr(names[key]) for key in difflib.get_close_matches(word.lower(), names, most, like)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def similar_file(path: "str | os.PathLike[str]") -> str:
+    """Return the same for a file that does not exist: the nearest of its kind in its folder."""
+    wanted = Path(path)
+    try:
+        if wanted.exists():
+            return ""
+        names = [other.name for other in wanted.parent.iterdir()]
+        alike = {name for name in names if Path(name).suffix == wanted.suffix}
+        # An ending may be mistyped, too, but then nothing else.
+        alike |= {name for name in names if Path(name).stem == wanted.stem}
+        return did_you_mean(wanted.name, sorted(alike), like=0.8)  # Equal endings say little.
+    except (OSError, ValueError):  # ValueError: of what no path can have.
+        return ""
+
 
 class DirectConvError(Exception):
     """Base of every error this package raises on purpose."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import ArgumentError, BlockingError
+from .errors import ArgumentError, BlockingError, did_you_mean
 from .kinds import shown
 
 ALIGNMENT = 64
@@ -78,6 +78,7 @@ class ActivationLayout:
         ):
             raise BlockingError(
                 f"layout is {shown(self.name)}: expected NCHW, NHWC or NCHW<block>c such as NCHW16c"
+                + did_you_mean(self.name, ("NCHW", "NHWC", "NCHW4c", "NCHW8c", "NCHW16c"))
             )
 
     @classmethod

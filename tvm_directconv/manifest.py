@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__, reading, versions
-from .errors import LibraryError
+from .errors import LibraryError, similar_file
 from .kinds import DIGEST, NAMES, THREADS, Kind, Table, printable, problem, shown
 
 FORMAT = 1
@@ -70,8 +70,8 @@ def digest_of(library: str | os.PathLike[str]) -> str:
     except (OSError, reading.Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
         raise LibraryError(
-            f"cannot read library {os.fspath(library)!r} ({reason}): expected a .so that "
-            "'tvm-directconv compile' wrote"
+            f"cannot read library {os.fspath(library)!r} ({reason}){similar_file(library)}: "
+            "expected a .so that 'tvm-directconv compile' wrote"
         ) from None
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import struct
 import subprocess
@@ -249,9 +250,9 @@ def run_cc(
             )
             if process.returncode != 0:
                 raise ToolchainError(
-                    f"{' '.join(toolchain.cc)} failed to make {files.destination(output)} for "
+                    f"{shlex.join(toolchain.cc)} failed to make {files.destination(output)} for "
                     f"{toolchain.triple} (status {process.returncode}). It was run as\n"
-                    f"  {' '.join(process.args)}\nand said\n{process.stderr.strip()}"
+                    f"  {shlex.join(process.args)}\nand said\n{process.stderr.strip()}"
                 )
             if check:
                 check(draft)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import glob
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import reading
-from .errors import ModelError, WorkloadError
+from .errors import ModelError, WorkloadError, did_you_mean, similar_file
 from .kinds import shown
 
 if TYPE_CHECKING:
@@ -466,7 +465,7 @@ def _tokens(text: str) -> tuple[dict[str, int], str, int]:
                 raise WorkloadError(f"key {bare!r} {where} has no value; write {bare}N")
             raise WorkloadError(
                 f"unknown key {key!r} {where}; keys are {', '.join(_KEYS)}, n"
-                + _did_you_mean(key, _KEYS)
+                + did_you_mean(key, _KEYS, 3)
             )
         if not digits:
             raise WorkloadError(
@@ -720,7 +719,8 @@ def _layers_or_descriptor(
     chosen = [name for name in networks() if fnmatch.fnmatchcase(name, network)]
     if not chosen:
         raise WorkloadError(
-            f"unknown network {network!r}; {_expected()}" + _did_you_mean(network, networks())
+            f"unknown network {network!r}; {_expected()}"
+            + (did_you_mean(network, networks(), 3) or similar_file(network))
         )
     return _matching({name: _networks()[name] for name in chosen}, layer if colon else None)
 
@@ -737,7 +737,7 @@ def _matching(chosen: dict[str, list[ConvWorkload]], layer: str | None) -> list[
         raise WorkloadError(
             f"no layer of {', '.join(chosen)} matches {layer!r}; use a layer's name, {names[0]} to "
             f"{names[-1]}, a pattern such as {names[-1][:-1] + '*'!r}, or '*' for all"
-            + _did_you_mean(str(layer), names)
+            + did_you_mean(str(layer), names, 3)
         )
     return found
 
@@ -795,8 +795,3 @@ def _expected() -> str:
         f"expected a network ({', '.join(networks())}), NETWORK:LAYER, a model "
         f"({' or '.join(MODELS)}), MODEL:NUMBER, a descriptor such as {_EXAMPLE!r}, or @FILE"
     )
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), list(dict.fromkeys(known)))
-    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

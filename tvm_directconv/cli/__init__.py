@@ -4,10 +4,10 @@ Subcommands are imported when they are used, so that those that need no TVM do n
 """
 
 import argparse
-import difflib
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +16,10 @@ from typing import Any, TextIO
 
 from .. import __version__, versions
 from ..cache import CacheWarning
-from ..errors import DirectConvError, ModelWarning
+from ..errors import DirectConvError, ModelWarning, did_you_mean
 from ..logs import LogWarning
+from ._output import be_quiet
+from ._parser import Parser, add_verbosity, leaves
 
 _PROGRAM = "tvm-directconv"
 _WARNINGS = (LogWarning, CacheWarning, ModelWarning)
@@ -57,16 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # Names of files can be any bytes.
+    arguments = argparse.Namespace(verbose=False)
     try:
         try:
-            with _short_warnings():
-                return _run(_parse(sys.argv[1:] if argv is None else argv))
+            arguments = _parse(sys.argv[1:] if argv is None else argv)
+            be_quiet(arguments.quiet)
+            with _short_warnings(arguments.quiet):
+                return _run(arguments)
         finally:
             sys.stdout.flush()  # Here, where a closed pipe or a full disk can still be handled.
     except BrokenPipeError:
         _drop(sys.stdout)  # Whoever read it has seen enough.
         return 141
     except (DirectConvError, OSError) as error:
+        if arguments.verbose:
+            traceback.print_exc()
         _end(sys.stderr, f"{_PROGRAM}: error: {error}\n")
         _end(sys.stdout)
         return 2
@@ -96,11 +103,11 @@ def _open_streams() -> None:
 
 
 @contextmanager
-def _short_warnings() -> Iterator[None]:
+def _short_warnings(quiet: bool) -> Iterator[None]:
     """Print warnings of this package as errors are printed, without a line of code."""
     with warnings.catch_warnings():
         for category in _WARNINGS:
-            warnings.simplefilter("always", category)
+            warnings.simplefilter("ignore" if quiet else "always", category)
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
@@ -123,28 +130,29 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_PROGRAM,
         description="Direct convolutions without memory overhead, compiled by Apache TVM.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{_PROGRAM} {__version__}")
+    parser.add_argument("--version", action="version", version=f"{_PROGRAM} {_versions()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     # Before the subcommand there are only flags, so it is the first word that is none.
     chosen = next((word for word in words if not word.startswith("-")), None)
     for name, summary in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
-        )
-        command.add_argument(
-            "-v", "--verbose", action="store_true", help="say more: reasons, causes of errors"
-        )
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         if name == chosen:
             module = import_module(f"{__name__}.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
+            for leaf in leaves(command):
+                add_verbosity(leaf)
     if chosen is not None and chosen not in _COMMANDS:
-        near = difflib.get_close_matches(chosen, _COMMANDS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(chosen, _COMMANDS)
         parser.error(f"unknown command {chosen!r}{hint}: expected one of {', '.join(_COMMANDS)}")
     return parser.parse_args(words)
+
+
+def _versions() -> str:
+    """Return this package's version, and of what its code is made."""
+    found = (f"{name} {versions.installed(name) or 'missing'}" for name in versions.pins())
+    return f"{__version__} ({', '.join(found)})"

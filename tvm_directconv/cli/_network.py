@@ -14,7 +14,7 @@ from ..manifest import NETWORK, manifest_path, sort_of
 from ..network.network import Network, NetworkManifest, Port, load_network
 from ..reference import max_error
 from ._options import TOLERANCE
-from ._output import check_writable, render, save
+from ._output import as_json, check_writable, render, save, time_of
 
 _CALLS = 5
 _TOP = 5
@@ -105,19 +105,55 @@ def run_network(library: Path, args: argparse.Namespace) -> int:
     outputs, seconds, how = called
     if args.output:
         _write(args.output, manifest, outputs)
+    error = None
+    if expected is not None:
+        error = max(max_error(found, right) for found, right in zip(outputs, expected, strict=True))
+    right = error is None or error <= TOLERANCE
+    if args.format == "json":
+        found = {
+            "library": args.library,
+            "device": manifest.device,
+            "threads": manifest.threads,
+            "outputs": [
+                _summary(port, out) for port, out in zip(manifest.outputs, outputs, strict=True)
+            ],
+            **outcome(error, seconds, how),
+        }
+        print(as_json(found))
+        return 0 if right else 1
     print(f"{library} for {manifest.device}, {manifest.threads} thread(s)")
     for port, output in zip(manifest.outputs, outputs, strict=True):
-        print(f"{port}, {output.min():g} to {output.max():g}")
-        if output.ndim == 2 and len(output) == 1 and output.size > _TOP:
-            best = np.argsort(-output[0])[:_TOP]
-            print(render([{"index": int(i), "value": float(output[0, i])} for i in best], "table"))
-    print(f"seconds {seconds:.4g} ({how})")
-    if expected is None:
-        return 0
-    error = max(max_error(found, right) for found, right in zip(outputs, expected, strict=True))
-    right = error <= TOLERANCE
-    print(f"max_error {error:g}" + ("" if right else f", expected up to {TOLERANCE}"))
+        print(f"{port}, {output.min():g} to {output.max():g}" if output.size else f"{port}")
+        if best := _best(output):
+            print(render(best, "table"))
+    print(f"seconds {seconds:.4g} ({time_of(seconds)}, {how})")
+    if error is not None:
+        print(f"max_error {error:g}" + ("" if right else f", expected up to {TOLERANCE}"))
     return 0 if right else 1
+
+
+def outcome(error: float | None, seconds: float, how: str) -> dict[str, Any]:
+    """Return what JSON says at the end of a run."""
+    return {"max_error": error, "tolerance": TOLERANCE, "seconds": seconds, "measured": how}
+
+
+def _best(output: np.ndarray) -> list[dict[str, Any]]:
+    """Return the largest numbers of an output that is a list of scores."""
+    if output.ndim != 2 or len(output) != 1 or output.size <= _TOP:
+        return []
+    best = np.argsort(-output[0])[:_TOP]
+    return [{"index": int(i), "value": float(output[0, i])} for i in best]
+
+
+def _summary(port: Port, output: np.ndarray) -> dict[str, Any]:
+    return {
+        "name": port.name,
+        "shape": list(port.shape),
+        "dtype": port.dtype,
+        "min": float(output.min()) if output.size else None,
+        "max": float(output.max()) if output.size else None,
+        "largest": _best(output),
+    }
 
 
 def _called(network: Network, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], float, str]:

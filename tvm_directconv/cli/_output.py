@@ -4,11 +4,12 @@ import argparse
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
 from .. import files
 from ..errors import DirectConvError
@@ -21,9 +22,9 @@ _NARROWEST = 12
 _UNLIMITED = 1_000_000
 
 
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Add ``--format``."""
-    parser.add_argument("--format", choices=_FORMATS, default="table", help="default: table")
+def add_format(parser: argparse.ArgumentParser, forms: Sequence[str] = _FORMATS) -> None:
+    """Add ``--format``, the first of these by default."""
+    parser.add_argument("--format", choices=forms, default=forms[0], help=f"default: {forms[0]}")
 
 
 def for_people(form: str) -> bool:
@@ -92,6 +93,19 @@ class Lines:
         return "  ".join(cells).rstrip()
 
 
+def as_json(values: object) -> str:
+    """Return values as JSON has them; there is null for numbers that it does not have."""
+    return json.dumps(_finite(values), indent=2, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
 def write(text: str, output: str | None = None) -> None:
     """Write text and a newline to a file, or print it.
 
@@ -123,11 +137,44 @@ def save(output: str, write_to: Callable[[IO[bytes]], object]) -> None:
         write_to(file)
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Decide whether :func:`note` and :func:`status_line` print anything; by default they do."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Return whether only results and errors are printed."""
+    return _quiet
+
+
+def note(text: str) -> None:
+    """Tell on stderr what is no result."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 def status_line(text: str) -> None:
     """Rewrite the line that tells on a terminal what is going on; nothing to remove it."""
     # By hand: rich would redraw it in a thread, beside what may be a measurement.
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _quiet:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def time_of(seconds: float) -> str:
+    """Return a time as people write it: ``2 min 10 s``, ``4.2 s``, ``18.6 ms``."""
+    if seconds < 59.95:
+        for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+            if seconds >= size * 0.9995:
+                return f"{seconds / size:.3g} {unit}"
+        return f"{seconds / 1e-9:.3g} ns" if seconds else "0 s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (0 if hours else rest, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
 
 
 def check_writable(output: str) -> None:

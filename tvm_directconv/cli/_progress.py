@@ -1,6 +1,5 @@
 """What a tuner is doing: a live table on a terminal, plain lines elsewhere."""
 
-import sys
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ..tuning.tune import Layer, Tuner
+from ._output import is_quiet, note, time_of
 
 _EVERY = 16  # trials: without a terminal, a line when something happens or so many have passed.
 
@@ -24,7 +24,7 @@ class Progress:
         console = Console(stderr=True)
         self._live: Live | None = None
         self._said: dict[str, tuple[object, ...]] = {}
-        if console.is_terminal:
+        if console.is_terminal and not is_quiet():
             # Redrawn when a trial has ended, not by a thread: that would run beside the next one.
             self._live = Live(console=console, auto_refresh=False)
 
@@ -52,7 +52,7 @@ class Progress:
             if (layer.trials or layer.problem) and self._said.get(layer.name) != now:
                 self._said[layer.name] = now
                 facts = ", ".join(f"{key} {text}" for key, text in row(layer).items() if text)
-                print(f"[{_time(tuner.seconds)}] {facts}{_left(tuner)}", file=sys.stderr)
+                note(f"[{time_of(tuner.seconds)}] {facts}{_left(tuner)}")
 
 
 def row(layer: Layer) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def row(layer: Layer) -> dict[str, Any]:
 
 def _table(tuner: Tuner) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.caption = f"{_time(tuner.seconds)}{_left(tuner)}; log {tuner.log}"
+    table.caption = f"{time_of(tuner.seconds)}{_left(tuner)}; log {tuner.log}"
     rows = [row(layer) for layer in tuner.layers]
     for heading in rows[0]:
         words = heading in ("layer", "state")
@@ -84,10 +84,4 @@ def _table(tuner: Tuner) -> Table:
 
 def _left(tuner: Tuner) -> str:
     left = tuner.seconds_left
-    return "" if left is None else f", about {_time(left)} left"
-
-
-def _time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return "" if left is None else f", about {time_of(left)} left"

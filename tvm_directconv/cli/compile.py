@@ -4,8 +4,10 @@ import argparse
 import re
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..build import SUFFIXES, build
@@ -23,7 +25,7 @@ from ._options import (
     logs_of,
     workloads_of,
 )
-from ._output import render, status_line
+from ._output import add_format, as_json, render, status_line, time_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "otherwise a folder, made if need be, in which each gets a library of its name; "
         "with --emit c always a folder, after whose name the C function is called",
     )
+    add_format(parser, ("table", "json"))
 
 
 def _epilogue(text: str) -> Epilogue:
@@ -80,14 +83,19 @@ def _epilogue(text: str) -> Epilogue:
 def run(args: argparse.Namespace) -> int:
     """Compile and export; every library has its manifest beside it."""
     with logs_of(args):
-        if any(map(is_model, args.spec)):
-            _compile_model(args)
-        else:
-            _compile(args)
+        made = [_compile_model(args)] if any(map(is_model, args.spec)) else _compile(args)
+    if args.format == "json":
+        print(as_json(made))
     return 0
 
 
-def _compile_model(args: argparse.Namespace) -> None:
+def _tell(args: argparse.Namespace, text: str) -> None:
+    if args.format == "table" and not args.quiet:
+        print(text, flush=True)
+
+
+def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
+    """Compile a network; return what JSON says of it."""
     if len(args.spec) > 1:
         raise ModelError(
             f"{len(args.spec)} specs are given, {', '.join(args.spec)}: expected one model, which "
@@ -118,26 +126,37 @@ def _compile_model(args: argparse.Namespace) -> None:
         status_line("")
     seconds = time.perf_counter() - begin
     convolutions = [layer for layer in manifest.layers if layer.workload]
-    print(
-        f"{args.output}: {_size(Path(args.output)):,} bytes in {seconds:.2g} s, for "
+    size = _size(Path(args.output))
+    _tell(
+        args,
+        f"{args.output}: {size:,} bytes in {time_of(seconds)}, for "
         f"{manifest.device}, {len(manifest.layers)} steps with {len(convolutions)} convolutions, "
-        f"{manifest.reorders} reorders"
+        f"{manifest.reorders} reorders",
     )
     rows = [{"memory": name, "bytes": f"{size:,}"} for name, size in manifest.memory().items()]
     rows += [
         {"memory": "without sharing, the arena", "bytes": f"{manifest.unshared_bytes:,}"},
         {"memory": "what im2col would add", "bytes": f"{manifest.im2col_bytes:,}"},
     ]
-    print(render(rows, "table"))
-    print(f"check: {manifest.check}")
+    _tell(args, render(rows, "table"))
+    _tell(args, f"check: {manifest.check}")
+    return {
+        "output": args.output,
+        "bytes": size,
+        "seconds": seconds,
+        "memory": manifest.memory(),
+        **asdict(manifest),
+    }
 
 
-def _compile(args: argparse.Namespace) -> None:
+def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compile convolutions; return what JSON says of each."""
     if args.check is not None:
         raise ModelError(
             f"--{'' if args.check else 'no-'}check is given: expected a model to compile; 'run' "
             "compares a single convolution with its reference"
         )
+    made = []
     asked = workloads_of(args, args.device)
     output = Path(args.output)
     paths = (_folders if args.emit == "c" else _paths)(asked, output)
@@ -158,12 +177,28 @@ def _compile(args: argparse.Namespace) -> None:
                 conv.export_c(path)
             else:
                 conv.export(path)
-            print(
-                f"{path}: {_size(path):,} bytes in {conv.compile_seconds:.2g} s, {workload} "
-                f"for {conv.manifest.device}, blocking ({conv.manifest.blocking_source}) "
-                f"{conv.blocking}",
-                flush=True,
+            m, size, seconds = conv.manifest, _size(path), conv.compile_seconds or 0.0
+            _tell(
+                args,
+                f"{path}: {size:,} bytes in {time_of(seconds)}, {workload} for {m.device}, "
+                f"blocking ({m.blocking_source}) {m.blocking}",
             )
+            made.append(
+                {
+                    "output": str(path),
+                    "bytes": size,
+                    "seconds": seconds,
+                    "workload": str(workload),
+                    "name": workload.name,
+                    "device": m.device,
+                    "threads": m.threads,
+                    "blocking": m.blocking.to_dict(),
+                    "blocking_source": m.blocking_source,
+                    "symbol": m.symbol,
+                    "epilogue": m.epilogue.descriptor,
+                }
+            )
+    return made
 
 
 def _make(folder: Path, stack: ExitStack) -> None:

@@ -2,7 +2,10 @@
 
 import argparse
 import platform
+import re
+import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -13,6 +16,9 @@ from ..errors import DirectConvError, ToolchainError
 from ..toolchain import Toolchain, find_toolchain
 from ._output import add_format, render, write
 
+_NARROWEST = 40
+_COMMAND = re.compile(r"\b(?:pip|apt) install [^,;:]+")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _FOREIGN = ("aarch64", "armv7l")
 _ARCHITECTURES = ("x86_64", "aarch64", "arm")
 
@@ -35,12 +41,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything; status 1 if something is missing that is required."""
     checks = list(_checks())
-    # What is to be found missing must not be needed to say so.
-    form = args.format
-    if form == "table" and versions.installed("rich") is None:
-        form = "markdown"
-    write(render([asdict(check) for check in checks], form))
+    # What is to be found missing must not be needed to say so: a table would take rich.
+    if args.format == "table":
+        print(_text(checks))
+    else:
+        write(render([asdict(check) for check in checks], args.format))
     return 1 if any(check.required and check.status != "ok" for check in checks) else 0
+
+
+def _text(checks: list[_Check]) -> str:
+    """Return what people read: what was found, and below it what to do; as wide as the terminal."""
+    width = max(shutil.get_terminal_size().columns, _NARROWEST)
+    state = max(len(check.status) for check in checks)
+    name = min(max(len(check.check) for check in checks), width // 2)
+
+    def row(check: _Check) -> str:
+        begin = f"{check.status:{state}}  {check.check:{name}}  "
+        text = " ".join(filter(None, (check.found, "" if check.required else "(optional)")))
+        return _wrapped(text, width, begin, " " * (state + name + 4))
+
+    def advice(check: _Check) -> str:
+        return _wrapped(check.advice, width, f"{check.check}: ", "  ")
+
+    lines = [row(check) for check in checks]
+    if lacking := [advice(check) for check in checks if check.advice]:
+        lines += ["", "What to do", *lacking]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int, first: str, later: str) -> str:
+    # Commands are to be pasted: they stay on one line if they can.
+    joined = _COMMAND.sub(lambda found: found[0].replace(" ", _NO_BREAK), text)
+    lines = textwrap.wrap(
+        joined,
+        width,
+        initial_indent=first,
+        subsequent_indent=later,
+        break_on_hyphens=False,
+    )
+    return "\n".join(line.replace(_NO_BREAK, " ").rstrip() for line in lines or [first])
 
 
 def _checks() -> Iterator[_Check]:

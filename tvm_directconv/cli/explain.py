@@ -1,7 +1,6 @@
 """``tvm-directconv explain``."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ._options import (
     rate,
     workloads_of,
 )
-from ._output import Row, add_format, render, write
+from ._output import Row, add_format, as_json, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +106,7 @@ class _Found:
 
     def text(self, form: str) -> str:
         if form == "json":
-            return json.dumps(self._everything(), indent=2, allow_nan=False)
+            return as_json(self._everything())
         rows = [self._row(layer) for layer in self.layers]
         table = render(rows, form, [*map(self._for_people, rows)])
         if form == "csv":

@@ -1,13 +1,12 @@
 """``tvm-directconv report``."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ReportError
 from ._options import add_specs, positive, workloads_of
-from ._output import status_line
+from ._output import note, status_line
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
 
@@ -111,13 +110,13 @@ def _measure(folder: Path, args: argparse.Namespace) -> None:
 def _say_missing(reasons: Mapping[str, str]) -> None:
     """Say which contestants are not here, and how to get them."""
     for name, reason in reasons.items():
-        print(f"without {name}: {reason}", file=sys.stderr)
+        note(f"without {name}: {reason}")
 
 
 def _done(number: int, total: int, text: str) -> None:
     """Say how far it is; a terminal keeps the line while the next one says what is being done."""
     status_line("")
-    print(f"{number}/{total} {text}", file=sys.stderr, flush=True)
+    note(f"{number}/{total} {text}")
 
 
 def _names(text: str) -> list[str]:

@@ -15,11 +15,12 @@ from ..reference import conv2d_reference, epilogue_reference, max_error, random_
 from ._network import (
     add_network_arguments,
     is_network,
+    outcome,
     refuse_network_arguments,
     run_network,
 )
 from ._options import TOLERANCE, whole
-from ._output import check_writable, save
+from ._output import add_format, as_json, check_writable, save, time_of
 
 _CALLS = 5
 
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the C runner, under qemu if the library is for another processor",
     )
+    add_format(parser, ("table", "json"))
     add_network_arguments(parser)
 
 
@@ -84,10 +86,21 @@ def run(args: argparse.Namespace) -> int:
     error = max_error(y, epilogue_reference(sums, conv.manifest.epilogue, **plain))
     if args.output:
         save(args.output, lambda file: np.save(file, y))
+    right = error <= TOLERANCE
+    if args.format == "json":
+        found = {
+            "library": args.library,
+            "workload": str(workload),
+            "device": conv.manifest.device,
+            "threads": conv.manifest.threads,
+            **outcome(error, seconds, how),
+        }
+        print(as_json(found))
+        return 0 if right else 1
     print(f"{workload} for {conv.manifest.device}, {conv.manifest.threads} thread(s)")
-    print(f"max_error {error:g}" + ("" if error <= TOLERANCE else f", expected up to {TOLERANCE}"))
-    print(f"seconds {seconds:.4g} ({how})")
-    return 0 if error <= TOLERANCE else 1
+    print(f"max_error {error:g}" + ("" if right else f", expected up to {TOLERANCE}"))
+    print(f"seconds {seconds:.4g} ({time_of(seconds)}, {how})")
+    return 0 if right else 1
 
 
 def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -25,7 +24,7 @@ from ._options import (
     whole,
     workloads_of,
 )
-from ._output import Row, add_format, check_writable, for_people, render, write
+from ._output import Row, add_format, check_writable, for_people, note, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,15 +145,15 @@ def run(args: argparse.Namespace) -> int:
         bullet = "- " if args.format == "markdown" else ""
         text += "\n\n" + "\n".join(bullet + line.strip() for line in outcome.lines())
     write(text, args.output)
-    print(f"log: {tuner.log}", file=sys.stderr)
+    note(f"log: {tuner.log}")
     words = [layers[0].name]
     for name, sizes in args.input_shape:
         words += ["--input-shape", f"{name}:{','.join(map(str, sizes))}"]
     words += ["--device", args.device] if args.device != "native" else []
     words += ["--logs", args.logs] if args.logs else []
     spec = shlex.join(words)
-    print(f"look up: tvm-directconv logs show {spec} --all", file=sys.stderr)
-    print(f"         tvm-directconv explain {spec}", file=sys.stderr)
+    note(f"look up: tvm-directconv logs show {spec} --all")
+    note(f"         tvm-directconv explain {spec}")
     return 1 if any(layer.problem for layer in layers) else 0
 
 

@@ -1,12 +1,13 @@
 """ONNX files in, Relax out, with the sizes of inputs fixed."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import ModelError, similar_file
 
 Shapes = Mapping[str, Sequence[int]]
 """Input sizes, by the names of the inputs."""
@@ -91,7 +92,9 @@ def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tu
 
 def _read(path: Path, onnx: Any) -> Any:
     if not path.is_file():
-        raise ModelError(f"model {str(path)!r} does not exist: expected an ONNX file")
+        raise ModelError(
+            f"model {str(path)!r} does not exist{similar_file(path)}: expected an ONNX file"
+        )
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions.
@@ -215,7 +218,7 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
         example = ",".join(str(s) if isinstance(s, int) else "N" for s in open_inputs[0][1])
         raise ModelError(
             f"the model leaves sizes of inputs open: {listed}. Memory is planned when compiling: "
-            f"give them, as in --input-shape {open_inputs[0][0]}:{example}"
+            f"give them, as in --input-shape {shlex.quote(f'{open_inputs[0][0]}:{example}')}"
         )
 
 

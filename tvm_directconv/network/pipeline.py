@@ -8,7 +8,7 @@ from tvm import relax
 from ..blocking import check_threads
 from ..device import Device, check_target
 from ..device import device as find_device
-from ..errors import BlockingError
+from ..errors import BlockingError, did_you_mean
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
 from .kernels import compile_kernels
@@ -66,7 +66,7 @@ def passes(
     if blocking not in (None, "auto", "model"):
         raise BlockingError(
             f"blocking is {str(blocking)!r}: expected 'auto' or 'model', as a network has many "
-            "convolutions"
+            f"convolutions{did_you_mean(str(blocking), ['auto', 'model'])}"
         )
     target_device = find_device(device)
     return [

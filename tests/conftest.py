@@ -25,6 +25,7 @@ from tvm_directconv import (
     random_tensors,
     workloads,
 )
+from tvm_directconv.build import Manifest
 from tvm_directconv.cli import main
 from tvm_directconv.deploy.runner import RunReport, run_library
 from tvm_directconv.layout import aligned_zeros
@@ -158,6 +159,13 @@ def change_manifest(path: Path, **changes: Any) -> None:
     """Change a manifest as if it had been written so: its own digest is right."""
     found = json.loads(path.read_text())
     path.write_text(manifest.written({**found, **changes}, found["sha256"], indent=2))
+
+
+def described(found: Manifest, library: Path) -> Path:
+    """Write a manifest beside a library that it was not made for; return the library."""
+    text = manifest.written(found.to_dict(), manifest.digest_of(library), indent=2)
+    library.with_name(f"{library.name}.json").write_text(text)
+    return library
 
 
 @pytest.fixture(scope="session")

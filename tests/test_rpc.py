@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import described
 
 from tvm_directconv import ConvWorkload, device, logs
 from tvm_directconv.bench.compare import Comparison, Failure
@@ -172,12 +173,6 @@ def library_in_c(manifest: Manifest, body: str, path: Path) -> Path:
     toolchain = find_toolchain(NATIVE.triple)
     run_cc(["-shared", "-fPIC", str(source)], path, toolchain)
     return described(manifest, path)
-
-
-def described(manifest: Manifest, path: Path) -> Path:
-    found = manifest.to_dict(path.read_bytes())
-    path.with_name(path.name + ".json").write_text(json.dumps(found))
-    return path
 
 
 def copies(library: Path, count: int) -> list[Path]:
@@ -400,7 +395,7 @@ def test_all_boards_gone(farm: Farm, library: Path) -> None:
         assert isinstance(result, Failure) and result.kind == "rpc_lost", result
         assert re.search(
             r"no board is left: none was free within 1 s; the tracker at 127.0.0.1:\d+ knows no "
-            r"board with key 'gone': .* Start a server on each board with",
+            r"board with key 'gone': .* Start a server on each board",
             result.message,
         )
         farm.boards("gone", 1)

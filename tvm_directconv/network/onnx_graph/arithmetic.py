@@ -53,25 +53,6 @@ def binary_mean(graph: Graph, node: Node) -> str:
     return str(graph.emit("Div", graph.emit("Sum", *node.inputs), count))
 
 
-@rule("Split")
-def split(graph: Graph, node: Node) -> str | None:
-    """Give the sizes of the parts, of which the last one may be smaller."""
-    shape = graph.shape(node.inputs[0])
-    axis = node.get("axis") % len(shape)
-    count = node.attributes.pop("num_outputs", None)
-    if count is not None:
-        part = -(-shape[axis] // count)
-        sizes = [min(part, shape[axis] - at * part) for at in range(count)]
-        node.inputs = [node.inputs[0], graph.constant(sizes, np.int64)]
-    sizes = graph.value(node.inputs[1]).tolist()
-    if min(sizes) < 1 or sum(sizes) != shape[axis] or len(sizes) != len(node.outputs):
-        raise Refusal(
-            f"its {len(node.outputs)} outputs are of the sizes {sizes}: expected sizes from 1, of "
-            f"{shape[axis]} in all"
-        )
-    return node.inputs[0] if len(sizes) == 1 else None
-
-
 def _of_two(operator: Any) -> Any:
     def convert(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
         return reduce(lambda x, y: builder.normalize(operator(x, y)), inputs)

@@ -400,7 +400,7 @@ def test_all_boards_gone(farm: Farm, library: Path) -> None:
         assert isinstance(result, Failure) and result.kind == "rpc_lost", result
         assert re.search(
             r"no board is left: none was free within 1 s; the tracker at 127.0.0.1:\d+ knows no "
-            r"board with key 'gone': .* Start a server on each board with",
+            r"board with key 'gone': .* Start a server on each board, ",
             result.message,
         )
         farm.boards("gone", 1)

@@ -158,7 +158,7 @@ def run_exact(
 def change_manifest(path: Path, **changes: Any) -> None:
     """Change a manifest as if it had been written so: its own digest is right."""
     found = json.loads(path.read_text())
-    path.write_text(manifest.written({**found, **changes}, found["sha256"], indent=2))
+    path.write_text(json.dumps(manifest.completed({**found, **changes}, found["sha256"])))
 
 
 def described(found: Manifest, library: Path) -> Path:

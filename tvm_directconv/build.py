@@ -1,6 +1,7 @@
 """Workload, device and blocking in, a compiled convolution out; export and load it."""
 
 import hashlib
+import json
 import os
 import shlex
 import time
@@ -128,8 +129,11 @@ class Manifest:
         """Shape of the bias: blocks of output channels, channels in a block."""
         return (self.output_shape[1], self.output_shape[-1])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is written beside the library, but for what all manifests say."""
+    def to_dict(self, library: bytes) -> dict[str, Any]:
+        """Return what is written beside the library with these bytes."""
+        return manifests.completed(self._values(), hashlib.sha256(library).hexdigest())
+
+    def _values(self) -> dict[str, Any]:
         return {
             "workload": str(self.workload),
             "name": self.workload.name,
@@ -172,7 +176,7 @@ class Manifest:
             raise LibraryError(
                 f"{path} is no manifest of a compiled convolution ({error}): export it again"
             ) from None
-        for key, value in manifest.to_dict().items():
+        for key, value in manifest._values().items():
             if value != found[key]:
                 raise LibraryError(
                     f"{path} is no manifest of a compiled convolution ({key} is "
@@ -434,7 +438,7 @@ class CompiledConv:
                 code.write_bytes(object_code(self._module))
             else:
                 link_module(self._module, code, find_toolchain(self.manifest.target["mtriple"]))
-            found = manifests.written(self.manifest.to_dict(), manifests.digest_of(code), indent=2)
+            found = json.dumps(self.manifest.to_dict(code.read_bytes()), indent=2) + "\n"
             text.write_text(found, encoding="utf-8")
             files.place({code: path, text: beside})
         return path

@@ -75,8 +75,8 @@ def digest_of(library: str | os.PathLike[str]) -> str:
         ) from None
 
 
-def written(values: Mapping[str, Any], digest: str, indent: int) -> str:
-    """Return a manifest as it is written.
+def completed(values: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """Return a manifest with what all of them say.
 
     Parameters
     ----------
@@ -84,12 +84,10 @@ def written(values: Mapping[str, Any], digest: str, indent: int) -> str:
         What it says.
     digest : str
         :func:`digest_of` the library.
-    indent : int
-        Spaces.
     """
     about = {"tvm-directconv": __version__, **versions.pins()}
     whole = {"format": FORMAT, **values, "versions": about, "sha256": digest}
-    return json.dumps({**whole, _SEAL: _seal(whole)}, indent=indent, allow_nan=False) + "\n"
+    return {**whole, _SEAL: _seal(whole)}
 
 
 def read(path: Path, digest: str, sort: Sort, table: Table) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Networks: a model to a library, and the library to results."""
 
+import json
 import os
 import threading
 import warnings
@@ -235,9 +236,9 @@ class NetworkManifest:
         """Return where every byte of a run is, in bytes."""
         return memory_of(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is written beside the library, but for what all manifests say."""
-        return {"kind": manifests.NETWORK_KIND, **asdict(self)}
+    def to_dict(self, digest: str) -> dict[str, Any]:
+        """Return what is written beside the library with this SHA-256."""
+        return manifests.completed({"kind": manifests.NETWORK_KIND, **asdict(self)}, digest)
 
     @classmethod
     def read(cls, library: Path) -> "NetworkManifest":
@@ -407,7 +408,7 @@ def compile_network(
         link_network(program, objects, library, toolchain)
         del program, objects  # The weights are in the library now.
         manifest = replace(manifest, check=checking(library, manifest))
-        found = manifests.written(manifest.to_dict(), manifests.digest_of(library), indent=1)
+        found = json.dumps(manifest.to_dict(manifests.digest_of(library)), indent=1) + "\n"
         text.write_text(found, encoding="utf-8")
         files.place({library: output, text: beside})
     return manifest

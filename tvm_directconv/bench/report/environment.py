@@ -26,6 +26,7 @@ from ...kinds import (
     is_text,
     is_whole,
     or_null,
+    printable,
     problem,
     shown,
 )
@@ -196,7 +197,9 @@ def begin(
 
 def _said(value: object) -> str:
     if isinstance(value, dict):
-        value = ", ".join(f"{name} {version}" for name, version in value.items())
+        return ", ".join(
+            f"{printable(name)} {printable(said)[:40]}" for name, said in value.items()
+        )
     return shown(value)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from .. import files, versions
 from .. import manifest as manifests
 from ..build import BoundCall, load_library
+from ..denormals import FLUSH, MODE, checked_mode
 from ..device import Device
 from ..errors import ArgumentError, DirectConvError, LibraryError, ModelError
 from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_text, is_whole, or_null
@@ -102,6 +103,7 @@ _KINDS: Table = {
     "weight_bytes": COUNT,
     "im2col_bytes": COUNT,
     "reorders": COUNT,
+    "denormals": MODE,
     "layers": [
         {
             "kernel": TEXT,
@@ -140,6 +142,8 @@ class NetworkManifest:
         Kernels that only change layouts.
     layers : tuple of Layer
         The steps, in order.
+    denormals : str
+        ``flush`` if they count as zeros, ``keep`` if not.
     """
 
     device: str
@@ -153,6 +157,7 @@ class NetworkManifest:
     im2col_bytes: int
     reorders: int
     layers: tuple[Layer, ...]
+    denormals: str = FLUSH
 
     def memory(self) -> dict[str, int]:
         """Return where every byte of a run is, in bytes."""
@@ -199,6 +204,7 @@ def compile_network(
     progress: Callable[[int, int], None] | None = None,
     emit: str = "library",
     input_values: Mapping[str, Any] | None = None,
+    denormals: str = FLUSH,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -226,6 +232,9 @@ def compile_network(
         C runtime, a Makefile and an example. It takes no C compiler to make it.
     input_values : mapping, optional
         Values of inputs by name, which are constants then: such as those that choose a branch.
+    denormals : str
+        ``flush``: numbers below 2^-126 count as zeros, in constants and while the network runs, as
+        processors can take a hundred times as long for them; ``keep``: they are computed with.
 
     Returns
     -------
@@ -238,6 +247,8 @@ def compile_network(
         If the model cannot be read, or has what cannot be compiled.
     DeviceError, LibraryError, ToolchainError
         If the device is unknown, the output cannot be written, or there is no compiler for it.
+    ArgumentError
+        If `denormals` is none of the two.
     """
     versions.check()
     from ..device import device as find_device
@@ -249,6 +260,7 @@ def compile_network(
     from .program import COPY, conv_attributes_of, program_of
 
     output = Path(output)
+    checked_mode(denormals)
     if emit not in ("library", "c"):
         raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
     target = find_device(device)
@@ -265,9 +277,9 @@ def compile_network(
     module = import_model(model, input_shapes, input_values)
 
     def lowered(module: Any) -> Any:
-        for transform in passes(target, threads, blocking):
+        for transform in passes(target, threads, blocking, denormals):
             module = transform(module)
-        return program_of(module, target)
+        return program_of(module, target, denormals)
 
     try:
         program = lowered(module)
@@ -315,6 +327,7 @@ def compile_network(
         im2col_bytes=max(buffers),
         reorders=program.reorders,
         layers=tuple(layers),
+        denormals=denormals,
     )
     if emit == "library":
         beside = manifest_path(output)

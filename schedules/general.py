@@ -4,12 +4,11 @@ None of it computes much. What counts is that memory is gone through once: eleme
 are inlined into their readers, reductions are computed where they are read, rows are vectors.
 """
 
-import math
-from math import prod
+from math import inf, prod
 from typing import Any
 
-import numpy as np
 import tvm_ffi
+from tvm.ir.expr import Call
 from tvm.s_tir.schedule import ScheduleError
 
 from .partial_sums import sum_in_parts
@@ -40,7 +39,6 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     """
     from tvm import IRModule, s_tir
 
-    func = _with_infinite_limits(func)
     sch = s_tir.Schedule(IRModule({"main": func}))
     alone = func.body.block.name_hint != "root"
     if alone or any(not sch.get(block).writes for block in _blocks(sch)):
@@ -48,7 +46,7 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     _inline(sch)
     whole = sch.mod["main"]
     in_parts = sum_in_parts(whole, lanes)
-    sch = s_tir.Schedule(IRModule({"main": in_parts}))
+    sch = s_tir.Schedule(IRModule({"main": _from_infinity(in_parts)}))
     blocks = _blocks(sch)
     *earlier, last = blocks
     outer = _spatial(sch, last)
@@ -72,38 +70,6 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
     return _with_scratch(sch.mod["main"], len(outer))
 
 
-def _with_infinite_limits(func: Any) -> Any:
-    """Let the search for the greatest or least element begin at infinity.
-
-    TVM begins at the largest finite number, which then is the result where all are infinite.
-    """
-    from tvm import s_tir, tirx
-    from tvm.tirx import FloatImm
-
-    def infinite(number: Any) -> Any:
-        dtype = str(number.ty.dtype)
-        if dtype not in ("float32", "float64") or abs(number.value) < np.finfo(dtype).max:
-            return number
-        return tirx.const(math.copysign(math.inf, number.value), dtype)
-
-    def begun(block: Any) -> Any:
-        if block.init is None:
-            return block
-        return s_tir.SBlock(
-            block.iter_vars,
-            block.reads,
-            block.writes,
-            block.name_hint,
-            block.body,
-            tvm_ffi.structural_map(block.init, (FloatImm, infinite)),
-            block.alloc_buffers,
-            block.match_buffers,
-            block.annotations,
-        )
-
-    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, begun)))
-
-
 def _opaque(func: Any, threads: int) -> Any:
     """Return a function that TVM has written as loops already, which tell nothing of what they do.
 
@@ -118,6 +84,47 @@ def _opaque(func: Any, threads: int) -> Any:
 
     body = tvm_ffi.structural_map(func.body, (tirx.For, serial))
     return _with_scratch(func.with_body(body), 0)
+
+
+def _from_infinity(func: Any) -> Any:
+    """Let maxima begin with minus infinity, minima with infinity, and padding likewise.
+
+    TVM has them begin with the least or the greatest finite number, which is in the result then
+    where all elements are infinite.
+    """
+    from tvm import s_tir, tirx
+
+    def begun(block: Any) -> Any:
+        store = block.body
+        if block.init is None or not isinstance(store.value, tirx.Max | tirx.Min):
+            return block
+        if store.value.ty.dtype not in ("float32", "float64"):
+            return block
+        dtype = str(store.value.ty.dtype)
+        begin = tirx.const(-inf if isinstance(store.value, tirx.Max) else inf, dtype)
+        finite = block.init.value
+
+        def padded(call: Any) -> Any:
+            *others, last = call.args
+            if getattr(call.op, "name", "") != "prim.if_then_else" or not (
+                isinstance(last, tirx.FloatImm) and last.value == finite.value
+            ):
+                return call
+            return tirx.if_then_else(*others, begin)
+
+        return s_tir.SBlock(
+            block.iter_vars,
+            block.reads,
+            block.writes,
+            block.name_hint,
+            tvm_ffi.structural_map(store, (Call, padded)),
+            tirx.BufferStore(block.init.buffer, begin, block.init.indices),
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlock, begun)))
 
 
 def _with_scratch(func: Any, depth: int) -> Any:

@@ -17,6 +17,7 @@ from . import files, logs, pool, reading, versions
 from . import manifest as manifests
 from .blocking import Blocking
 from .compute import Epilogue
+from .denormals import FLUSH, MODE, checked_mode, flushed
 from .device import Device, host_lacks
 from .device import device as find_device
 from .errors import (
@@ -61,6 +62,7 @@ _KINDS: Table = {
     "weight": _TENSOR,
     "output": _TENSOR,
     "epilogue": {},
+    "denormals": MODE,
 }
 
 
@@ -87,6 +89,8 @@ class Manifest:
     input_layout : ActivationLayout
     epilogue : Epilogue
         What becomes of the outputs before they are stored; of nothing by default.
+    denormals : str
+        ``flush`` if they count as zeros, ``keep`` if not.
     """
 
     workload: ConvWorkload
@@ -98,6 +102,7 @@ class Manifest:
     symbol: str
     input_layout: ActivationLayout
     epilogue: Epilogue = field(default_factory=Epilogue)
+    denormals: str = FLUSH
 
     @property
     def weight_layout(self) -> WeightLayout:
@@ -147,6 +152,7 @@ class Manifest:
             "weight": {"layout": str(self.weight_layout), "shape": [*self.weight_shape]},
             "output": {"layout": str(self.output_layout), "shape": [*self.output_shape]},
             "epilogue": asdict(self.epilogue),
+            "denormals": self.denormals,
         }
 
     @classmethod
@@ -171,6 +177,7 @@ class Manifest:
                 symbol=found["symbol"],
                 input_layout=ActivationLayout(found["input"]["layout"]),
                 epilogue=Epilogue(**found["epilogue"]),
+                denormals=found["denormals"],
             )
         except (DirectConvError, TypeError) as error:
             raise LibraryError(
@@ -235,19 +242,18 @@ class CompiledConv:
         )
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
-        """Copy plain OIHW weights into the layout of :meth:`run`.
+        """Copy plain OIHW weights into the layout of :meth:`run`, without denormals.
 
         Raises
         ------
         ArgumentError
             If they are no float32 array of the workload's shape.
         """
-        return self.manifest.weight_layout.pack(
-            checked_plain("the weight", weight, self.workload.weight_shape, "OIHW")
-        )
+        checked_plain("the weight", weight, self.workload.weight_shape, "OIHW")
+        return self.manifest.weight_layout.pack(flushed(weight, self.manifest.denormals))
 
     def pack_bias(self, bias: np.ndarray) -> np.ndarray:
-        """Copy a bias, one number for each output channel, into the layout of :meth:`run`.
+        """Copy a bias, one number for each output channel, as :meth:`pack_weight` does.
 
         Raises
         ------
@@ -256,7 +262,7 @@ class CompiledConv:
         """
         channels = self.workload.out_channels
         checked_plain("the bias", bias, (channels,), "a number for each output channel")
-        return pack_channels(bias, self.manifest.bias_shape[-1])
+        return pack_channels(flushed(bias, self.manifest.denormals), self.manifest.bias_shape[-1])
 
     def pack_residual(self, residual: np.ndarray) -> np.ndarray:
         """Copy a plain NCHW tensor of the output's shape into the layout of :meth:`run`.
@@ -698,6 +704,7 @@ def build(
     input_layout: str | None = None,
     schedule: str | Path | None = None,
     epilogue: Epilogue | None = None,
+    denormals: str = FLUSH,
 ) -> CompiledConv:
     """Compile a convolution.
 
@@ -719,6 +726,9 @@ def build(
         A Python file with a schedule to use instead of the device's.
     epilogue : Epilogue, optional
         Bias, residual and activation, applied before an output is stored.
+    denormals : str
+        ``flush``: numbers below 2^-126 count as zeros, as processors can take a hundred times as
+        long for them; ``keep``: they are computed with.
 
     Returns
     -------
@@ -732,9 +742,12 @@ def build(
         If the blocking or layout cannot be used.
     DeviceError, ScheduleError
         If device or schedule cannot be used.
+    ArgumentError
+        If `denormals` is none of the two.
     """
     versions.check()
-    from tvm import tirx
+    checked_mode(denormals)
+    from tvm import IRModule, tirx
 
     from . import lowering
 
@@ -750,7 +763,11 @@ def build(
     chosen, source = resolve_blocking(blocking, workload, target_device, threads, layout)
     begin = time.perf_counter()
     sch = scheduled(workload, target_device, chosen, threads, layout, schedule, epilogue)
-    module = tirx.build(sch.mod, target_device.target(threads), pipeline=lowering.PIPELINE)
+    symbol = symbol_of(workload, epilogue)
+    function = sch.mod[symbol].with_attr(lowering.DENORMALS, denormals)
+    module = tirx.build(
+        IRModule({symbol: function}), target_device.target(threads), pipeline=lowering.PIPELINE
+    )
     seconds = time.perf_counter() - begin
     manifest = Manifest(
         workload=workload,
@@ -759,9 +776,10 @@ def build(
         threads=threads,
         blocking=chosen,
         blocking_source=source,
-        symbol=symbol_of(workload, epilogue),
+        symbol=symbol,
         input_layout=layout,
         epilogue=epilogue or Epilogue(),
+        denormals=denormals,
     )
     return CompiledConv(manifest, module, seconds)
 

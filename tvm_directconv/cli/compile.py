@@ -12,6 +12,7 @@ from typing import Any
 from .. import files
 from ..build import SUFFIXES, build
 from ..compute import ACTIVATIONS, Epilogue
+from ..denormals import FLUSH, MODES
 from ..errors import LibraryError, ModelError, WorkloadError
 from ..workload import ConvWorkload, is_model
 from ._options import (
@@ -42,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PARTS",
         help="what becomes of outputs before they are stored: bias, residual and an activation, "
         f"such as bias,relu or bias,leaky_relu=0.1; activations: {', '.join(ACTIVATIONS)}",
+    )
+    parser.add_argument(
+        "--denormals",
+        choices=MODES,
+        default=FLUSH,
+        help="numbers below 2^-126, for which processors can take a hundred times as long: flush "
+        "has them count as zeros, keep computes with them; default: flush",
     )
     parser.add_argument(
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"
@@ -120,6 +128,7 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
             progress=lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
             emit=args.emit,
             check=args.check,
+            denormals=args.denormals,
             **inputs_of(args),
         )
     finally:
@@ -172,6 +181,7 @@ def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
                 input_layout=args.input_layout,
                 schedule=args.schedule,
                 epilogue=args.epilogue,
+                denormals=args.denormals,
             )
             if args.emit == "c":
                 conv.export_c(path)

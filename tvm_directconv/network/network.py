@@ -17,6 +17,7 @@ import numpy as np
 from .. import files, versions
 from .. import manifest as manifests
 from ..build import BoundCall, load_library
+from ..denormals import FLUSH, MODE, checked_mode
 from ..device import Device
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, similar_file
 from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null
@@ -119,6 +120,7 @@ _KINDS: Table = {
     "weight_bytes": COUNT,
     "im2col_bytes": COUNT,
     "reorders": COUNT,
+    "denormals": MODE,
     "layers": [
         {
             "kernel": TEXT,
@@ -210,6 +212,8 @@ class NetworkManifest:
         Those that general code computes, the largest first.
     check : Check
         What came out when the library was run beside another implementation of the model.
+    denormals : str
+        ``flush`` if they count as zeros, ``keep`` if not.
     """
 
     device: str
@@ -226,6 +230,7 @@ class NetworkManifest:
     multiply_adds: int
     unscheduled: tuple[Unscheduled, ...]
     check: Check
+    denormals: str = FLUSH
 
     @property
     def unscheduled_share(self) -> float:
@@ -277,6 +282,7 @@ def compile_network(
     emit: str = "library",
     input_values: Mapping[str, Any] | None = None,
     check: bool | None = None,
+    denormals: str = FLUSH,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -309,6 +315,9 @@ def compile_network(
         before it is put in place. If not given, that is done where the reference is installed and
         the code runs here; if True, also in an emulator, and it is an error if it cannot be done.
         What came out, or why nothing did, is in the manifest.
+    denormals : str
+        ``flush``: numbers below 2^-126 count as zeros, in constants and while the network runs, as
+        processors can take a hundred times as long for them; ``keep``: they are computed with.
 
     Returns
     -------
@@ -328,6 +337,8 @@ def compile_network(
     DeviceError, LibraryError, ToolchainError
         If the device is unknown, the output cannot be written, there is no compiler for it, or the
         library is wrong.
+    ArgumentError
+        If `denormals` is none of the two.
     """
     versions.check()
     from ..device import device as find_device
@@ -338,6 +349,7 @@ def compile_network(
     from .program import COPY, conv_attributes_of
 
     output = Path(output)
+    checked_mode(denormals)
     if emit not in ("library", "c"):
         raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
     target = find_device(device)
@@ -351,7 +363,9 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    program, precision = plan(model, target, threads, blocking, input_shapes, input_values)
+    program, precision = plan(
+        model, target, threads, blocking, input_shapes, input_values, denormals
+    )
     objects = compile_kernels(program.kernels, target, threads, progress)
     layers, buffers = [], [0]
     for step in program.steps:
@@ -389,6 +403,7 @@ def compile_network(
         multiply_adds=program.multiply_adds,
         unscheduled=program.unscheduled,
         check=Check(note="that comes next"),
+        denormals=denormals,
     )
     if manifest.unscheduled:
         warnings.warn(ModelWarning(_said(manifest)), stacklevel=2)
@@ -436,21 +451,19 @@ def plan(
     blocking: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
+    denormals: str = FLUSH,
 ) -> tuple[Any, str]:
     """Return the :class:`~.program.Program` of a model, and the coarsest type that it computes in.
 
     Parameters and errors are those of :func:`compile_network`.
     """
-    from .pipeline import passes
-    from .program import program_of
+    from .pipeline import planned
     from .rewriter import coarsest_type, compiling
 
     module = import_model(model, input_shapes, input_values)
 
     def lowered(module: Any) -> Any:
-        for transform in passes(device, threads, blocking):
-            module = transform(module)
-        return program_of(module, device)
+        return planned(module, device, threads, blocking, denormals)
 
     try:
         with compiling("the network"):

@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from ..blocking import check_threads
+from ..denormals import FLUSH, checked_mode
 from ..device import Device, check_target
 from ..device import device as find_device
 from ..errors import BlockingError, did_you_mean
@@ -43,7 +44,10 @@ def _first_passes(device: Device) -> list[Any]:
 
 
 def passes(
-    device: Device | str = "native", threads: int = 1, blocking: str | None = None
+    device: Device | str = "native",
+    threads: int = 1,
+    blocking: str | None = None,
+    denormals: str = FLUSH,
 ) -> list[Any]:
     """Return the passes, in order.
 
@@ -56,12 +60,17 @@ def passes(
     blocking : str, optional
         ``model`` for the analytical model's block sizes; if not given, those of tuning logs where
         there are any.
+    denormals : str
+        ``flush`` or ``keep``; see :mod:`tvm_directconv.denormals`.
 
     Raises
     ------
     BlockingError
         If threads or blocking cannot be used.
+    ArgumentError
+        If `denormals` is none of the two.
     """
+    checked_mode(denormals)
     check_threads(threads)
     if blocking not in (None, "auto", "model"):
         raise BlockingError(
@@ -77,17 +86,21 @@ def passes(
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
-        schedule_kernels(target_device, threads),
+        schedule_kernels(target_device, threads, denormals),
     ]
 
 
 def planned(
-    module: tvm.IRModule, device: Device, threads: int = 1, blocking: str | None = None
+    module: tvm.IRModule,
+    device: Device,
+    threads: int = 1,
+    blocking: str | None = None,
+    denormals: str = FLUSH,
 ) -> Program:
     """Return the program of an imported network; parameters as for :func:`passes`."""
-    for transform in passes(device, threads, blocking):
+    for transform in passes(device, threads, blocking, denormals):
         module = transform(module)
-    return program_of(module, device)
+    return program_of(module, device, denormals)
 
 
 def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
@@ -111,7 +124,10 @@ def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
 
 @relax.register_pipeline(NAME)
 def pipeline(
-    device: Device | str | None = None, threads: int = 1, blocking: str | None = None
+    device: Device | str | None = None,
+    threads: int = 1,
+    blocking: str | None = None,
+    denormals: str = FLUSH,
 ) -> Any:
     """Return the pass from a network to what :func:`tvm.relax.build` has only to link.
 
@@ -123,7 +139,7 @@ def pipeline(
     device : Device or str, optional
         For which processor; if not given, for that of the current target, failing that for this
         machine's.
-    threads, blocking
+    threads, blocking, denormals
         As for :func:`passes`.
     """
 
@@ -134,7 +150,7 @@ def pipeline(
             check_target(target, found)
         toolchain = find_toolchain(found.triple)
         module = prepared(module)
-        program = planned(module, found, threads, blocking)
+        program = planned(module, found, threads, blocking, denormals)
         objects = compile_kernels(program.kernels, found, threads)
         return vm_module(program, objects, toolchain, found.target(threads), module[MAIN])
 

@@ -6,7 +6,7 @@ that do not live at the same time share places in one arena.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir.expr import GlobalVar
 
+from ..denormals import FLUSH, flushed
 from ..device import Device
 from ..errors import ModelError
 from ..layout import ALIGNMENT
@@ -353,7 +354,7 @@ def _share(values: list[_Value]) -> int:
     return end
 
 
-def program_of(module: Any, device: Device) -> Program:
+def program_of(module: Any, device: Device, denormals: str = FLUSH) -> Program:
     """Return the program of a network of scheduled kernels.
 
     Parameters
@@ -362,11 +363,14 @@ def program_of(module: Any, device: Device) -> Program:
         What the pipeline of :mod:`tvm_directconv.network.pipeline` returns.
     device : Device
         What it was scheduled for.
+    denormals : str
+        What becomes of those among its constants; see :mod:`tvm_directconv.denormals`.
     """
     assert MAIN in {variable.name_hint for variable in module.functions}
     # Kernels read and write whole vectors, where these begin.
     vector = 4 * max(vector.lanes for vector in device.vectors)
-    return _Reader(module, vector).program()
+    program = _Reader(module, vector).program()
+    return replace(program, weights=[flushed(array, denormals) for array in program.weights])
 
 
 def conv_attributes_of(kernel: Any) -> ConvAttributes | None:

@@ -7,11 +7,12 @@ from tvm.tirx import PrimFunc
 
 from ...build import scheduled
 from ...device import Device
+from ...lowering import DENORMALS
 from ...registry import general_schedule
 from ..operators import KERNEL, ConvAttributes
 
 
-def schedule_kernels(device: Device, threads: int) -> Any:
+def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
     """Return the pass that schedules every kernel of a module.
 
     Parameters
@@ -20,6 +21,8 @@ def schedule_kernels(device: Device, threads: int) -> Any:
         For which processor.
     threads : int
         1 for serial kernels.
+    denormals : str
+        What becomes of them; see :mod:`tvm_directconv.denormals`.
     """
     schedule_general = general_schedule()
     lanes = max(vector.lanes for vector in device.vectors)
@@ -31,6 +34,8 @@ def schedule_kernels(device: Device, threads: int) -> Any:
                 function = _convolution(function, device, threads)
             elif isinstance(function, PrimFunc):
                 function = schedule_general(function, lanes, threads)
+            if isinstance(function, PrimFunc):
+                function = function.with_attr(DENORMALS, denormals)
             functions[variable] = function
         return tvm.IRModule(functions)
 

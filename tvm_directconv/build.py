@@ -840,7 +840,7 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
     import tvm.runtime  # noqa: F401  Libraries get their parallel loops from it when they are loaded.
     import tvm_ffi
 
-    with files.explained(path, LibraryError), files.scratch() as folder:
+    with files.scratch() as folder:
         # A name of plain characters: TVM takes no others.
         link = folder / "library.so"
         link.symlink_to(path.resolve())

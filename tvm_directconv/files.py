@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .errors import DirectConvError
+from .errors import DirectConvError, ToolchainError
 
 _PREFIX = ".tvm_directconv-"
 
@@ -33,11 +33,20 @@ def scratch(parent: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If it cannot be made.
+        If it cannot be made in `parent`.
+    ToolchainError
+        If there is no folder for temporary files.
     """
-    where = Path(parent if parent is not None else tempfile.gettempdir())
-    _remove_abandoned(where)
-    folder, lock = _locked_folder(where)
+    if parent is not None:
+        folder, lock = _locked_folder(Path(parent))
+    else:
+        try:
+            folder, lock = _locked_folder(Path(tempfile.gettempdir()))
+        except OSError as error:
+            raise ToolchainError(
+                f"no folder for temporary files can be written ({error.strerror}): set TMPDIR to "
+                "one that you may write to, with space left"
+            ) from None
     process = os.getpid()
     try:
         yield folder
@@ -49,6 +58,7 @@ def scratch(parent: str | os.PathLike[str] | None = None) -> Iterator[Path]:
 
 
 def _locked_folder(where: Path) -> tuple[Path, int]:
+    _remove_abandoned(where)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=where))
         # Before it is locked, another process may take it for an abandoned one.

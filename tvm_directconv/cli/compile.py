@@ -3,9 +3,11 @@
 import argparse
 import re
 import time
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
+from .. import files
 from ..build import SUFFIXES, build
 from ..compute import ACTIVATIONS, Epilogue
 from ..errors import LibraryError, ModelError, WorkloadError
@@ -123,31 +125,46 @@ def _compile_model(args: argparse.Namespace) -> None:
 
 def _compile(args: argparse.Namespace) -> None:
     asked = workloads_of(args, args.device)
-    paths = _folders if args.emit == "c" else _paths
-    for workload, path in zip(asked, paths(asked, Path(args.output)), strict=True):
-        conv = build(
-            workload,
-            args.device,
-            threads=args.threads,
-            blocking=args.blocking,
-            input_layout=args.input_layout,
-            schedule=args.schedule,
-            epilogue=args.epilogue,
-        )
-        if args.emit == "c":
-            conv.export_c(path)
-        else:
-            conv.export(path)
-        print(
-            f"{path}: {_size(path):,} bytes in {conv.compile_seconds:.2g} s, {workload} "
-            f"for {conv.manifest.device}, blocking ({conv.manifest.blocking_source}) "
-            f"{conv.blocking}",
-            flush=True,
-        )
+    output = Path(args.output)
+    paths = (_folders if args.emit == "c" else _paths)(asked, output)
+    with ExitStack() as stack:
+        if paths != [output]:
+            _make(output, stack)
+        for workload, path in zip(asked, paths, strict=True):
+            conv = build(
+                workload,
+                args.device,
+                threads=args.threads,
+                blocking=args.blocking,
+                input_layout=args.input_layout,
+                schedule=args.schedule,
+                epilogue=args.epilogue,
+            )
+            if args.emit == "c":
+                conv.export_c(path)
+            else:
+                conv.export(path)
+            print(
+                f"{path}: {_size(path):,} bytes in {conv.compile_seconds:.2g} s, {workload} "
+                f"for {conv.manifest.device}, blocking ({conv.manifest.blocking_source}) "
+                f"{conv.blocking}",
+                flush=True,
+            )
+
+
+def _make(folder: Path, stack: ExitStack) -> None:
+    """Make a folder, which goes again if there is an error before anything is in it."""
+    try:
+        stack.enter_context(files.new_folder(folder))
+    except OSError as error:
+        raise LibraryError(
+            f"cannot make folder {str(folder)!r} ({error.strerror}): expected a folder, "
+            "or a name that is free"
+        ) from None
 
 
 def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
-    """Return where each convolution goes, having made the folder."""
+    """Return where each convolution goes."""
     is_file = output.suffix in SUFFIXES
     if is_file and len(asked) > 1:
         raise LibraryError(
@@ -180,14 +197,7 @@ def _folders(asked: list[ConvWorkload], output: Path) -> list[Path]:
 
 
 def _named(asked: list[ConvWorkload], output: Path, suffix: str) -> list[Path]:
-    """Make a folder, and return a path in it for each convolution."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LibraryError(
-            f"cannot make folder {str(output)!r} ({error.strerror}): expected a folder, "
-            "or a name that is free"
-        ) from None
+    """Return a path in a folder for each convolution."""
     paths: list[Path] = []
     for workload in asked:
         stem = re.sub(r"[^\w.-]", "_", workload.name) or str(workload)

@@ -224,7 +224,8 @@ def run_library(
         tensors = []
         for index, array in enumerate(inputs):
             file = scratch / f"in{index}"
-            array.tofile(file)
+            with files.explained(file, ToolchainError):
+                array.tofile(file)
             tensors.append(tensor_argument("in", file, array.shape))
         written = [scratch / f"out{index}" for index in range(len(output_shapes))]
         tensors += [

@@ -104,8 +104,16 @@ def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
             files.explained(path, LibraryError),
         ):
             files.write(path, "")
+    with (
+        files.scratch(tmp_path) as scratch,
+        pytest.raises(LibraryError, match=rf"cannot write '{tmp_path}/x' \(No space left"),
+        files.explained(scratch / "x", LibraryError),
+    ):
+        files.write("/dev/full", "x")
     with pytest.raises(OSError, match="No such file"):
         files.check_writable(tmp_path / "nowhere" / "file")
+    with pytest.raises(OSError, match="Is a directory"):
+        files.check_writable(tmp_path)
     files.check_writable(tmp_path / "file")
     assert not list(tmp_path.iterdir())
 

@@ -85,6 +85,13 @@ def _remove_abandoned(where: Path) -> None:
                 os.close(lock)
 
 
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Return what a file in a :func:`scratch` is to become, for messages; others stay."""
+    draft = Path(path)
+    is_draft = draft.parent.name.startswith(_PREFIX)
+    return draft.parent.parent / draft.name if is_draft else draft
+
+
 def place(drafts: Mapping[Path, Path]) -> None:
     """Put finished files in their places, all of them or none.
 
@@ -152,13 +159,13 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     OSError
         If it cannot be written.
     """
-    destination = Path(os.path.realpath(path))
-    is_device = destination.exists() and not destination.is_file()
+    target = Path(os.path.realpath(path))
+    is_device = target.exists() and not target.is_file()
     # Nothing is made beside a device or a pipe.
-    with scratch(None if is_device else destination.parent) as folder:
-        draft = folder / destination.name
+    with scratch(None if is_device else target.parent) as folder:
+        draft = folder / target.name
         yield draft
-        place({draft: destination})
+        place({draft: target})
 
 
 def write(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -223,9 +230,10 @@ def explained(
     try:
         yield
     except OSError as found:
+        name = os.fspath(destination(path))
         wanted = "a folder that" if into else "a file in a folder that exists and that"
         raise error(
-            f"cannot write {'into ' if into else ''}{os.fspath(path)!r} "
+            f"cannot write {'into ' if into else ''}{name!r} "
             f"({found.strerror or found}): expected {wanted} you may write to, with space left"
         ) from None
 
@@ -238,9 +246,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     OSError
         With the reason.
     """
-    destination = Path(os.path.realpath(path))
-    if destination.exists() and not destination.is_file():
-        os.close(os.open(destination, os.O_WRONLY))
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        # Not opened: a pipe would end for its reader as soon as it is closed.
+        if not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
     else:
-        with scratch(destination.parent) as folder:
-            (folder / destination.name).touch()
+        with scratch(target.parent) as folder:
+            (folder / target.name).touch()

@@ -249,14 +249,16 @@ def run_cc(
             )
             if process.returncode != 0:
                 raise ToolchainError(
-                    f"{' '.join(toolchain.cc)} failed to make {output} for {toolchain.triple} "
-                    f"(status {process.returncode}). It was run as\n"
+                    f"{' '.join(toolchain.cc)} failed to make {files.destination(output)} for "
+                    f"{toolchain.triple} (status {process.returncode}). It was run as\n"
                     f"  {' '.join(process.args)}\nand said\n{process.stderr.strip()}"
                 )
             if check:
                 check(draft)
     except OSError as error:
-        raise ToolchainError(f"cannot make {output} with {toolchain.cc[0]}: {error}") from error
+        raise ToolchainError(
+            f"cannot make {files.destination(output)} with {toolchain.cc[0]}: {error}"
+        ) from error
 
 
 def link_shared(
@@ -299,8 +301,8 @@ def _check_resolved(library: Path, output: str | Path) -> None:
     ]
     if missing:
         raise ToolchainError(
-            f"cannot make {output}: no object file and no library of the system defines "
-            f"{', '.join(missing[:5])}"
+            f"cannot make {files.destination(output)}: no object file and no library of the system "
+            f"defines {', '.join(missing[:5])}"
             + (f" and {len(missing) - 5} more" if missing[5:] else "")
             + ". Expected object files that call each other, the C library and TVM's runtime only"
         )

@@ -56,6 +56,7 @@ KEYS = (
     "includes",
     "seconds",
     "peak_gflops",
+    "clock_gflops",
     "extra_bytes",
     "max_error",
     "compile_seconds",

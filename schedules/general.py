@@ -4,9 +4,10 @@ None of it computes much. What counts is that memory is gone through once: eleme
 are inlined into their readers, reductions are computed where they are read, rows are vectors.
 """
 
-from math import inf, prod
+from math import copysign, inf, prod
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 from tvm.ir.expr import Call
 from tvm.s_tir.schedule import ScheduleError
@@ -89,36 +90,38 @@ def _opaque(func: Any, threads: int) -> Any:
 def _from_infinity(func: Any) -> Any:
     """Let maxima begin with minus infinity, minima with infinity, and padding likewise.
 
-    TVM has them begin with the least or the greatest finite number, which is in the result then
-    where all elements are infinite.
+    TVM has them, and searches for their places, begin with the least or the greatest finite number,
+    which is in the result then where all elements are infinite.
     """
     from tvm import s_tir, tirx
 
+    def infinite(number: Any) -> Any:
+        dtype = str(number.ty.dtype)
+        if dtype not in ("float32", "float64") or abs(number.value) < np.finfo(dtype).max:
+            return number
+        return tirx.const(copysign(inf, number.value), dtype)
+
+    def padded(call: Any) -> Any:
+        *others, last = call.args
+        if getattr(call.op, "name", "") != "prim.if_then_else" or not (
+            isinstance(last, tirx.FloatImm)
+        ):
+            return call
+        return tirx.if_then_else(*others, infinite(last))
+
     def begun(block: Any) -> Any:
-        store = block.body
-        if block.init is None or not isinstance(store.value, tirx.Max | tirx.Min):
+        if block.init is None:
             return block
-        if store.value.ty.dtype not in ("float32", "float64"):
-            return block
-        dtype = str(store.value.ty.dtype)
-        begin = tirx.const(-inf if isinstance(store.value, tirx.Max) else inf, dtype)
-        finite = block.init.value
-
-        def padded(call: Any) -> Any:
-            *others, last = call.args
-            if getattr(call.op, "name", "") != "prim.if_then_else" or not (
-                isinstance(last, tirx.FloatImm) and last.value == finite.value
-            ):
-                return call
-            return tirx.if_then_else(*others, begin)
-
+        body = block.body
+        if isinstance(getattr(body, "value", None), tirx.Max | tirx.Min):
+            body = tvm_ffi.structural_map(body, (Call, padded))
         return s_tir.SBlock(
             block.iter_vars,
             block.reads,
             block.writes,
             block.name_hint,
-            tvm_ffi.structural_map(store, (Call, padded)),
-            tirx.BufferStore(block.init.buffer, begin, block.init.indices),
+            body,
+            tvm_ffi.structural_map(block.init, (tirx.FloatImm, infinite)),
             block.alloc_buffers,
             block.match_buffers,
             block.annotations,

@@ -163,7 +163,7 @@ def change_manifest(path: Path, **changes: Any) -> None:
 
 def described(found: Manifest, library: Path) -> Path:
     """Write a manifest beside a library that it was not made for; return the library."""
-    text = manifest.written(found.to_dict(), manifest.digest_of(library), indent=2)
+    text = json.dumps(found.to_dict(library.read_bytes()), indent=2)
     library.with_name(f"{library.name}.json").write_text(text)
     return library
 

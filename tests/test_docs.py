@@ -52,6 +52,7 @@ NOT_FOLLOWED = (
     ["scripts/test"],
     ["pip", "install", "."],
     ["python", "-m", "tvm.exec.rpc_tracker"],
+    ["python", "-m", "tvm.exec.rpc_server"],
     ["ssh", "-L", "9090:127.0.0.1:9090"],
 )
 

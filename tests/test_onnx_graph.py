@@ -881,14 +881,6 @@ def test_results_whose_shape_depends_on_data(tmp_path: Path) -> None:
         assert f"{name}: the shape of its result depends on data" in said
 
 
-def test_operators_without_kernels_are_named(tmp_path: Path) -> None:
-    g = Graph(x=(2, 30))
-    count = g.constant([3], dtype=np.int64)
-    values, places = g.node("TopK", g.node("Relu", "x"), count, outputs=2)
-    said = refusal(g.model(values, places), tmp_path)
-    assert said.startswith("TopK (topk1) cannot be compiled: the network has a topk")
-
-
 def test_parts(tmp_path: Path) -> None:
     g = Graph(x=(2, 7, 3))
     outputs = g.node("Split", "x", outputs=3, axis=1, num_outputs=3)

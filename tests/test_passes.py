@@ -164,7 +164,6 @@ def test_transposed_convolutions_without_overlap_are_convolutions(
     [
         {"strides": [1, 1]},
         {"strides": [2, 2], "pads": [1, 1, 1, 1]},
-        {"strides": [3, 3], "output_padding": [1, 1]},
         {"strides": [3, 3], "dilations": [2, 2]},
         {"strides": [3, 3], "group": 2},
         {"strides": [3, 3], "pads": [1, 0, 0, 2]},

@@ -384,7 +384,7 @@ class Graph:
         if self._computed(node, wanted):
             return
         self.types |= wanted
-        if self._is_empty(node):
+        if node.kind not in _WINDOWS and self._is_empty(node):
             return
         for index in _DECIDING.get(node.kind, ()):
             if name := node.input(index):
@@ -612,6 +612,10 @@ _LIKE_THEIR_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
 
 _NEVER_COMPUTED = ("AveragePool", "GRU", "LRN", "LSTM", "MaxPool", "RNN", "Resize", "Upsample")
 """Operators of which onnx's own reference is wrong in places; the results of rules are used."""
+
+
+_WINDOWS = ("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool")
+"""Operators whose results are empty only where a window is larger than its input: an error."""
 
 
 def shape_in(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:

@@ -428,7 +428,7 @@ def test_more_contestants_are_measured_beside_ours(tmp_path: Path, quick: None) 
     [
         ("cpu", "Other 1/2", "has rows of cpu 'Other 1/2', here it is"),
         ("device", "board", "has rows of device 'board', here it is"),
-        ("versions", {"tvm-directconv": "0.0.1"}, "rows of versions 'tvm-directconv 0.0.1', here"),
+        ("versions", {"tvm-directconv": "0.0.1"}, "rows of versions tvm-directconv 0.0.1, here"),
         ("cores", None, None),
     ],
 )

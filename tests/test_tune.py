@@ -876,7 +876,7 @@ def test_tune_and_use_what_was_found(
     assert row["seconds_p50"] > 0 and row["of_peak"] > 0 and row["over_model"] >= 1
     assert "<svg" in plot.read_text()
     log = folder / f"{NATIVE.name}.jsonl"
-    assert f"log: {log}" in err and re.search(r"\[0:\d\d\] layer .*, trials 6, .*decided", err)
+    assert f"log: {log}" in err and re.search(r"\[[\d.]+ s\] layer .*, trials 6, .*decided", err)
     records = logs.read(log)
     assert [r.chosen for r in records].index(True) == len(records) - 1 >= 6
     assert {r.measured_by for r in records} == {"local"} and len({r.seed for r in records}) == 1

@@ -917,7 +917,7 @@ def test_times_have_units(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--trails", "6"], ["unrecognized arguments: --trails 6"]),
+        (["--trails", "6"], ["did you mean '--trials'"]),
         (["--strategy", "genetic"], ["invalid choice: 'genetic'", "evolutionary"]),
         (["--trials", "0"], ["--trials", "'0' is not a whole number from 1"]),
         (["--trials", "many"], ["--trials", "'many' is not a whole number from 1"]),

@@ -101,20 +101,24 @@ def _from_infinity(func: Any) -> Any:
             return number
         return tirx.const(copysign(inf, number.value), dtype)
 
-    def padded(call: Any) -> Any:
-        *others, last = call.args
-        if getattr(call.op, "name", "") != "prim.if_then_else" or not (
-            isinstance(last, tirx.FloatImm)
-        ):
-            return call
-        return tirx.if_then_else(*others, infinite(last))
-
     def begun(block: Any) -> Any:
         if block.init is None:
             return block
         body = block.body
         if isinstance(getattr(body, "value", None), tirx.Max | tirx.Min):
-            body = tvm_ffi.structural_map(body, (Call, padded))
+            finite = block.init.value
+
+            def padded(call: Any) -> Any:
+                *others, last = call.args
+                # Other numbers, the largest finite one of the other sign among them, are data.
+                if getattr(call.op, "name", "") != "prim.if_then_else" or not (
+                    isinstance(last, tirx.FloatImm) and last.value == finite.value
+                ):
+                    return call
+                return tirx.if_then_else(*others, infinite(last))
+
+            if isinstance(finite, tirx.FloatImm):
+                body = tvm_ffi.structural_map(body, (Call, padded))
         return s_tir.SBlock(
             block.iter_vars,
             block.reads,

@@ -20,6 +20,7 @@ from onnx_models import (
     random_inputs,
     saved,
 )
+from tvm import relax
 
 from tvm_directconv.errors import ModelError
 from tvm_directconv.network.network import compile_network
@@ -879,6 +880,17 @@ def test_results_whose_shape_depends_on_data(tmp_path: Path) -> None:
     said = refusal(model, tmp_path)
     for name in ("NonZero (nonzero1)", "NonMaxSuppression (nonmaxsuppression0)"):
         assert f"{name}: the shape of its result depends on data" in said
+
+
+def test_operators_without_kernels_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM sorts on GPUs only, and no rule leaves it a node that it has to sort for."""
+    sort = relax.op.sort
+    monkeypatch.setitem(convert.CONVERTERS, "Softsign", lambda _, inputs, *__: sort(inputs[0]))
+    g = Graph(x=(2, 30))
+    said = refusal(g.model(g.node("Softsign", g.node("Relu", "x"))), tmp_path)
+    assert said.startswith("Softsign (softsign1) cannot be compiled: the network has a sort")
 
 
 def test_parts(tmp_path: Path) -> None:

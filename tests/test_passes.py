@@ -159,6 +159,15 @@ def test_transposed_convolutions_without_overlap_are_convolutions(
     assert workload.out_channels == channels[1] * kernel[0] * kernel[1]
 
 
+def test_rows_that_only_an_output_has_are_no_overlap(tmp_path: Path) -> None:
+    g = Graph(x=(1, 4, 4, 5))
+    weight = g.integers(4, 6, 3, 3)
+    y = g.node("ConvTranspose", "x", weight, strides=[3, 3], output_padding=[1, 1])
+    network = assert_like_onnxruntime(g.model(y), tmp_path)
+    ((workload, _),) = convolutions(network)
+    assert workload.out_channels == 6 * 3 * 3
+
+
 @pytest.mark.parametrize(
     "attributes",
     [

@@ -51,11 +51,11 @@ class Progress:
             now = (layer.trials // _EVERY, layer.chosen is not None, layer.problem)
             if (layer.trials or layer.problem) and self._said.get(layer.name) != now:
                 self._said[layer.name] = now
-                facts = ", ".join(f"{key} {text}" for key, text in row(layer).items() if text)
+                facts = ", ".join(f"{key} {text}" for key, text in _row(layer).items() if text)
                 note(f"[{time_of(tuner.seconds)}] {facts}{_left(tuner)}")
 
 
-def row(layer: Layer) -> dict[str, Any]:
+def _row(layer: Layer) -> dict[str, Any]:
     """Return what is known of a layer, for people."""
     record = layer.record
     seconds = record.seconds_p50 if record else None
@@ -73,7 +73,7 @@ def row(layer: Layer) -> dict[str, Any]:
 def _table(tuner: Tuner) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.caption = f"{time_of(tuner.seconds)}{_left(tuner)}; log {tuner.log}"
-    rows = [row(layer) for layer in tuner.layers]
+    rows = [_row(layer) for layer in tuner.layers]
     for heading in rows[0]:
         words = heading in ("layer", "state")
         table.add_column(heading, justify="left" if words else "right", overflow="fold")

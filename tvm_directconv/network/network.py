@@ -469,10 +469,11 @@ def plan(
         with compiling("the network"):
             return lowered(module), coarsest_type(module)
     except ModelError as error:
-        cause = error.__cause__
-        if not isinstance(cause, Exception) or not _is_onnx(model):
+        if not _is_onnx(model):
             raise
         from .onnx_import import onnx_failure
+
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
 
         raise onnx_failure(model, input_shapes, input_values, lowered, cause) from cause
 

@@ -15,14 +15,14 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tvm_directconv import Device, DirectConvError, compile_network, device, max_error
 from tvm_directconv.bench.models import model
 from tvm_directconv.cli._network import read_arrays
-from tvm_directconv.cli._options import TOLERANCE, add_input_shape, positive
+from tvm_directconv.cli._options import TOLERANCE, add_inputs, inputs_of, positive
 from tvm_directconv.cli._output import render, status_line
 from tvm_directconv.device import cpu_of
 from tvm_directconv.network.network import NetworkManifest, Port
@@ -223,7 +223,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help=".npy file, or .npz with several inputs by name; default: random",
     )
-    add_input_shape(parser)
+    add_inputs(parser)
     parser.add_argument(
         "--folder",
         metavar="REMOTE",
@@ -273,7 +273,7 @@ def main(words: Sequence[str]) -> int:
 
     threads = args.threads or (target.cores if board else EMULATED_THREADS)
     say(f"Compiling for {target.name}, {threads} thread(s), into {folder}")
-    manifest = compiled(path, folder, target, threads, dict(args.input_shape))
+    manifest = compiled(path, folder, target, threads, inputs_of(args))
     inputs = values(manifest.inputs, args.input)
 
     programs = build(folder, "" if board else "-DRUNS=1", board.glibc if board else None)
@@ -314,7 +314,7 @@ def random_model() -> Path:
 
 
 def compiled(
-    path: Path, folder: Path, target: Device, threads: int, shapes: dict[str, list[int]]
+    path: Path, folder: Path, target: Device, threads: int, inputs: dict[str, Any]
 ) -> NetworkManifest:
     """Write the folder with C."""
     try:
@@ -323,10 +323,10 @@ def compiled(
             folder,
             target,
             threads,
-            shapes,
             progress=lambda done, total: status_line(f"compiling kernel {done + 1}/{total}"),
             emit="c",
             check=False,  # It is compared on the board.
+            **inputs,
         )
     finally:
         status_line("")

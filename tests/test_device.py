@@ -408,7 +408,9 @@ def test_a_users_file_must_not_take_a_name(tmp_path):
 def test_a_users_file_that_is_not_text(tmp_path):
     path = tmp_path / "my-board.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DeviceError, match="it is not UTF-8 text"):
+    with pytest.raises(
+        DeviceError, match="cannot be read .'utf-8' codec can't decode.*expected a TOML file"
+    ):
         device(path)
     with pytest.raises(DeviceError, match="cannot be read"):
         device(board(tmp_path, "", "x.toml").parent / "folder.toml")

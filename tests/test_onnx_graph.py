@@ -882,6 +882,14 @@ def test_results_whose_shape_depends_on_data(tmp_path: Path) -> None:
         assert f"{name}: the shape of its result depends on data" in said
 
 
+def test_constants_of_any_size_may_be_nodes(tmp_path: Path) -> None:
+    g = Graph(x=(1, 16, 5, 6))
+    values = np.random.default_rng(0).integers(-3, 4, (24, 16, 3, 3)).astype(np.float32)
+    weight = g.node("Constant", value=numpy_helper.from_array(values))
+    network = assert_like_onnxruntime(g.model(g.node("Conv", "x", weight)), tmp_path)
+    assert [bool(layer.workload) for layer in network.manifest.layers].count(True) == 1
+
+
 def test_operators_without_kernels_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

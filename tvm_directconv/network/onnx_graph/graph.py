@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from math import prod
+from math import inf, prod
 from pkgutil import iter_modules
 from typing import Any
 
@@ -461,8 +461,10 @@ class Graph:
             return False
         if any(name and name not in self.known for name in node.inputs):
             return False
+        # Constants are there already, whatever their size.
+        most = inf if node.kind == "Constant" else _SMALL
         shapes = [shape_in(types.get(name)) for name in filter(None, node.outputs)]
-        if any(shape is not None and prod(shape) > _SMALL for shape in shapes):
+        if any(shape is not None and prod(shape) > most for shape in shapes):
             return False
         inputs = {name: self.known[name] for name in node.inputs if name}
         alone = helper.make_model(
@@ -480,7 +482,7 @@ class Graph:
             return False
         if any(not isinstance(value, np.ndarray | np.generic) for value in outputs):
             return False
-        if any(np.size(value) > _SMALL for value in outputs):
+        if any(np.size(value) > most for value in outputs):
             return False
         for name, value in zip(filter(None, node.outputs), outputs, strict=True):
             self.set_known(name, np.asarray(value))

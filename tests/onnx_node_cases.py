@@ -270,7 +270,7 @@ def _linked(networks: Sequence[_Network], folder: Path) -> Any:
 
 
 def _compared(case: Case, found: Outcome, network: _Network, library: Any) -> Outcome:
-    from tvm_directconv.network.network import Network, NetworkManifest
+    from tvm_directconv.network.network import Check, Network, NetworkManifest
 
     program = network.program
     main = library[f"main{network.source.parent.name}"]
@@ -286,6 +286,9 @@ def _compared(case: Case, found: Outcome, network: _Network, library: Any) -> Ou
         im2col_bytes=0,
         reorders=0,
         layers=(),
+        multiply_adds=0,
+        unscheduled=(),
+        check=Check(note="the case is compared here"),
     )
     try:
         results = Network(manifest, {"main": main, "profile": main}).run(*network.inputs)

@@ -443,7 +443,7 @@ class Graph:
             found = onnx.shape_inference.infer_node_outputs(
                 schema,
                 replace(node, attributes=defaults | node.attributes).to_proto(),
-                types | {new: self.types[old] for new, old in node.scope.items() if old in types},
+                types,
                 values,
                 opset_imports=[helper.make_opsetid("", node.version)],
             )
@@ -534,7 +534,10 @@ class Graph:
     def _check(self, node: Node, wanted: Mapping[str, onnx.TypeProto]) -> None:
         """Refuse a node of which a rule has made something else than ONNX says."""
         for name, kind in wanted.items():
-            result = self.types[self._resolved(name)] if name else kind
+            found = self._resolved(name)
+            if found in self._unknown:  # A node that the rule has added is refused.
+                continue
+            result = self.types[found] if name else kind
             if (shape := shape_in(kind)) is None:
                 continue
             types = result.tensor_type.elem_type, kind.tensor_type.elem_type

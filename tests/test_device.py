@@ -408,7 +408,7 @@ def test_a_users_file_must_not_take_a_name(tmp_path):
 def test_a_users_file_that_is_not_text(tmp_path):
     path = tmp_path / "my-board.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DeviceError, match=r"cannot be read \('utf-8' codec.*expected a TOML"):
+    with pytest.raises(DeviceError, match=r"it is not UTF-8 text.*expected a TOML file"):
         device(path)
     with pytest.raises(DeviceError, match="cannot be read"):
         device(board(tmp_path, "", "x.toml").parent / "folder.toml")

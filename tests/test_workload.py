@@ -430,7 +430,7 @@ def test_wrong_specs(spec, message):
         (b"@mine.txt\n", "mine.txt:1: '@mine.txt' is not a convolution"),
         (b"alexnet,vgg16\n", "mine.txt:1: unknown network 'alexnet,vgg16'"),
         (b"# nothing\n", "mine.txt' holds no convolution"),
-        (b"\xff\xfe", "mine.txt': it is not UTF-8 text"),
+        (b"\xff\xfe", "it is not UTF-8 text: invalid start byte at byte 0"),
     ],
 )
 def test_wrong_files(tmp_path, content, message):

@@ -78,7 +78,8 @@ def text(path: "str | os.PathLike[str]") -> str:
     try:
         return content(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(str(error)) from None
+        place = f"{error.reason} at byte {error.start}"
+        raise Unreadable(f"it is not UTF-8 text: {place}") from None
 
 
 def json_object(path: "str | os.PathLike[str]") -> dict[str, Any]:

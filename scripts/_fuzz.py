@@ -234,7 +234,7 @@ class Grower:
 
     def grow(self) -> bool:
         """Try to add one node, of a random kind, on a random tensor, late ones more often."""
-        names = list(self.tensors)
+        names = [name for name, shape in self.tensors.items() if len(shape) > 1]
         x = names[-1 - int(self.rng.integers(min(3, len(names))))]
         shape = self.tensors[x]
         kinds = IMAGE_KINDS if len(shape) == 4 else OTHER_KINDS

@@ -23,7 +23,7 @@ from onnx_models import (
 from tvm import relax
 
 from tvm_directconv.errors import ModelError
-from tvm_directconv.network.network import compile_network
+from tvm_directconv.network.network import compile_network, load_network
 from tvm_directconv.network.onnx_graph import convert, graph, upgrades
 from tvm_directconv.network.onnx_graph.graph import FORM
 from tvm_directconv.network.onnx_import import import_onnx
@@ -194,13 +194,33 @@ def test_old_ways_to_resize(tmp_path: Path, kind: str, opset: int) -> None:
     outputs = []
     g = Graph(x=(1, 2, 3, 4))
     for mode in ("nearest", "linear"):
-        for scales in ([1, 1, 2, 3], [1, 1, 1.5, 2]):
+        for scales in ([1, 1, 2, 3], [1, 1, 1.5, 2], [1, 1, 0.7, 1.4]):
+            if kind == "Upsample" and min(scales) < 1:
+                continue
             if opset == 7:
                 outputs.append(g.node(kind, "x", mode=mode, scales=[float(s) for s in scales]))
                 continue
             between = [g.constant(np.zeros(0))] if opset == 11 else []
             outputs.append(g.node(kind, "x", *between, g.constant(scales), mode=mode))
     assert_like_onnxruntime(g.model(*outputs, opset=opset), tmp_path, exact=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        (4, 0.6, [0, 2]),
+        (5, 0.6, [0, 2, 4]),
+        (21, 0.7, [0, 2, 3, 5, 6, 8, 9, 10, 12, 13, 15, 16, 18, 19]),
+    ],
+)
+def test_the_nearest_of_opset_10(
+    tmp_path: Path, size: int, scale: float, expected: list[int]
+) -> None:
+    g = Graph(x=(1, 1, 1, size))
+    y = g.node("Resize", "x", g.constant([1, 1, 1, scale]), mode="nearest")
+    compile_network(saved(g.model(y, opset=10), tmp_path), tmp_path / "a.so")
+    found = load_network(tmp_path / "a.so").run(np.arange(size, dtype=np.float32)[None, None, None])
+    assert found.ravel().tolist() == expected
 
 
 def test_scales_that_are_computed_when_it_runs(tmp_path: Path) -> None:

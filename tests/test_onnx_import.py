@@ -159,11 +159,14 @@ def test_the_size_of_no_input(tmp_path: Path) -> None:
 
 
 def test_an_input_of_unknown_rank(tmp_path: Path) -> None:
-    g = small()
-    model = g.model(g.node("Relu", "x"))
+    g = Graph(x=(1, 8, 5, 6))
+    model = g.model(g.conv("x", 4, 8, 3, 3))
     model.graph.input[0].type.tensor_type.ClearField("shape")
     said = error(saved(model, tmp_path))
-    assert "not valid" in said and "shape" in said
+    assert "'x' is ..." in said and "--input-shape x:N" in said
+    said = error(saved(model, tmp_path), {"x": (1, 0, 5, 6)})
+    assert "size of input 'x' is 1x0x5x6" in said
+    assert_like_onnxruntime(model, tmp_path, input_shapes={"x": (1, 8, 5, 6)})
 
 
 # --- Operators --------------------------------------------------------------------------------
@@ -265,6 +268,15 @@ def test_sizes_of_a_resize_that_are_computed(tmp_path: Path) -> None:
         coordinate_transformation_mode="asymmetric",
     )
     assert_like_onnxruntime(g.model(y), tmp_path)
+
+
+def test_outputs_of_which_only_the_names_are_known(tmp_path: Path) -> None:
+    g = Graph(x=(1, 8, 5, 6))
+    y = g.conv("x", 4, 8, 3, 3)
+    model = g.model(y, g.node("Relu", y))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.output[1].ClearField("type")
+    assert_like_onnxruntime(model, tmp_path)
 
 
 def test_constants_that_are_nodes(tmp_path: Path) -> None:

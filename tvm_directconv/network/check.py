@@ -10,7 +10,8 @@ do, do not make it large. Rounding explains ``16 eps sqrt(steps)`` of float32, w
 and ``2 eps sqrt(steps)`` of coarser types, which each step rounds to. If there is more, the
 reference is asked how much it moves itself when inputs and weights are moved by as much as rounding
 does: networks that amplify that, and quantised ones, in which it tips values over, may differ by
-some times as much.
+some times as much. If there is more still, ONNX's own implementation decides: runtimes do not
+follow the standard everywhere.
 """
 
 import os
@@ -73,6 +74,9 @@ class Check:
             f"error {self.error:.2g} beside {self.by} on random input, tolerance "
             f"{self.tolerance:.2g}" + (f"; {self.note}" if self.note else "")
         )
+
+
+STANDARD = "ONNX's reference implementation"
 
 
 class Unavailable(Exception):
@@ -213,6 +217,24 @@ class _OnnxReference:
             session.run, outputs, {**dict(zip(names, inputs, strict=True)), **self._known}
         )
 
+    def standard(self, manifest: "NetworkManifest", inputs: Inputs) -> list[np.ndarray]:
+        """Return what ONNX's own implementation does, which says what is right where others differ.
+
+        Raises
+        ------
+        Unavailable
+            If it cannot run the model.
+        """
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = dict(zip([port.name for port in manifest.inputs], inputs, strict=True))
+        try:
+            outputs = [port.name for port in manifest.outputs]
+            found = ReferenceEvaluator(str(self._path)).run(outputs, feeds | dict(self._known))
+            return [np.asarray(array) for array in found]
+        except Exception as error:  # Of whatever kind.
+            raise Unavailable(f"{STANDARD} cannot run the model: {error}") from None
+
     def _tried(self, function: Any, *arguments: Any, **named: Any) -> Any:
         try:
             return function(*arguments, **named)
@@ -256,6 +278,10 @@ class _TorchReference:
                 raise Unavailable(f"{self.name} cannot run the model: {error}") from None
 
         return run
+
+    def standard(self, _manifest: "NetworkManifest", _inputs: Inputs) -> list[np.ndarray]:
+        """See :meth:`_OnnxReference.standard`."""
+        raise Unavailable("PyTorch says itself what is right")
 
 
 def _reference(model: Any, values: Mapping[str, Any] | None) -> _OnnxReference | _TorchReference:
@@ -325,23 +351,37 @@ def _compared(
         moved = _movements(manifest, reference, inputs, expected)
         allowed = [max(tolerance, _MORE * movement) for movement in moved]
         notes.append(f"rounding moves the reference itself by {max(moved):.2g}")
-    worst = max(range(len(errors)), key=lambda number: errors[number] / allowed[number])
-    if allowed[worst] > _LITTLE:
-        notes.append("with such a tolerance the check says little")
-    checked = Check(
-        reference.name,
-        manifest.outputs[worst].name,
-        errors[worst],
-        allowed[worst],
-        "; ".join(notes),
-    )
+    checked = _worst(reference.name, manifest, errors, allowed, notes)
     if checked.error > checked.tolerance:
+        note = f"{checked.by} itself differs from that by {checked.error:.2g}"
+        try:
+            expected = reference.standard(manifest, inputs)
+            errors = list(map(relative_error, found, expected))
+            by_standard = _worst(STANDARD, manifest, errors, allowed, [note])
+        except Unavailable:
+            by_standard = checked
+        if by_standard.error <= by_standard.tolerance:
+            return by_standard
         raise LibraryError(
             f"the library is wrong, and is not kept: its output {checked.output!r} has an error of "
             f"{checked.error:.2g} beside {checked.by} on random input (root mean square, relative "
             f"to the output), expected up to {checked.tolerance:.2g}. {_ADVICE}"
         )
     return checked
+
+
+def _worst(
+    by: str,
+    manifest: "NetworkManifest",
+    errors: Sequence[float],
+    allowed: Sequence[float],
+    notes: Sequence[str],
+) -> Check:
+    worst = max(range(len(errors)), key=lambda number: errors[number] / allowed[number])
+    if allowed[worst] > _LITTLE:
+        notes = [*notes, "with such a tolerance the check says little"]
+    name = manifest.outputs[worst].name
+    return Check(by, name, errors[worst], allowed[worst], "; ".join(notes))
 
 
 _ADVICE = (

@@ -113,11 +113,35 @@ def _read(path: Path, onnx: Any) -> Any:
             f"({error}): copy it to where the model is"
         ) from None
     try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(_checkable(model, path))
+    except (onnx.checker.ValidationError, ValueError) as error:
         what = " ".join(str(error).split())
         raise ModelError(f"model {str(path)!r} is not valid: {what}") from None
     return model
+
+
+def _checkable(model: Any, path: Path) -> Any:
+    """Return what ONNX's checker is to be given: the file, or the model if shapes are missing.
+
+    The checker insists on them. But models are often cut by naming another output, and neither
+    ONNX Runtime nor the import reads what is declared of outputs; shapes of inputs can be given.
+    Here they become scalars.
+    """
+    if all(map(_has_shape, [*_inputs(model), *model.graph.output])):
+        return str(path)
+    checkable = type(model)()
+    checkable.CopyFrom(model)
+    for value in [*_inputs(checkable), *checkable.graph.output]:
+        if not _has_shape(value):
+            tensor = value.type.tensor_type
+            tensor.shape.SetInParent()
+            tensor.elem_type = tensor.elem_type or 1
+    return checkable
+
+
+def _has_shape(value: Any) -> bool:
+    kind = value.type.WhichOneof("value")
+    return bool(kind and (kind != "tensor_type" or value.type.tensor_type.HasField("shape")))
 
 
 def _inputs(model: Any) -> list[Any]:
@@ -177,6 +201,8 @@ def _check_known(name: str, inputs: Mapping[str, Any], what: str) -> None:
 
 def _described(value: Any) -> list[int | str]:
     """Return the sizes of an input, with names or ``?`` where they are open."""
+    if not _has_shape(value):
+        return ["..."]
     return [
         dim.dim_value if dim.dim_value > 0 else dim.dim_param or "?"
         for dim in value.type.tensor_type.shape.dim
@@ -203,6 +229,11 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
             if any(not isinstance(size, int) for size in described):
                 open_inputs.append((name, described))
             continue
+        if not _has_shape(value):
+            described = ["?"] * len(wanted)
+            value.type.tensor_type.shape.SetInParent()
+            for _ in wanted:
+                declared.add()
         fits = len(wanted) == len(described) and all(
             not isinstance(size, int) or size == given
             for size, given in zip(described, wanted, strict=True)

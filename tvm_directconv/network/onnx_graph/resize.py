@@ -12,6 +12,9 @@ import numpy as np
 
 from .graph import Graph, Node, Refusal, rule
 
+BEFORE_11 = "floor, or ceil where an axis shrinks"
+"""The ``nearest_mode`` of opset 10, whose text leaves it open: what its tests and runtimes do."""
+
 _TVM_TRANSFORMS = ("half_pixel", "align_corners", "asymmetric")
 
 
@@ -156,7 +159,7 @@ class Settings:
         if self.transform == "tf_crop_and_resize":
             outside = (places < 0) | (places > length - 1)
         if self.mode == "nearest":
-            at = self._rounded(places)
+            at = self._rounded(places, scale)
             return np.clip(at, 0, length - 1)[:, None].astype(int), np.ones((len(at), 1)), outside
         stretch = max(1.0, 1 / scale) if self.antialias else 1.0
         reach = stretch * (1 if self.mode == "linear" else 2)
@@ -212,8 +215,12 @@ class Settings:
             case _:
                 raise Refusal(f"coordinate_transformation_mode {self.transform!r} is unknown")
 
-    def _rounded(self, places: np.ndarray) -> np.ndarray:
+    def _rounded(self, places: np.ndarray, scale: float) -> np.ndarray:
         match self.nearest:
+            case mode if mode == BEFORE_11:
+                # As float32, in which whole places are not missed by the error of the scale.
+                places = places.astype(np.float32)
+                return np.ceil(places) if scale < 1 else np.floor(places)
             case "round_prefer_floor":
                 return np.ceil(places - 0.5)
             case "round_prefer_ceil":

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import defs, helper
 
 from .graph import FORM, VERSIONS, Graph, Node, Refusal, default_of, schema_of
+from .resize import BEFORE_11
 
 Upgrade = Callable[[Graph, Node], None]
 """Changes a node, its kind if need be, so that it is one of the version it is registered for."""
@@ -253,7 +254,7 @@ def _upsample_10(graph: Graph, node: Node) -> None:
 @upgrade_to(11, "Resize")
 def _resize_11(graph: Graph, node: Node) -> None:
     node.inputs.insert(1, "")
-    node.attributes |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    node.attributes |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": BEFORE_11}
 
 
 @upgrade_to(11, "Scatter")

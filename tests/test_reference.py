@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_directconv.compute import Epilogue
 from tvm_directconv.errors import ArgumentError
-from tvm_directconv.reference import conv2d_reference, max_error, random_tensors
+from tvm_directconv.reference import (
+    conv2d_reference,
+    epilogue_reference,
+    max_error,
+    random_tensors,
+)
 from tvm_directconv.workload import ConvWorkload
 
 
@@ -124,6 +130,13 @@ def test_max_error_refuses(actual, reference, message):
     with pytest.raises(ArgumentError) as error:
         max_error(actual, reference)
     assert message in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_exponentials_without_bound():
+    sums = np.array([-1e4, 1e4]).reshape(1, 1, 1, 2)
+    assert epilogue_reference(sums, Epilogue(activation="sigmoid")).ravel().tolist() == [0, 1]
+    assert epilogue_reference(sums, Epilogue(activation="silu")).ravel().tolist() == [0, 1e4]
 
 
 def test_random_tensors():

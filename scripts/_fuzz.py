@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ class Wrong(Exception):
 
 
 def main() -> int:
+    warnings.simplefilter("ignore", dc.ModelWarning)
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
     parser.add_argument("what", choices=("layers", "networks"))
     parser.add_argument("--count", type=int, default=100, help="of cases; default: 100")

@@ -203,7 +203,7 @@ class NetworkManifest:
     im2col_bytes : int
         What the largest im2col buffer would take: the memory that is saved.
     reorders : int
-        Kernels that only change layouts.
+        Operations that only change layouts, within other kernels or on their own.
     layers : tuple of Layer
         The steps, in order.
     multiply_adds : int

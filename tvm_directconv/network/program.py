@@ -88,7 +88,7 @@ class Program:
     unshared_bytes : int
         What it would be if no two tensors shared a place.
     reorders : int
-        Calls that only change layouts.
+        Operations that only change layouts, within kernels or on their own.
     multiply_adds : int
         Of all convolutions and products.
     unscheduled : tuple of Unscheduled

@@ -31,7 +31,7 @@ WORK = "directconv.work"
 """Attribute of that function: what it multiplies and adds; see ``passes/count_work.py``."""
 
 REORDERS = "directconv.reorders"
-"""Attribute of that function: how many calls only change layouts."""
+"""Attribute of that function: how many operations only change layouts."""
 
 
 def op_name(expression: Any) -> str:

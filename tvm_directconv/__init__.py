@@ -14,7 +14,7 @@ from .blocking import Blocking
 from .build import CompiledConv, build, load
 from .compute import Epilogue
 from .device import Device, device, devices
-from .errors import DirectConvError
+from .errors import DirectConvError, ModelWarning
 from .explain import explain
 from .logs import use_logs
 from .network.network import Network, compile_network, load_network
@@ -31,6 +31,7 @@ __all__ = [
     "Device",
     "DirectConvError",
     "Epilogue",
+    "ModelWarning",
     "Network",
     "__version__",
     "build",

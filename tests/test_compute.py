@@ -215,6 +215,26 @@ SMALL = {"in_channels": 3, "out_channels": 5}
             2,
             id="input that no output reads",
         ),
+        pytest.param(
+            ConvWorkload(
+                in_height=3, in_width=7, kernel=3, dilation=(1, 3), padding=(0, 5, 0, 4), **SMALL
+            ),
+            3,
+            id="taps as far apart as a tile is wide, whose last one takes over columns",
+        ),
+        pytest.param(
+            ConvWorkload(
+                in_height=3,
+                in_width=16,
+                kernel=3,
+                stride=2,
+                dilation=8,
+                padding=(8, 8, 8, 10),
+                **SMALL,
+            ),
+            4,
+            id="taps as far apart as what a tile reads, whose last one takes over columns",
+        ),
     ],
 )
 def test_corner_cases(workload: ConvWorkload, ow_tile: int, order: str) -> None:

@@ -258,6 +258,30 @@ def finish_in_place(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @_pass
+def simplify(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Simplify as TVM does, without knowing in which columns a tile is.
+
+    It would turn ``3 * tap + 3 * tile + column < 12`` into ``tap + tile < 4`` where columns are 0
+    to 2. That is wrong for the last tile once it takes over columns (:func:`peel_borders`).
+    """
+    columns: dict[Var, Var] = {}
+
+    def hidden(loop: For) -> For:
+        if COLUMN not in loop.annotations:
+            return loop
+        column = loop.loop_var
+        columns[column] = Var(column.name, column.ty.dtype)
+        return _with_body(loop, _replaced(loop.body, column, columns[column]))
+
+    body = tvm_ffi.structural_map(func.body, (For, hidden))
+    module = s_tir.transform.StmtSimplify()(tvm.IRModule({"main": func.with_body(body)}))
+    body = module["main"].body
+    for column, free in columns.items():
+        body = _replaced(body, free, column)
+    return func.with_body(body)
+
+
+@_pass
 def present_shapes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Give the parameters the shapes that callers see; the body reads them flat by now."""
     if not func.attrs or SHAPES not in func.attrs:
@@ -1069,7 +1093,7 @@ def _lowered() -> list[Any]:
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
         s_tir.transform.ConvertBlocksToOpaque(),
         s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.StmtSimplify(),
+        simplify,
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),

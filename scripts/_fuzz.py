@@ -551,6 +551,7 @@ def network(
 ) -> str:
     import onnx
     import onnxruntime
+    from onnx.reference import ReferenceEvaluator
 
     onnxruntime.set_default_logger_severity(3)
     model = None
@@ -596,13 +597,24 @@ def network(
     else:
         result = dc.load_network(library).run(*inputs)
         found = list(result) if isinstance(result, tuple) else [result]
+    feeds = dict(zip(names, inputs, strict=True))
+    if not (wrong := difference(found, wanted)):
+        return "right"
+    # Where runtimes do not follow the standard, its own implementation says what is right.
+    if difference(found, ReferenceEvaluator(model).run(None, feeds)):
+        raise Wrong(wrong)
+    return "right by the standard, not by ONNX Runtime"
+
+
+def difference(found: list[np.ndarray], wanted: list[np.ndarray]) -> str:
+    """Return what is wrong with outputs, empty if nothing is."""
     for one, right in zip(found, wanted, strict=True):
         if one.shape != right.shape or one.dtype != right.dtype:
-            raise Wrong(f"{one.dtype}{one.shape} instead of {right.dtype}{right.shape}")
+            return f"{one.dtype}{one.shape} instead of {right.dtype}{right.shape}"
         error = float(np.abs(one - right).max() / max(1.0, np.abs(right).max()))
         if not error <= TOLERANCE:
-            raise Wrong(f"error {error:g}")
-    return "right"
+            return f"error {error:g}"
+    return ""
 
 
 if __name__ == "__main__":

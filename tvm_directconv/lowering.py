@@ -259,12 +259,17 @@ def finish_in_place(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 @_pass
 def simplify(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
-    """Simplify as TVM does, without knowing in which columns a tile is.
+    """Simplify as TVM does, but not for columns 0 to 2 where those of the last tile are others.
 
-    It would turn ``3 * tap + 3 * tile + column < 12`` into ``tap + tile < 4`` where columns are 0
-    to 2. That is wrong for the last tile once it takes over columns (:func:`peel_borders`).
+    It turns ``3 * tap + 3 * tile + column < 12`` into ``tap + tile < 4``. That is wrong for a last
+    tile that takes over columns (:func:`peel_borders`).
     """
     columns: dict[Var, Var] = {}
+
+    def taking_over(loop: For) -> For:
+        if TILE not in loop.annotations or int(loop.annotations[TILE][2]) == 0:
+            return loop
+        return _with_body(loop, tvm_ffi.structural_map(loop.body, (For, hidden)))
 
     def hidden(loop: For) -> For:
         if COLUMN not in loop.annotations:
@@ -273,7 +278,7 @@ def simplify(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         columns[column] = Var(column.name, column.ty.dtype)
         return _with_body(loop, _replaced(loop.body, column, columns[column]))
 
-    body = tvm_ffi.structural_map(func.body, (For, hidden))
+    body = tvm_ffi.structural_map(func.body, (For, taking_over))
     module = s_tir.transform.StmtSimplify()(tvm.IRModule({"main": func.with_body(body)}))
     body = module["main"].body
     for column, free in columns.items():
@@ -778,8 +783,8 @@ def _after_marks(
 ) -> PrimFunc:
     """Return a function with other statements after each mark of a name.
 
-    `changed` gets the statements from a mark to the next one, or to the end of its sequence, and
-    the mark's value.
+    `changed` gets the mark's value and the statements from there to the next mark, to a loop, which
+    has marks of its own, or to the end of the sequence.
     """
 
     def flat(statement: Any) -> list[Any]:
@@ -793,9 +798,11 @@ def _after_marks(
         if not marks:
             return sequence
         done = statements[: marks[0]]
-        for mark, end in zip(marks, [*marks[1:], len(statements)], strict=True):
+        for mark, following in zip(marks, [*marks[1:], len(statements)], strict=True):
             value = _marked(statements[mark], name) or 0
-            done += [Evaluate(0), *changed(statements[mark + 1 : end], value)]
+            after = statements[mark + 1 : following]
+            end = next((i for i, part in enumerate(after) if isinstance(part, For)), len(after))
+            done += [Evaluate(0), *changed(after[:end], value), *after[end:]]
         return SeqStmt(done)
 
     def unused(statement: Evaluate) -> Evaluate:

@@ -212,6 +212,20 @@ def test_loads_within_multiply_adds_use_one_register(kernel: int) -> None:
     assert "directconv_base" not in str(lowered(name, two, wider, "NCHW16c"))
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_a_base_is_of_the_loop_that_it_is_used_in(columns: int, unrolled: bool) -> None:
+    # More border tiles than get code of their own: the others are a loop, and read padding as well.
+    name = "x86-64-v4"
+    fields = {"in_channels": 3, "padding": (0, 18, 0, 15), "dilation": (1, 12)}
+    for width in (8, 9, 10):
+        workload = conv(name, in_width=width, kernel=(1, 3), **fields)
+        blocking = tile(name, ow_tile=columns, ic_block=3, ic_unroll=3, kw_unroll=unrolled)
+        function = lowered(name, workload, blocking, "NCHW")
+        assert "directconv_base" in str(function)
+        assert not tirx.analysis.undefined_vars(function.body, function.params)
+
+
 def test_what_stands_under_a_condition_is_not_loaded_without_it(tmp_path: Path) -> None:
     # More border tiles than get code of their own: they share a loop, which tests each column.
     workload = conv("cortex-a72", in_width=40, kernel=(1, 41), padding=(0, 20))

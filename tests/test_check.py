@@ -111,6 +111,9 @@ def of_types() -> ModelProto:
         helper.make_node("Add", ["i", "i"], ["ii"]),
         helper.make_node("Neg", ["d"], ["dd"]),
         helper.make_node("Sqrt", ["s"], ["root"]),
+        helper.make_node("Cast", ["w"], ["wi"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["d"], ["di"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["i"], ["id"], to=TensorProto.DOUBLE),
     ]
     outputs = [
         helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 5]),
@@ -118,12 +121,15 @@ def of_types() -> ModelProto:
         helper.make_tensor_value_info("ii", TensorProto.INT64, [2, 5]),
         helper.make_tensor_value_info("dd", TensorProto.DOUBLE, [2, 5]),
         helper.make_tensor_value_info("root", TensorProto.FLOAT, []),
+        helper.make_tensor_value_info("wi", TensorProto.INT64, [2, 5]),
+        helper.make_tensor_value_info("di", TensorProto.INT64, [2, 5]),
+        helper.make_tensor_value_info("id", TensorProto.DOUBLE, [2, 5]),
     ]
     graph = helper.make_graph(nodes, "types", inputs, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.parametrize("device", ["native", FOREIGN])
+@pytest.mark.parametrize("device", ["native", FOREIGN, "armv7"])
 def test_inputs_and_outputs_of_other_types(tmp_path: Path, device: str) -> None:
     check = compile_here(of_types(), tmp_path, device=device, check=True).check
     assert check.by and check.error <= check.tolerance and check.note == ""

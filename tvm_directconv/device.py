@@ -254,7 +254,8 @@ def _host_features() -> frozenset[str]:
 
 
 def _options(spec: Device, cores: int, mattr: Iterable[str] | None = None) -> dict[str, object]:
-    options: dict[str, object] = {"kind": "llvm", "mtriple": spec.triple, "num-cores": cores}
+    triple = _with_vendor(spec.triple)
+    options: dict[str, object] = {"kind": "llvm", "mtriple": triple, "num-cores": cores}
     if spec.mcpu:
         options["mcpu"] = spec.mcpu
     if flags := list(spec.mattr if mattr is None else mattr):
@@ -297,6 +298,16 @@ def _features(spec: Device) -> frozenset[str]:
                 f"{spec.triple!r}: correct or remove it"
             )
     return features
+
+
+def _with_vendor(triple: str) -> str:
+    """Return a triple as LLVM reads it: architecture, vendor, system and ABI.
+
+    Of ``armv7l-linux-gnueabihf`` it would take "linux" for the vendor, and the ABI for the system:
+    then its calls of the C library's conversions pass numbers where these do not look for them.
+    """
+    arch, *others = triple.split("-")
+    return "-".join([arch, "unknown", *others]) if others[:1] == ["linux"] else triple
 
 
 def _bare(triple: str) -> "Target":

@@ -59,6 +59,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough", action="store_true", help="all layers in test_bounds.py, test_c_folder.py"
     )
+    parser.addoption(
+        "--mutations",
+        type=int,
+        default=100,
+        metavar="N",
+        help="versions of each kind of file, damaged in each way, in test_damaged_files.py",
+    )
+
+
+@pytest.fixture(scope="session")
+def mutations(pytestconfig: pytest.Config) -> int:
+    """Return how many versions of a damaged file are tried."""
+    return int(pytestconfig.getoption("mutations"))
 
 
 @pytest.fixture(scope="session", autouse=True)

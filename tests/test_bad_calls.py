@@ -242,6 +242,11 @@ SCHEDULES = [
     ("def schedule(sch):\n    pass\n", "wrong parameters"),
     ("def schedule(s, w, d, b, t):\n    return 'odd sizes'\n", "odd sizes"),
     ("def schedule(s, w, d, b, t):\n    s.get_sblock('none')\n", "failed on"),
+    (
+        "def schedule(s, w, d, b, t):\n"
+        "    s.bind(s.get_loops(s.get_child_blocks(s.get_sblock('root'))[0])[0], 'threadIdx.x')\n",
+        "cannot be compiled",
+    ),
 ]
 
 

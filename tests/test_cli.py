@@ -904,6 +904,24 @@ def test_verbose_errors_say_where_they_come_from(run: Command) -> None:
     assert status == 2 and verbose.startswith("Traceback") and verbose.endswith(err)
 
 
+def test_what_does_not_fit_into_memory(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: argparse.Namespace) -> int:
+        raise MemoryError(*said)
+
+    monkeypatch.setattr(layers, "run", fail)
+    for said in ((), ("Unable to allocate 8 TiB",)):
+        wanted = said[0] if said else "there is not enough memory"
+        assert run("layers", "vgg16") == (2, "", f"tvm-directconv: error: {wanted}\n")
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(run: Command) -> None:
+    assert run("compile", SMALL, "-o", "a.so")[0] == 0
+    change_manifest(Path("a.so.json"), device="\x1b[2J")
+    assert r"for \x1b[2J, 1 thread" in run("run", "a.so")[1]
+    row = {"name": "a\nb\u202e"}
+    assert _output.render([row], "markdown").splitlines()[-1] == r"| a\nb\u202e |"
+
+
 def test_compile_and_run_have_json(run: Command) -> None:
     status, out, err = run("compile", SMALL, OTHER, "-o", "all", "--format", "json")
     assert (status, err) == (0, "")

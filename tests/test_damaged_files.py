@@ -2,36 +2,39 @@
 
 import argparse
 import contextlib
+import ctypes
 import functools
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import change_manifest
-from hostile import damaged, refusals, rewritten
+from hostile import damaged, refusals, remodelled, rewritten, spliced
 from onnx_models import Graph, saved
 from PIL import Image
 
 import tvm_directconv as dc
-from tvm_directconv import logs
+from tvm_directconv import cache, logs
 from tvm_directconv.bench.report import environment, rows
-from tvm_directconv.build import resolve_blocking
+from tvm_directconv.build import resolve_blocking, scheduled
 from tvm_directconv.cli import _network
-from tvm_directconv.deploy.runner import read_report
+from tvm_directconv.deploy.runner import build_cached, read_report
 from tvm_directconv.errors import DirectConvError
 from tvm_directconv.layout import ActivationLayout
+from tvm_directconv.network.c_source import DEPLOY, write_weights
 from tvm_directconv.network.network import NetworkManifest, Port
-from tvm_directconv.toolchain import elf_info
+from tvm_directconv.network.onnx_import import import_onnx
+from tvm_directconv.toolchain import elf_info, find_toolchain
 
 LAYER = dc.ConvWorkload.parse("ic8ih4oc8oh4kh1")
 LAYOUT = ActivationLayout("NCHW8c")
-EVERY = 100  # versions of a file in each way; every kind has passed 3,000
-
 Case = tuple[bytes, Callable[[bytes], object]]
+Way = Callable[[bytes, int, int], Iterator[bytes]]
 
 
 @functools.cache
@@ -235,6 +238,88 @@ def library(folder: Path) -> Case:
     return right.read_bytes(), placed(right, lambda path: (elf_info(path), dc.load(path)))
 
 
+def schedule(folder: Path) -> Case:
+    right = b"""
+from tvm_directconv.schedules.common import split_and_order, start_sums, unroll_tile
+
+
+def schedule(sch, workload, device, blocking, threads):
+    loops = split_and_order(sch, workload, blocking)
+    unroll_tile(sch, workload, loops, blocking, finished=2)
+    start_sums(sch, loops)
+"""
+    known = (LAYER, dc.device("native"), exported().blocking, 1, LAYOUT)
+    return right, placed(folder / "s.py", lambda path: scheduled(*known, schedule=path))
+
+
+def model() -> onnx.ModelProto:
+    g = Graph(x=(1, 3, 8, 8))
+    y = g.node("Relu", g.batch_norm(g.conv("x", 4, 3, 3, 3, bias=True, pads=[1] * 4), 4))
+    y = g.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
+    y = g.node("Resize", y, "", g.constant([1, 1, 2, 2]), mode="nearest")
+    y = g.node("Pad", y, g.constant([0, 0, 1, 1, 0, 0, 1, 1], dtype=np.int64), mode="reflect")
+    a, b = g.node("Split", y, g.constant([1, 3], dtype=np.int64), outputs=2, axis=1)
+    y = g.node("Concat", b, a, axis=1)
+    size = g.node("Gather", g.node("Shape", y), g.constant([1], dtype=np.int64), axis=0)
+    shape = g.node(
+        "Concat", g.constant([1], dtype=np.int64), size, g.constant([-1], dtype=np.int64), axis=0
+    )
+    return g.model(g.node("Softmax", g.node("Reshape", y, shape), axis=2))
+
+
+def onnx_file(folder: Path) -> Case:
+    return model().SerializeToString(), placed(folder / "a.onnx", import_onnx)
+
+
+def external_data(folder: Path) -> Case:
+    path = folder / "a.onnx"
+    onnx.save(model(), path, save_as_external_data=True, location="a.data", size_threshold=0)
+    right = folder / "a.data"
+    return right.read_bytes(), placed(right, lambda _: import_onnx(path))
+
+
+def onnx_file_with_external_data(folder: Path) -> Case:
+    external_data(folder)
+    path = folder / "a.onnx"
+    return path.read_bytes(), placed(path, import_onnx)
+
+
+def cached(_: Path) -> Case:
+    path, kernel = cache.folder() / "a.o", b"\x7fELF, and what follows"
+    cache.store(path, kernel)
+
+    def use(content: bytes) -> None:
+        path.write_bytes(content)
+        if cache.load(path) != kernel:
+            raise DirectConvError("it is compiled again")
+
+    return path.read_bytes(), use
+
+
+def weights_of_c(folder: Path) -> Case:
+    path = folder / "a.weights"
+    write_weights([np.arange(48, dtype=np.float32)], path)
+    toolchain = find_toolchain(dc.device("native").triple)
+    flags = ("-O1", "-shared", "-fPIC")
+    sources, headers = [DEPLOY / "directconv.c"], [DEPLOY / "directconv.h", DEPLOY / "network.h"]
+    runtime = ctypes.CDLL(str(build_cached("runtime", sources, headers, flags, toolchain)))
+    runtime.directconv_error.restype = ctypes.c_char_p
+
+    right = path.read_bytes()
+
+    def use(path: Path) -> None:
+        mapped = (ctypes.c_void_p * 2)()
+        failed = runtime.directconv_map(mapped, str(path).encode())
+        failed = failed or runtime.directconv_check_weights(mapped)
+        said = runtime.directconv_error().decode()
+        runtime.directconv_unmap(mapped)
+        if failed:
+            raise DirectConvError(said)
+        assert path.read_bytes()[64:] == right[64:]
+
+    return right, placed(path, use)
+
+
 TEXTS = {
     "manifest of a layer": layer_manifest,
     "manifest of a network": network_manifest,
@@ -253,21 +338,30 @@ OTHERS = {
     **{form: functools.partial(image, form=form) for form in ("PNG", "JPEG", "BMP", "WEBP")},
     "shapes": shapes,
     "library": library,
+    "schedule": schedule,
+    "cached kernel": cached,
+    "weights of C": weights_of_c,
+    "external data": external_data,
 }
-KINDS: dict[str, Callable[[Path], Case]] = {**TEXTS, **OTHERS}
+MODELS = {"model": onnx_file, "model with external data": onnx_file_with_external_data}
+KINDS: dict[str, Callable[[Path], Case]] = {**TEXTS, **OTHERS, **MODELS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_damaged(kind: str, tmp_path: Path, count: int = EVERY) -> None:
+WAYS = {
+    damaged: KINDS,
+    spliced: (*TEXTS, "device", "shapes", "schedule"),
+    rewritten: TEXTS,
+    remodelled: MODELS,
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [(way, kind) for way, kinds in WAYS.items() for kind in kinds],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_damaged(way: Way, kind: str, mutations: int, tmp_path: Path) -> None:
     right, use = KINDS[kind](tmp_path)
     use(right)
-    refused = refusals(damaged(right, 0, count), use, DirectConvError)
+    refused = refusals(way(right, 0, mutations), use, DirectConvError)
     assert refused or kind == "log"  # whose bad lines are left out, with a warning
-
-
-@pytest.mark.parametrize("kind", TEXTS)
-def test_rewritten(kind: str, tmp_path: Path, count: int = EVERY) -> None:
-    right, use = KINDS[kind](tmp_path)
-    use(right)
-    refused = refusals(rewritten(right, 0, count), use, DirectConvError)
-    assert refused or kind == "log"

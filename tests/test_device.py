@@ -372,6 +372,11 @@ PARENT = 'parent = "cortex-a72"\n'
         (PARENT + "fma_latency = 0", "fma_latency is 0: expected a number above 0"),
         (PARENT + "fma_latency = nan", "fma_latency is nan: expected a number above 0"),
         (PARENT + "loads_per_cycle = inf", "loads_per_cycle is inf: expected a number above 0"),
+        (
+            PARENT + r'description = "a\u001b[31m"',
+            r"description is 'a\\x1b.31m': expected a non-empty string of one line",
+        ),
+        (PARENT + r'boards = ["a\nb"]', r"boards is \['a\\nb'\]: expected a list of strings"),
         (PARENT + "description = ''", "description is '': expected a non-empty string"),
         (PARENT + "mattr = '+neon'", r"mattr is '\+neon': expected a list of features"),
         (PARENT + "mattr = ['neon']", r"mattr is \['neon'\]: expected a list of features"),

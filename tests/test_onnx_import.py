@@ -70,6 +70,70 @@ def test_a_model_that_is_not_valid(tmp_path: Path) -> None:
     assert "not valid" in said and "nowhere" in said
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    g = small()
+    path = saved(g.model(g.node("Relu", "x")), tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"Relu", b"R\xeelu"))
+    assert "not valid" in error(path)
+    path.write_bytes(path.read_bytes().replace(b"R\xeelu", b"R\x1b\x0au"))
+    assert "not valid" in error(path) and error(path).isprintable()
+
+
+def test_nodes_that_are_not_as_onnx_defines_them(tmp_path: Path) -> None:
+    g = Graph(x=(1, 3, 8, 8))
+    g.conv("x", 4, 3, 3, 3)
+    model = g.model("t0")
+    model.graph.initializer[0].dims[:] = [108]
+    assert "Conv (conv0): " in error(saved(model, tmp_path))
+    g = Graph(x=(1, 3, 8, 8))
+    pads = g.constant([0, 0, 1, 1] * 2, dtype=np.int64)
+    model = g.model(g.node("Pad", "x", pads, mode="reflect"))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([1, 1]), pads))
+    assert "Pad (pad0): " in error(saved(model, tmp_path))
+
+
+def test_damaged_constants(tmp_path: Path) -> None:
+    g = Graph(x=(1, 3, 8, 8))
+    model = g.model(g.conv("x", 4, 3, 1, 1))
+    model.graph.initializer[0].raw_data += b"more"
+    said = error(saved(model, tmp_path))
+    assert "'c0'" in said
+    model.graph.initializer[0].raw_data = b"\0" * 48
+    model.graph.initializer[0].data_type = 65
+    assert error(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize("size", [2**31, 2**40, 2**62])
+def test_what_nobody_can_index(tmp_path: Path, size: int) -> None:
+    g = Graph(x=(1, size))
+    assert f"input 'x' has {size} elements: expected" in error(
+        saved(g.model(g.node("Relu", "x")), tmp_path)
+    )
+    g = Graph(x=(1, 1))
+    model = g.model(g.node("Expand", "x", g.constant([1, size], dtype=np.int64)))
+    assert f"Expand (expand0): its result has {size} elements" in error(saved(model, tmp_path))
+
+
+def test_what_nobody_computes(tmp_path: Path) -> None:
+    g = small()
+    model = g.model(g.node("Relu", "x"))
+    node = helper.make_node("Half", ["x"], ["y"], domain="mine")
+    half = helper.make_function("mine", "Half", ["a"], ["b"], [], [helper.make_opsetid("", 17)])
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.append(node)
+    model.functions.append(half)
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.output.append(helper.make_tensor_value_info("y", 1, (1, 3, 8, 8)))
+    assert "computes 'b'" in error(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_outputs_that_nobody_reads(tmp_path: Path, read: int) -> None:
+    g = Graph(x=(1, 3, 4, 5))
+    found = g.node("TopK", "x", g.constant([2], dtype=np.int64), outputs=2, axis=-1)
+    assert_like_onnxruntime(g.model(found[read]), tmp_path)
+
+
 def test_a_model_without_operators(tmp_path: Path) -> None:
     model = small().model("x")
     assert "has no operators" in error(saved(model, tmp_path))

@@ -27,6 +27,7 @@ from .errors import (
     LibraryError,
     ScheduleError,
     did_you_mean,
+    said_by,
     similar_file,
 )
 from .kinds import TEXT, THREADS, Kind, Table, printable, shown
@@ -638,7 +639,7 @@ def scheduled(
         if schedule is None:
             raise
         raise ScheduleError(
-            f"schedule file {str(schedule)!r} failed on {workload}: {type(error).__name__}: {error}"
+            f"schedule file {str(schedule)!r} failed on {workload}: {said_by(error)}"
         ) from error
     if refusal is not None:
         raise ScheduleError(f"schedule refuses {workload} on {device.name}: {refusal}")
@@ -765,9 +766,16 @@ def build(
     sch = scheduled(workload, target_device, chosen, threads, layout, schedule, epilogue)
     symbol = symbol_of(workload, epilogue)
     function = sch.mod[symbol].with_attr(lowering.DENORMALS, denormals)
-    module = tirx.build(
-        IRModule({symbol: function}), target_device.target(threads), pipeline=lowering.PIPELINE
-    )
+    target = target_device.target(threads)
+    try:
+        module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
+    except Exception as error:
+        if schedule is None:
+            raise
+        raise ScheduleError(
+            f"what schedule file {str(schedule)!r} makes of {workload} cannot be compiled: "
+            f"{said_by(error)}"
+        ) from error
     seconds = time.perf_counter() - begin
     manifest = Manifest(
         workload=workload,

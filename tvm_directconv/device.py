@@ -22,8 +22,6 @@ from tvm_directconv import reading
 from tvm_directconv.errors import DeviceError, did_you_mean
 from tvm_directconv.kinds import (
     FLAG,
-    NAMES,
-    TEXT,
     Kind,
     is_positive,
     is_text,
@@ -357,22 +355,28 @@ def _is_vector_list(value: object) -> bool:
     return lanes == sorted(set(lanes), reverse=True)
 
 
+def _is_line_of_text(value: object) -> bool:
+    return is_text(value) and str(value).isprintable()
+
+
 _RATE = Kind("a number above 0", is_positive)
 _COUNT = Kind(f"a whole number from 1 to {_MOST}", lambda v: is_whole(v, 1, _MOST))
 _WHOLE = Kind(f"a whole number from 0 to {_MOST}", lambda v: is_whole(v, 0, _MOST))
 _BYTES = Kind("a whole number of bytes from 0", lambda v: is_whole(v, 0, 2**63 - 1))
 _LINE = Kind("a whole number of bytes from 1", lambda v: is_whole(v, 1, 2**63 - 1))
+_TEXT = Kind("a non-empty string of one line", _is_line_of_text)
+_NAMES = Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_line_of_text, v)))
 _KEYS = {
-    "parent": TEXT,
+    "parent": _TEXT,
     "abstract": FLAG,
-    "description": TEXT,
-    "aliases": NAMES,
-    "boards": NAMES,
+    "description": _TEXT,
+    "aliases": _NAMES,
+    "boards": _NAMES,
     "ghz": _RATE,
-    "told_by": TEXT,
-    "schedule": TEXT,
-    "triple": TEXT,
-    "mcpu": TEXT,
+    "told_by": _TEXT,
+    "schedule": _TEXT,
+    "triple": _TEXT,
+    "mcpu": _TEXT,
     "mattr": Kind("a list of features, each with + or - in front", _is_flag_list),
     "mfloat_abi": Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
     "fma": FLAG,
@@ -391,8 +395,8 @@ _KEYS = {
     "l3_bytes": _BYTES,
     "cache_line_bytes": _LINE,
     "cores": _COUNT,
-    "qemu_cpu": TEXT,
-    "mca_cpu": TEXT,
+    "qemu_cpu": _TEXT,
+    "mca_cpu": _TEXT,
 }
 _NOT_INHERITED = {"abstract", "aliases", "boards", "ghz", "told_by"}
 _OPTIONAL = {"mcpu", "mfloat_abi", "qemu_cpu", "mca_cpu", *_NOT_INHERITED}

@@ -7,8 +7,13 @@ into ``error: ...`` and exit status 2.
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from .kinds import one_line
+
+_IR = re.compile(r"The IR with diagnostic is:.*?(?=Error message:|\Z)", re.DOTALL)
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1, like: float = 0.6) -> str:
@@ -53,7 +58,25 @@ def similar_file(path: "str | os.PathLike[str]") -> str:
 
 
 class DirectConvError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    What it says is one line that can be printed, whatever the names and the words of others in it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+def said_by(error: BaseException) -> str:
+    """Return what is said of an error of others, of TVM most of all, on one line.
+
+    It is the last of its lines, as code may be before it, but for the IR that TVM may add.
+    """
+    lines = _IR.sub("", str(error)).splitlines()
+    if isinstance(error, DirectConvError) and lines:
+        return lines[0]
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{type(error).__name__}: {last[:300]}" if last else type(error).__name__
 
 
 class WorkloadError(DirectConvError, ValueError):

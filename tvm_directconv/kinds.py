@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONG_WORD = re.compile(r"(\S{400})\S{400,}(\S{200})")
 
 
 class Kind(NamedTuple):
@@ -115,3 +116,9 @@ def shown(value: object, most: int = 100) -> str:
 def printable(text: str) -> str:
     r"""Return text with escapes for what cannot be printed, or would begin a new line: ``\n``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return text as one line that can be printed, without the middle of words without an end."""
+    lines = filter(None, map(str.strip, text.splitlines()))
+    return _LONG_WORD.sub(r"\1 ... \2", printable(" ".join(lines)))

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from .device import Device
-from .errors import ScheduleError, similar_file
+from .errors import ScheduleError, said_by, similar_file
 
 _PARAMETERS = ("sch", "workload", "device", "blocking", "threads")
 
@@ -57,7 +57,7 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
         exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except Exception as error:  # Whatever a user's file may do wrong.
         raise ScheduleError(
-            f"schedule file {str(file)!r} cannot be imported: {type(error).__name__}: {error}"
+            f"schedule file {str(file)!r} cannot be imported: {said_by(error)}"
         ) from error
     function = getattr(module, "schedule", None)
     if not callable(function):

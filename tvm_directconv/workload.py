@@ -34,6 +34,7 @@ _MAY_BE_ZERO = ("ph", "pw", "dh", "dw")
 _TOKEN = re.compile("([A-Za-z]*)([0-9]*)")
 _NAME = re.compile(r'n"([^"*]+)(?:\*([0-9]+)"|"(?:\*([0-9]+))?)')
 _MODEL = re.compile(rf"(.+(?:{'|'.join(map(re.escape, MODELS))}))(?::([^,]*))?", re.DOTALL)
+_LONGEST = 4096 + 100  # characters of a spec: a path and which layers
 _NOT_IN_NAMES = re.compile(r'["*,#:\[]|^\s')
 _EXAMPLE = "ic256ih56oc256oh56kh3ph1"
 
@@ -704,6 +705,10 @@ def _resolve(
 def _layers_or_descriptor(
     spec: str, layers_of_model: Callable[[str], list[ConvWorkload]]
 ) -> list[ConvWorkload]:
+    if len(spec) > _LONGEST:  # For long patterns, looking for what matches would not end.
+        raise WorkloadError(
+            f"{spec!r} has {len(spec)} characters: expected up to {_LONGEST}; {_expected()}"
+        )
     model = _MODEL.fullmatch(spec)
     if model and ('"' not in spec or Path(model[1]).is_file()):
         path, layer = model.groups()

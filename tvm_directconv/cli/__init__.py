@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from .. import __version__, versions
 from ..cache import CacheWarning
 from ..errors import DirectConvError, ModelWarning, did_you_mean
+from ..kinds import one_line
 from ..logs import LogWarning
 from ._output import be_quiet
 from ._parser import Parser, add_verbosity, leaves
@@ -71,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop(sys.stdout)  # Whoever read it has seen enough.
         return 141
-    except (DirectConvError, OSError) as error:
+    except (DirectConvError, OSError, MemoryError) as error:
         if arguments.verbose:
             traceback.print_exc()
-        _end(sys.stderr, f"{_PROGRAM}: error: {error}\n")
+        said = one_line(str(error)) or "there is not enough memory"
+        _end(sys.stderr, f"{_PROGRAM}: error: {said}\n")
         _end(sys.stdout)
         return 2
     except KeyboardInterrupt:
@@ -112,7 +114,7 @@ def _short_warnings(quiet: bool) -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
             if issubclass(category, _WARNINGS):
-                print(f"{_PROGRAM}: warning: {message}", file=sys.stderr)
+                print(f"{_PROGRAM}: warning: {one_line(str(message))}", file=sys.stderr)
             else:
                 usual(message, category, *rest)
 

@@ -10,6 +10,7 @@ import numpy as np
 from .. import arrays, reading
 from ..deploy.emulated import emulated
 from ..errors import ArgumentError
+from ..kinds import printable
 from ..manifest import NETWORK, manifest_path, sort_of
 from ..network.network import Network, NetworkManifest, Port, load_network
 from ..reference import max_error
@@ -121,7 +122,7 @@ def run_network(library: Path, args: argparse.Namespace) -> int:
         }
         print(as_json(found))
         return 0 if right else 1
-    print(f"{library} for {manifest.device}, {manifest.threads} thread(s)")
+    print(f"{library} for {printable(manifest.device)}, {manifest.threads} thread(s)")
     for port, output in zip(manifest.outputs, outputs, strict=True):
         print(f"{port}, {output.min():g} to {output.max():g}" if output.size else f"{port}")
         if best := _best(output):

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from .. import files
 from ..errors import DirectConvError
+from ..kinds import printable
 
 Row = Mapping[str, object]
 
@@ -198,7 +199,7 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(_plain(value)))
 
 
 def _markdown(headings: list[str], cells: list[list[str]], right: list[bool]) -> str:

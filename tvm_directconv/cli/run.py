@@ -10,6 +10,7 @@ from ..arrays import Expected, read_arrays
 from ..build import CompiledConv, Manifest, library_bytes, load
 from ..deploy.emulated import emulated
 from ..errors import ArgumentError
+from ..kinds import printable
 from ..manifest import manifest_path
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from ._network import (
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(as_json(found))
         return 0 if right else 1
-    print(f"{workload} for {conv.manifest.device}, {conv.manifest.threads} thread(s)")
+    print(f"{workload} for {printable(conv.manifest.device)}, {conv.manifest.threads} thread(s)")
     print(f"max_error {error:g}" + ("" if right else f", expected up to {TOLERANCE}"))
     print(f"seconds {seconds:.4g} ({time_of(seconds)}, {how})")
     return 0 if right else 1

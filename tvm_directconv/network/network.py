@@ -20,13 +20,26 @@ from ..build import BoundCall, load_library
 from ..denormals import FLUSH, MODE, checked_mode
 from ..device import Device
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, similar_file
-from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null
+from ..kinds import (
+    COUNT,
+    TEXT,
+    THREADS,
+    Kind,
+    Table,
+    is_number,
+    is_text,
+    is_whole,
+    or_null,
+    printable,
+)
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
 from ..workload import ConvWorkload, model_layer_name
 from .check import Check, check_library
 
 _LISTED = 4  # kinds of convolutions that a warning names
+_DIMENSIONS = 32  # of an array, with every version of NumPy
+_ELEMENTS = 2**44  # of an array, whose size in bytes everything can still count
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ class Port:
 
     def __str__(self) -> str:
         """For messages: ``x: float32 of shape 1x3x224x224``."""
-        return f"{self.name}: {self.dtype} of shape {'x'.join(map(str, self.shape)) or '()'}"
+        shape = "x".join(map(str, self.shape)) or "()"
+        return f"{printable(self.name)}: {self.dtype} of shape {shape}"
 
 
 def memory_of(network: Any) -> dict[str, int]:
@@ -104,8 +118,13 @@ _PORTS: list[Table] = [
     {
         "name": _STRING,
         "shape": Kind(
-            "a list of whole numbers from 0",
-            lambda v: isinstance(v, list) and all(is_whole(extent, 0, 2**40) for extent in v),
+            "a list of whole numbers from 0, as many as arrays have dimensions",
+            lambda v: (
+                isinstance(v, list)
+                and len(v) <= _DIMENSIONS
+                and all(is_whole(extent, 0, 2**40) for extent in v)
+                and prod(v) <= _ELEMENTS
+            ),
         ),
         "dtype": Kind(f"one of {', '.join(_DTYPES)}", lambda v: v in _DTYPES),
     }

@@ -1,13 +1,14 @@
 """ONNX files in, Relax out, with the sizes of inputs fixed."""
 
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError, similar_file
+from ..errors import ModelError, said_by, similar_file
 
 Shapes = Mapping[str, Sequence[int]]
 """Input sizes, by the names of the inputs."""
@@ -85,9 +86,16 @@ def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tu
     from .onnx_graph.graph import Graph
 
     model = _read(Path(path), onnx)
-    known = _input_values(model, values or {})
-    _fix_inputs(model, shapes or {}, known)
-    return model, Graph(model, known)
+    try:
+        known = _input_values(model, values or {})
+        _fix_inputs(model, shapes or {}, known)
+        return model, Graph(model, known)
+    except ModelError:
+        raise
+    except Exception as error:  # Of any kind, where it is damaged in a way that nobody checks.
+        raise ModelError(
+            f"model {str(path)!r} is not as ONNX defines it ({said_by(error)})"
+        ) from error
 
 
 def _read(path: Path, onnx: Any) -> Any:
@@ -106,7 +114,9 @@ def _read(path: Path, onnx: Any) -> Any:
             f"model {str(path)!r} has no operators: expected an ONNX file of a network"
         )
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of entries that onnx does not know.
+            onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:
         raise ModelError(
             f"model {str(path)!r} keeps weights in files beside it, of which one cannot be read "
@@ -114,9 +124,8 @@ def _read(path: Path, onnx: Any) -> Any:
         ) from None
     try:
         onnx.checker.check_model(_checkable(model, path))
-    except (onnx.checker.ValidationError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise ModelError(f"model {str(path)!r} is not valid: {what}") from None
+    except Exception as error:  # Most often a ValidationError; some names are no text.
+        raise ModelError(f"model {str(path)!r} is not valid: {error}") from None
     return model
 
 

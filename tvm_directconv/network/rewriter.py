@@ -14,7 +14,7 @@ from tvm.ir.expr import Call, GenericConst, Var
 from tvm.tirx import IntImm
 
 from .. import errors
-from ..errors import ModelError
+from ..errors import ModelError, said_by
 
 MAIN = "main"
 """Name of the function that is the network."""
@@ -22,10 +22,11 @@ MAIN = "main"
 INPUT_NAMES, OUTPUT_NAMES = "directconv.inputs", "directconv.outputs"
 """Attributes of that function: what the model calls its inputs and outputs."""
 
-# What is raised in a pass goes through TVM, and comes out as what it was only if TVM knows it.
+# What is raised in a pass goes through TVM, and comes out as what it was only if TVM knows it: by
+# its whole name, as TVM has a ScheduleError, too.
 for _error in vars(errors).values():
     if isinstance(_error, type) and issubclass(_error, errors.DirectConvError):
-        tvm_ffi.register_error(_error.__name__, _error)
+        tvm_ffi.register_error(f"{_error.__module__}.{_error.__name__}", _error)
 
 WORK = "directconv.work"
 """Attribute of that function: what it multiplies and adds; see ``passes/count_work.py``."""
@@ -67,12 +68,9 @@ def compiling(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Whatever a pass of TVM's does not expect.
-        # One of TVM's errors has a name that we use, too; ours are of one line.
-        if isinstance(error, errors.DirectConvError) and "\n" not in str(error):
+        if isinstance(error, errors.DirectConvError):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = f"{type(error).__name__}: {lines[-1][:300] if lines else 'no reason'}"
-        raise ModelError(f"{what} cannot be compiled by TVM ({said})") from error
+        raise ModelError(f"{what} cannot be compiled by TVM ({said_by(error)})") from error
 
 
 def variables_in(expression: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """Plots of a report, as SVG: the same figures give the same bytes."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,7 +117,9 @@ def plots(results: Results, environment: Mapping[str, Any]) -> dict[str, Plot]:
         # Ids are made of the hash salt; the date is the only other thing that would change.
         style: list[str | Path | dict[str, Any]]
         style = ["default", {**_SETTINGS, "svg.hashsalt": name}]
-        with matplotlib.style.context(style):
+        with matplotlib.style.context(style), warnings.catch_warnings():
+            # Of numbers at the ends of floats, and letters that no font has.
+            warnings.simplefilter("ignore")
             text = io.StringIO()
             metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             draw().savefig(text, format="svg", metadata=metadata)

@@ -6,7 +6,6 @@ another shape or type. Here such a node is an error that names it.
 
 import contextlib
 import io
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from tvm.ir import is_prim_expr
 from tvm.ir.expr import GenericConst, Var
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
-from ...errors import ModelError
+from ...errors import ModelError, said_by
 from ..rewriter import MAIN, check_static, constant, dtype_of, is_static, shape_of
 from .graph import FORM, Graph, Node, default_of, schema_of, shape_in
 
@@ -91,8 +90,8 @@ def failure(graph: Graph, attempt: Callable[[Any], Any], error: Exception) -> Mo
         try:
             attempt(module)
         except Exception as found:  # The same as before, of any kind.
-            return ModelError(f"{node.kind} ({node.name}) cannot be compiled: {first_line(found)}")
-    return ModelError(f"the model cannot be compiled: {first_line(error)}")
+            return ModelError(f"{node.kind} ({node.name}) cannot be compiled: {said_by(found)}")
+    return ModelError(f"the model cannot be compiled: {said_by(error)}")
 
 
 def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[str]) -> Any:
@@ -107,6 +106,8 @@ def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[st
 
     def value(name: str) -> Any:
         if name and name not in values:
+            if name not in graph.known:
+                raise ModelError(f"the model is incomplete: no node computes {name!r}")
             values[name] = constant(graph.known[name])
         return values[name] if name else None
 
@@ -142,7 +143,7 @@ def _converted(
             results = [_tensor(builder, result) for result in _results(builder, made)]
     except Exception as error:  # Whatever a converter of TVM's does not expect.
         raise ModelError(
-            f"{node.kind} ({node.name}) cannot be imported by TVM: {first_line(error)}"
+            f"{node.kind} ({node.name}) cannot be imported by TVM: {said_by(error)}"
         ) from error
     for name, value in node.attributes.items():
         unread = name not in attributes.read and (node.kind, name) not in HARMLESS
@@ -166,15 +167,6 @@ def _converted(
         if name:
             _check(graph, node, name, result)
     return results
-
-
-def first_line(error: Exception) -> str:
-    """Return what is said of an error of TVM's: its last line, without the IR that may follow."""
-    text = re.sub(r"(?s)The IR with diagnostic is:.*", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, ModelError) and len(lines) == 1:
-        return lines[0]
-    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
 
 
 def _results(builder: Any, made: Any) -> list[Any]:

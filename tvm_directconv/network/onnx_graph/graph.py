@@ -19,7 +19,8 @@ import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ...errors import ModelError
+from ...errors import ModelError, said_by
+from ...workload import MAX_ELEMENTS
 
 FORM = defs.onnx_opset_version()
 """The version of ONNX's operators that nodes have after their upgrade, and that rules see."""
@@ -364,10 +365,12 @@ class Graph:
                 self._unknown.update(node.outputs)
             else:
                 self._rewrite(node)
-        except Refusal as refusal:
+        except Exception as error:  # Of any kind, where a node is not as ONNX defines it.
             if around is not None and around.name == node.name:
                 raise  # It is the other one that the model has.
-            self._refused[kind, str(refusal)].append(node.name)
+            known = isinstance(error, Refusal)
+            reason = str(error) if known else f"it cannot be converted ({said_by(error)})"
+            self._refused[kind, reason].append(node.name)
             self._unknown.update(node.outputs)
         finally:
             self._at = around
@@ -380,7 +383,14 @@ class Graph:
             return
         upgrade(self, node)
         _leave_out_unused(node)
+        schema = schema_of(node.kind, node.version)
+        for index in range(min(schema.min_output, len(node.outputs)) if schema else 0):
+            # It is always there, whether anybody reads it or not.
+            node.outputs[index] = node.outputs[index] or self._fresh("unread")
         wanted, problem = self._inferred(node)
+        for kind in wanted.values():
+            if too_large := _too_large(kind):
+                raise Refusal(f"its result {too_large}")
         if self._computed(node, wanted):
             return
         self.types |= wanted
@@ -564,6 +574,8 @@ class Graph:
 
     def _add_input(self, value: onnx.ValueInfoProto) -> None:
         self.types[value.name] = value.type
+        if too_large := _too_large(value.type):
+            raise ModelError(f"input {value.name!r} {too_large}")
         kind = value.type.tensor_type.elem_type
         if kind == _HALF:
             self._aliases[value.name] = self.emit("Cast", value.name, to=_SINGLE)
@@ -633,6 +645,12 @@ def shape_in(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
     return tuple(sizes) if all(size >= 0 for size in sizes) else None
 
 
+def _too_large(kind: onnx.TypeProto) -> str:
+    """Return what is said of a tensor that no kernel can index; nothing of others."""
+    elements = prod(shape_in(kind) or ())
+    return f"has {elements} elements: expected up to {MAX_ELEMENTS}" * (elements > MAX_ELEMENTS)
+
+
 def _type_name(kind: int) -> str:
     return str(TensorProto.DataType.Name(kind)).lower()
 
@@ -656,7 +674,10 @@ def _message(refused: Mapping[tuple[str, str], Sequence[str]]) -> str:
 
 
 def _array(tensor: onnx.TensorProto) -> np.ndarray:
-    value = numpy_helper.to_array(tensor)
+    try:
+        value = numpy_helper.to_array(tensor)
+    except Exception as error:  # Of any kind, where it is damaged.
+        raise ModelError(f"the constant {tensor.name!r} is damaged ({said_by(error)})") from error
     return value.astype(np.float32) if tensor.data_type == _HALF else value
 
 

@@ -12,6 +12,8 @@ def pad(graph: Graph, node: Node) -> str | None:
     rank, mode = len(shape), node.get("mode")
     given = graph.value(node.input(1)).ravel().tolist()
     axes = graph.value(node.input(3)).tolist() if node.input(3) else list(range(rank))
+    if len(given) != 2 * len(axes) or not all(-rank <= axis < rank for axis in axes):
+        raise Refusal(f"its pads are {given} on axes {axes}: expected two for each of {rank} axes")
     pads = np.zeros((2, rank), int)
     pads[:, [axis % rank for axis in axes]] = np.reshape(given, (2, -1))
     sizes = np.array(shape) + pads.sum(0)

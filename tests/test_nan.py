@@ -87,6 +87,10 @@ def test_networks(name: str, blocked: bool, tmp_path: Path) -> None:
     cases = [
         (g.node("Relu", x), lambda x: np.maximum(x, 0)),
         (g.node("Clip", x, low, high), lambda x: np.clip(x, -1.5, 2.5)),
+        (
+            g.node("ThresholdedRelu", x, alpha=0.5),
+            lambda x: np.where(x <= 0.5, np.float32(0), x),
+        ),
         (g.node("Min", x, high), lambda x: np.minimum(x, 2.5)),
         (g.node("Max", x, g.node("Neg", x)), lambda x: np.maximum(x, -x)),
         (

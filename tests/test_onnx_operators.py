@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import Graph, assert_equal, by_onnxruntime, compiled, saved
+from onnx_models import (
+    Graph,
+    assert_equal,
+    assert_like_onnxruntime,
+    by_onnxruntime,
+    compiled,
+    saved,
+)
 
 from tvm_directconv.errors import ModelError
 from tvm_directconv.network.network import compile_network
@@ -169,6 +176,25 @@ def test_shifts_beyond_the_type(tmp_path: Path) -> None:
     left, right = run(g, tmp_path, *outputs, opset=28, x=x, by=by)
     np.testing.assert_array_equal(left, [0, 0, 0, -(2**31), 8])
     np.testing.assert_array_equal(right, [-1, 0, -1, 0, 0])
+
+
+@pytest.mark.parametrize("mode", ["half_pixel", "output_half_pixel"])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_regions_of_scaled_images(tmp_path: Path, mode: str, ratio: int) -> None:
+    g = Graph(x=(1, 3, 9, 10))
+    regions = g.constant([[3.0, 5.0, 30.0, 28.0], [0.0, 0.0, 15.0, 36.0]])
+    y = g.node(
+        "RoiAlign",
+        "x",
+        regions,
+        g.constant([0, 0], dtype=np.int64),
+        coordinate_transformation_mode=mode,
+        sampling_ratio=ratio,
+        spatial_scale=0.25,
+        output_height=3,
+        output_width=2,
+    )
+    assert_like_onnxruntime(g.model(y), tmp_path, exact=False)
 
 
 # --- Along an axis ----------------------------------------------------------------------------

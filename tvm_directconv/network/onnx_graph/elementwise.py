@@ -187,9 +187,23 @@ def _bit_cast(builder: Any, inputs: Any, attributes: Any, _: Any) -> Any:
 
 @rule("RoiAlign")
 def roi_align(graph: Graph, node: Node) -> None:
-    """Refuse what TVM computes otherwise."""
+    """Scale regions before TVM moves them by half a pixel; refuse what it computes otherwise."""
     if node.get("mode") == "max":
         raise Refusal("mode='max' is not supported: TVM takes the maximum of other samples")
+    scale = node.get("spatial_scale")
+    if node.get("coordinate_transformation_mode") == "half_pixel" and scale != 1:
+        x, regions, batch = node.inputs
+        factor = graph.constant(scale, graph.dtype(regions))
+        node.inputs = [x, graph.emit("Mul", regions, factor), batch]
+        node.attributes["spatial_scale"] = 1.0
+
+
+@rule("ThresholdedRelu")
+def thresholded_relu(graph: Graph, node: Node) -> str:
+    """Choose between the two: TVM multiplies by 0 or 1, which makes NaN of infinities."""
+    x = node.inputs[0]
+    alpha, zero = (graph.constant(value, graph.dtype(x)) for value in (node.get("alpha"), 0))
+    return str(graph.emit("Where", graph.emit("LessOrEqual", x, alpha), zero, x))
 
 
 @rule("NonMaxSuppression")

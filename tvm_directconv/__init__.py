@@ -4,12 +4,8 @@ None of the modules imports TVM before something is compiled or run: it takes se
 the package (workloads, devices, the model, the reference) does without.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-__version__ = version("tvm-directconv")
-
-# isort: split
 from .blocking import Blocking
 from .build import CompiledConv, build, load
 from .compute import Epilogue
@@ -19,6 +15,7 @@ from .explain import explain
 from .logs import use_logs
 from .network.network import Network, compile_network, load_network
 from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from .versions import __version__
 from .workload import ConvWorkload, networks, workloads
 
 if TYPE_CHECKING:

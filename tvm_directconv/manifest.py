@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import __version__, reading, versions
+from . import reading, versions
 from .errors import LibraryError, similar_file
 from .kinds import DIGEST, NAMES, THREADS, Kind, Table, printable, problem, shown
 
@@ -85,7 +85,7 @@ def completed(values: Mapping[str, Any], digest: str) -> dict[str, Any]:
     digest : str
         :func:`digest_of` the library.
     """
-    about = {"tvm-directconv": __version__, **versions.pins()}
+    about = {"tvm-directconv": versions.__version__, **versions.pins()}
     whole = {"format": FORMAT, **values, "versions": about, "sha256": digest}
     return {**whole, _SEAL: _seal(whole)}
 

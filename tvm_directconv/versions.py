@@ -1,10 +1,12 @@
-"""The versions this package needs, and what to do when others are installed."""
+"""The version of this package, those it needs, and what to do when others are installed."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from .errors import DirectConvError
 
 _PACKAGE = "tvm-directconv"
+__version__ = version(_PACKAGE)
+
 # TVM's interfaces change with every release, and some pairs of these two crash.
 _EXACT = ("apache-tvm", "apache-tvm-ffi")
 

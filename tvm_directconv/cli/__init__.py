@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TextIO
 
-from .. import __version__, versions
+from .. import versions
 from ..cache import CacheWarning
 from ..errors import DirectConvError, ModelWarning, did_you_mean
 from ..kinds import one_line
@@ -157,4 +157,4 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 def _versions() -> str:
     """Return this package's version, and of what its code is made."""
     found = (f"{name} {versions.installed(name) or 'missing'}" for name in versions.pins())
-    return f"{__version__} ({', '.join(found)})"
+    return f"{versions.__version__} ({', '.join(found)})"

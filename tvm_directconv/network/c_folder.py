@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, files
+from .. import files
 from ..errors import LibraryError
 from ..toolchain import target_port
+from ..versions import __version__
 from .c_source import (
     DEPLOY,
     WEIGHTS_HEADER,

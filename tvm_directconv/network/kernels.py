@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, cache, compute, exponential, lowering, versions
+from .. import cache, compute, exponential, lowering, versions
 from ..build import symbol_of
 from ..device import Device
 from ..toolchain import object_code
@@ -72,7 +72,7 @@ def _circumstances(device: Device, threads: int) -> str:
     sources = [Path(module.__file__ or "").read_text("utf-8") for module in modules]
     target = json.dumps(device.target_options(threads), sort_keys=True)
     pins = json.dumps(versions.pins(), sort_keys=True)
-    return "\0".join([target, __version__, pins, *sources])
+    return "\0".join([target, versions.__version__, pins, *sources])
 
 
 def _digest(function: Any, circumstances: str) -> str:

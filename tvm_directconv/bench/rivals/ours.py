@@ -54,14 +54,14 @@ class Ours(Contestant):
         )
 
     def convert(self, onnx: Path, threads: int) -> Path:
-        from ... import compile_network
+        from ...network.network import compile_network
 
         library = onnx.with_suffix(".so")
         compile_network(onnx, library, threads=threads, blocking=self.blocking, check=False)
         return library
 
     def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
-        from ... import load_network
+        from ...network.network import load_network
 
         call, outputs = load_network(path).bind(x)
         return Prepared(call=call, output=lambda: outputs[0])

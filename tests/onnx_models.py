@@ -12,10 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tvm_directconv.blocking import channel_block
 from tvm_directconv.device import device
+from tvm_directconv.emit.program import Program
 from tvm_directconv.network.network import Network, compile_network, load_network
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.network.pipeline import passes
-from tvm_directconv.network.program import Program, program_of
+from tvm_directconv.network.planning import program_of
 from tvm_directconv.network.rewriter import Rewriter, op_name
 
 onnxruntime.set_default_logger_severity(3)

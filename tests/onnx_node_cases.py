@@ -203,7 +203,7 @@ def array(value: Any) -> np.ndarray:
 
 def _network(case: Case, constant: set[int], folder: Path) -> _Network:
     from tvm_directconv.device import device
-    from tvm_directconv.network.c_source import (
+    from tvm_directconv.emit.c_source import (
         packed_functions,
         tables,
         weights_source,
@@ -234,7 +234,7 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
     program, _ = plan(path, target, 1, "model", shapes)
     compiled = compile_kernels(program.kernels, target, 1)
     symbols = {kernel: symbol for kernel, (symbol, _) in compiled.items()}
-    # As tvm_directconv.network.library does it, but with a name of its own for each network.
+    # As tvm_directconv.emit.library does it, but with a name of its own for each network.
     name, weights = f"network{folder.name}", folder / "weights"
     parts = (
         '#include "network.h"\n',
@@ -258,7 +258,7 @@ def _linked(networks: Sequence[_Network], folder: Path) -> Any:
     import tvm_ffi
 
     from tvm_directconv.device import device
-    from tvm_directconv.network.c_source import DEPLOY
+    from tvm_directconv.emit.c_source import DEPLOY
     from tvm_directconv.toolchain import find_toolchain, link_shared
 
     objects = dict.fromkeys(path for network in networks for path in network.objects)

@@ -25,11 +25,10 @@ import tvm_directconv as dc
 from tvm_directconv import epilogue_reference
 from tvm_directconv.bench.models import model
 from tvm_directconv.deploy.runner import run_library
+from tvm_directconv.emit.c_folder import arguments_of, name_of
+from tvm_directconv.emit.program import Port, Program
 from tvm_directconv.errors import LibraryError
 from tvm_directconv.layout import aligned_zeros
-from tvm_directconv.network.c_folder import arguments_of, name_of
-from tvm_directconv.network.network import Port
-from tvm_directconv.network.program import Program
 from tvm_directconv.toolchain import elf_info, find_toolchain, link_shared
 
 TESTS = Path(__file__).parent

@@ -19,7 +19,7 @@ import tvm_directconv as dc
 from tvm_directconv.errors import LibraryError, ModelError, ToolchainError
 from tvm_directconv.layout import WeightLayout
 from tvm_directconv.network import check as checks
-from tvm_directconv.network import program
+from tvm_directconv.network import planning
 from tvm_directconv.network.check import Unavailable, relative_error
 from tvm_directconv.network.network import (
     NetworkManifest,
@@ -220,7 +220,7 @@ def with_groups_swapped(patch: Patch) -> None:
 
 
 def with_tensors_that_overlap(patch: Patch) -> None:
-    share = program._share
+    share = planning._share
 
     def broken(values: Any) -> int:
         end = share(values)
@@ -228,7 +228,7 @@ def with_tensors_that_overlap(patch: Patch) -> None:
             value.placed = 0
         return end
 
-    patch.setattr(program, "_share", broken)
+    patch.setattr(planning, "_share", broken)
 
 
 BREAKS: dict[str, Callable[[Patch], None]] = {
@@ -281,8 +281,8 @@ def test_a_broken_folder_with_c_is_not_made(
 def test_a_library_that_crashes_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share = program._share
-    monkeypatch.setattr(program, "_share", lambda values: share(values) // 2 // 64 * 64)
+    share = planning._share
+    monkeypatch.setattr(planning, "_share", lambda values: share(values) // 2 // 64 * 64)
     with pytest.raises(LibraryError, match=r"cannot be run, and is not kept: .*killed by SIGSEGV"):
         compile_here(everything(), tmp_path)
     assert not (tmp_path / "a.so").exists()

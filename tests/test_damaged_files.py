@@ -24,10 +24,11 @@ from tvm_directconv.bench.report import environment, rows
 from tvm_directconv.build import resolve_blocking, scheduled
 from tvm_directconv.cli import _network
 from tvm_directconv.deploy.runner import build_cached, read_report
+from tvm_directconv.emit.c_source import DEPLOY, write_weights
+from tvm_directconv.emit.program import Port
 from tvm_directconv.errors import DirectConvError
 from tvm_directconv.layout import ActivationLayout
-from tvm_directconv.network.c_source import DEPLOY, write_weights
-from tvm_directconv.network.network import NetworkManifest, Port
+from tvm_directconv.network.network import NetworkManifest
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.toolchain import elf_info, find_toolchain
 

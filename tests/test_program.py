@@ -16,8 +16,8 @@ from tvm import relax
 
 from tvm_directconv import device
 from tvm_directconv.blocking import channel_block
+from tvm_directconv.emit.program import ARENA, COPY, WEIGHTS, Program, Tensor, packed
 from tvm_directconv.layout import ALIGNMENT
-from tvm_directconv.network.program import ARENA, COPY, WEIGHTS, Program, Tensor, packed
 from tvm_directconv.network.rewriter import Rewriter, op_name, shape_of, value_of
 
 BLOCK = channel_block(64, device("native"))

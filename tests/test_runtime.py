@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tvm_directconv.network.c_folder import RUNTIME
-from tvm_directconv.network.c_source import DEPLOY
+from tvm_directconv.emit.c_folder import RUNTIME
+from tvm_directconv.emit.c_source import DEPLOY
 from tvm_directconv.toolchain import elf_info, find_toolchain, run_cc
 
 TEST = Path(__file__).with_name("runtime_test.c")

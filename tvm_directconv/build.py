@@ -469,9 +469,8 @@ class CompiledConv:
         LibraryError
             If it cannot be written.
         """
-        from .network.c_folder import write_folder
-        from .network.network import Port
-        from .network.program import Program, Step, Tensor
+        from .emit.c_folder import write_folder
+        from .emit.program import Port, Program, Step, Tensor
 
         m = self.manifest
         inputs = {

@@ -224,7 +224,7 @@ def plan(
     """
     from .network.network import import_model
     from .network.pipeline import planned
-    from .network.program import conv_attributes_of
+    from .network.planning import conv_attributes_of
 
     program = planned(import_model(model, input_shapes), find_device(device), threads)
     buffers, others = [0], Counter[str]()

@@ -247,7 +247,7 @@ def _paths(asked: list[ConvWorkload], output: Path) -> list[Path]:
 
 def _folders(asked: list[ConvWorkload], output: Path) -> list[Path]:
     """Return the folder with C of each convolution."""
-    from ..network.c_folder import check_folder
+    from ..emit.c_folder import check_folder
 
     if len(asked) == 1:
         check_folder(output)

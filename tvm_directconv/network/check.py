@@ -26,8 +26,9 @@ import numpy as np
 from ..errors import LibraryError, ModelError, ToolchainError
 
 if TYPE_CHECKING:
+    from ..emit.program import Port
     from ..toolchain import Toolchain
-    from .network import NetworkManifest, Port
+    from .network import NetworkManifest
 
 Inputs = Sequence[np.ndarray]
 

@@ -19,6 +19,7 @@ from .. import manifest as manifests
 from ..build import BoundCall, load_library
 from ..denormals import FLUSH, MODE, checked_mode
 from ..device import Device
+from ..emit.program import Port, Unscheduled, memory_of
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, similar_file
 from ..kinds import (
     COUNT,
@@ -30,7 +31,6 @@ from ..kinds import (
     is_text,
     is_whole,
     or_null,
-    printable,
 )
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
@@ -40,45 +40,6 @@ from .check import Check, check_library
 _LISTED = 4  # kinds of convolutions that a warning names
 _DIMENSIONS = 32  # of an array, with every version of NumPy
 _ELEMENTS = 2**44  # of an array, whose size in bytes everything can still count
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a network.
-
-    Attributes
-    ----------
-    name : str
-        As the model has it.
-    shape : tuple of int
-    dtype : str
-        As NumPy has it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    def __str__(self) -> str:
-        """For messages: ``x: float32 of shape 1x3x224x224``."""
-        shape = "x".join(map(str, self.shape)) or "()"
-        return f"{printable(self.name)}: {self.dtype} of shape {shape}"
-
-
-def memory_of(network: Any) -> dict[str, int]:
-    """Return where every byte of a run of a manifest's or a program's network is, in bytes."""
-    return {
-        "weights": network.weight_bytes,
-        "arena": network.arena_bytes,
-        "inputs": sum(port.nbytes for port in network.inputs),
-        "outputs": sum(port.nbytes for port in network.outputs),
-        "workspace": 0,  # There is no such thing: kernels get their scratch in the arena.
-    }
 
 
 @dataclass(frozen=True)
@@ -167,36 +128,6 @@ _KINDS: Table = {
         "note": _STRING,
     },
 }
-
-
-@dataclass(frozen=True)
-class Unscheduled:
-    """Convolutions or products of a model that are not ours: general code computes them.
-
-    Attributes
-    ----------
-    operator : str
-        As Relax calls it.
-    shapes : str
-        Of its operands.
-    reason : str
-        Why it is not ours.
-    count : int
-        How many there are that are alike.
-    multiply_adds : int
-        Of all of these.
-    """
-
-    operator: str
-    shapes: str
-    reason: str
-    count: int
-    multiply_adds: int
-
-    def __str__(self) -> str:
-        """For messages: ``conv3d 1x16x9x9x9 by 32x16x3x3x3 (it has three dimensions)``."""
-        times = f"{self.count} times " if self.count > 1 else ""
-        return f"{times}{self.operator} {self.shapes} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -361,11 +292,12 @@ def compile_network(
     """
     versions.check()
     from ..device import device as find_device
+    from ..emit.c_folder import check_folder, write_folder
+    from ..emit.library import link_network
+    from ..emit.program import COPY
     from ..toolchain import find_toolchain
-    from .c_folder import check_folder, write_folder
     from .kernels import compile_kernels
-    from .library import link_network
-    from .program import COPY, conv_attributes_of
+    from .planning import conv_attributes_of
 
     output = Path(output)
     checked_mode(denormals)

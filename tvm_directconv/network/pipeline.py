@@ -9,6 +9,7 @@ from ..blocking import check_threads
 from ..denormals import FLUSH, checked_mode
 from ..device import Device, check_target
 from ..device import device as find_device
+from ..emit.program import Program
 from ..errors import BlockingError, did_you_mean
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
@@ -23,7 +24,7 @@ from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
-from .program import Program, program_of
+from .planning import program_of
 from .rewriter import MAIN, Rewriter, op_name, prepared
 from .vm import vm_module
 

@@ -12,10 +12,9 @@ from tvm import relax, tirx
 from tvm.relax.op import vm as machine
 
 from .. import files
+from ..emit.library import link_object
+from ..emit.program import Port, Program, arena_of
 from ..toolchain import Toolchain
-from .library import link_object
-from .network import Port
-from .program import Program, arena_of
 from .rewriter import MAIN
 
 _NETWORK = "directconv_network"

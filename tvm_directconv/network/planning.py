@@ -1,11 +1,10 @@
-"""What is left of a network when everything is decided: kernels in order, on places in memory.
+"""From Relax to a program: the steps in order, and a place in memory for every tensor.
 
 There is no interpreter and no allocator: every tensor has its place before the first run. Tensors
 that do not live at the same time share places in one arena.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -16,9 +15,19 @@ from tvm.ir.expr import GlobalVar
 
 from ..denormals import FLUSH, flushed
 from ..device import Device
+from ..emit.program import (
+    ARENA,
+    COPY,
+    WEIGHTS,
+    Port,
+    Program,
+    Step,
+    Tensor,
+    Unscheduled,
+    packed,
+)
 from ..errors import ModelError
 from ..layout import ALIGNMENT
-from .network import Port, Unscheduled, memory_of
 from .operators import KERNEL, ConvAttributes
 from .rewriter import (
     INPUT_NAMES,
@@ -33,101 +42,6 @@ from .rewriter import (
     shape_of,
     value_of,
 )
-
-ARENA, WEIGHTS = "arena", "weights"
-COPY = "copy"
-"""Name of the step that copies rows; it is no kernel of TVM's."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An operand: a place in memory and how it is read.
-
-    Attributes
-    ----------
-    memory : str
-        ``arena``, ``weights``, or ``input0``, ``output0`` and so on.
-    offset : int
-        Bytes from its beginning.
-    shape : tuple of int
-    dtype : str
-        As NumPy has it.
-    stride : int
-        Elements from one row to the next, for copies; 0 if rows follow each other.
-    """
-
-    memory: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-    stride: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """A kernel and its operands, inputs first."""
-
-    kernel: str
-    operands: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A network as a list of steps.
-
-    Attributes
-    ----------
-    inputs, outputs : list of Port
-    steps : list of Step
-    kernels : dict
-        From names to scheduled functions.
-    weights : list of numpy.ndarray
-        Constants, at the offsets that :func:`packed` gives them.
-    arena_bytes : int
-        Size of the arena.
-    unshared_bytes : int
-        What it would be if no two tensors shared a place.
-    reorders : int
-        Operations that only change layouts, within kernels or on their own.
-    multiply_adds : int
-        Of all convolutions and products.
-    unscheduled : tuple of Unscheduled
-        Those that are not ours.
-    """
-
-    inputs: list[Port]
-    outputs: list[Port]
-    steps: list[Step]
-    kernels: dict[str, Any] = field(default_factory=dict)
-    weights: list[np.ndarray] = field(default_factory=list)
-    arena_bytes: int = 0
-    unshared_bytes: int = 0
-    reorders: int = 0
-    multiply_adds: int = 0
-    unscheduled: tuple[Unscheduled, ...] = ()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of all constants."""
-        return packed([array.nbytes for array in self.weights])[1]
-
-    def memory(self) -> dict[str, int]:
-        """Return where every byte of a run is, as the network's manifest does."""
-        return memory_of(self)
-
-
-def arena_of(program: Program) -> Port:
-    """Return the argument that is the arena."""
-    return Port(ARENA, (program.arena_bytes // 4,), "float32")
-
-
-def packed(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Return aligned offsets of things that lie one after another, and the size of all."""
-    offsets, end = [], 0
-    for size in sizes:
-        offsets.append(end)
-        end += -(-size // ALIGNMENT) * ALIGNMENT
-    return offsets, end
 
 
 @dataclass(eq=False)

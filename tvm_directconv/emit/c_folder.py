@@ -23,8 +23,7 @@ from .c_source import (
     weights_source,
     write_weights,
 )
-from .network import Port
-from .program import Program
+from .program import Port, Program
 
 RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h")
 """Files of the C runtime."""

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelError
-from .network import Port
-from .program import ARENA, COPY, WEIGHTS, Program, arena_of, packed
+from .program import ARENA, COPY, WEIGHTS, Port, Program, arena_of, packed
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 """Where the C runtime is."""

@@ -1,0 +1,1 @@
+"""Programs to C sources, folders of C, and shared libraries."""

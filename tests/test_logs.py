@@ -809,7 +809,7 @@ def test_export_of_a_device_of_ones_own(run: Command) -> None:
 def test_export_does_without_what_is_slow_to_import(tmp_path: Path) -> None:
     path = logs.append(record(), tmp_path)
     code = (
-        "import sys; from tvm_directconv.logs import export\n"
+        "import sys; from tvm_directconv.tuning.database import export\n"
         "assert export(sys.argv[1], sys.argv[2]) == 1\n"
         "sys.exit('tvm.s_tir.tensor_intrin' in sys.modules)"
     )

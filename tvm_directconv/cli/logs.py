@@ -269,7 +269,9 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     """Write the best records as a database of MetaSchedule."""
+    from ..tuning.database import export
+
     device = find_device(args.device) if args.device else None
-    count = logs.export(args.file, args.output, device)
+    count = export(args.file, args.output, device)
     print(f"{args.output}: {count} records")
     return 0

@@ -8,10 +8,11 @@ import numpy as np
 
 import tvm_directconv as dc
 from tvm_directconv.cli._progress import Progress
+from tvm_directconv.tuning.layer import Layer
 from tvm_directconv.tuning.runners.local import LocalRunner
 from tvm_directconv.tuning.search import FAILED, Evolution
 from tvm_directconv.tuning.space import Space
-from tvm_directconv.tuning.tune import Budget, Layer, Tuner
+from tvm_directconv.tuning.tune import Budget, Tuner
 
 LAYERS = [
     "vgg16:conv1_1",  # three channels

@@ -12,8 +12,8 @@ import tvm_directconv as dc
 from tvm_directconv.bench.models import MODELS, model
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ModelError
+from tvm_directconv.specs import workloads
 from tvm_directconv.toolchain import find_toolchain
-from tvm_directconv.workload import workloads
 
 onnxruntime.set_default_logger_severity(3)
 

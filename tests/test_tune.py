@@ -31,10 +31,11 @@ from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import Record
 from tvm_directconv.toolchain import find_toolchain, run_cc
 from tvm_directconv.tuning import plot, tune
+from tvm_directconv.tuning.layer import Layer
 from tvm_directconv.tuning.outcome import Outcome
 from tvm_directconv.tuning.runners.local import LocalRunner
 from tvm_directconv.tuning.space import Space
-from tvm_directconv.tuning.tune import Budget, Layer, Tuner
+from tvm_directconv.tuning.tune import Budget, Tuner
 
 NATIVE = dc.device("native")
 LAYER = dc.ConvWorkload.parse('ic16ih12oc64oh12kh3ph1n"toy:first"')

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_directconv.errors import WorkloadError
-from tvm_directconv.workload import ConvWorkload, load_shapes, networks, workloads
+from tvm_directconv.specs import load_shapes, networks, workloads
+from tvm_directconv.workload import ConvWorkload
 
 VGG_CONV3_2 = "ic256ih56oc256oh56kh3ph1"
 

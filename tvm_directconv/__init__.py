@@ -15,8 +15,9 @@ from .explain import explain
 from .logs import use_logs
 from .network.network import Network, compile_network, load_network
 from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from .specs import networks, workloads
 from .versions import __version__
-from .workload import ConvWorkload, networks, workloads
+from .workload import ConvWorkload
 
 if TYPE_CHECKING:
     from .tuning.tune import tune

@@ -12,7 +12,8 @@ from typing import Any
 from ..device import Device
 from ..errors import LogError
 from ..logs import use_logs
-from ..workload import ConvWorkload, workloads
+from ..specs import workloads
+from ..workload import ConvWorkload
 
 _BOOLS = {"true": "True", "false": "False"}
 

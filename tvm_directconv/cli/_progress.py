@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ..tuning.tune import Layer, Tuner
+from ..tuning.layer import Layer
+from ..tuning.tune import Tuner
 from ._output import is_quiet, note, time_of
 
 _EVERY = 16  # trials: without a terminal, a line when something happens or so many have passed.

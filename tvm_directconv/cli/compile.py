@@ -14,7 +14,8 @@ from ..build import SUFFIXES, build
 from ..compute import ACTIVATIONS, Epilogue
 from ..denormals import FLUSH, MODES
 from ..errors import LibraryError, ModelError, WorkloadError
-from ..workload import ConvWorkload, is_model
+from ..specs import is_model
+from ..workload import ConvWorkload
 from ._options import (
     add_blocking,
     add_device,

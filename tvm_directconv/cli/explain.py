@@ -10,7 +10,7 @@ from ..device import Device
 from ..device import device as find_device
 from ..explain import explain
 from ..prediction import Experience, Plan, Prediction
-from ..workload import is_model
+from ..specs import is_model
 from ._options import (
     add_device,
     add_input_layout,

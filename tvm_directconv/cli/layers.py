@@ -2,7 +2,8 @@
 
 import argparse
 
-from ..workload import ConvWorkload, networks
+from ..specs import networks
+from ..workload import ConvWorkload
 from ._options import add_device, add_specs, workloads_of
 from ._output import Row, add_format, render, write
 

@@ -9,10 +9,11 @@ from contextlib import closing
 from ..device import Device
 from ..device import device as find_device
 from ..errors import TuningError
+from ..tuning.layer import Layer
 from ..tuning.outcome import Outcome
 from ..tuning.runners import TIME_LIMIT, Runner
 from ..tuning.search import STRATEGIES
-from ..tuning.tune import Budget, Layer, Tuner
+from ..tuning.tune import Budget, Tuner
 from ._options import (
     add_device,
     add_logs,

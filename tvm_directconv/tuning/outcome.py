@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from ..bench.disturbance import left_out
-from .tune import Layer
+from .layer import Layer
 
 _MOST_FAILURES = 5  # kinds of them that are said
 _MOST_LETTERS = 120  # of a message

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import files
 from ..errors import TuningError
-from .tune import Layer
+from .layer import Layer
 
 _SUFFIXES = (".svg", ".png", ".pdf")
 

@@ -7,9 +7,9 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,17 +23,16 @@ from ..device import device as find_device
 from ..errors import BlockingError, TuningError
 from ..kinds import is_positive
 from ..logs import Record
+from ..specs import workloads
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
+from .layer import ROUND, Layer, cost
+from .outcome import Outcome
 from .runners import Runner
-from .search import FAILED, Search, check_strategy, search
+from .search import check_strategy, search
 from .space import Space
 from .worker import Worker
 
-if TYPE_CHECKING:
-    from .outcome import Outcome
-
-_ROUND = 16  # Points that are asked for, built and measured before the search learns.
 _REPEATS = 10
 _CONFIRMING_REPEATS = 24
 _CONFIRMATION = _CONFIRMING_REPEATS / _REPEATS  # How much longer than a trial it takes.
@@ -43,7 +42,6 @@ _NOTHING_GAINED = 1.005  # Less than this in a round is noise.
 # What went wrong for reasons of its own, not the candidate's, is worth another try.
 _PASSING = ("rpc_lost", "timeout")
 _ATTEMPTS = 3
-_LEAST_LEFT = 0.02  # of a layer's time: padding lets some pass the peak, and still gain.
 _NO_TIME = Failure("timeout", "the time is over")  # For a candidate that nobody has judged.
 _UNKNOWN = "unknown"  # Boards over RPC tell their processor when they first measure.
 
@@ -65,124 +63,6 @@ class Budget:
     trials: int = 64
     seconds: float | None = None
     patience: int = 64
-
-
-@dataclass
-class Layer:
-    """One convolution that is being tuned.
-
-    Attributes
-    ----------
-    workload : ConvWorkload
-        What is convolved.
-    space : Space
-        What is searched.
-    records : dict of int to Record
-        What is known of the space's points, from the log and from trials.
-    resumed : int
-        How many of them were in the log already.
-    trials : int
-        Points tried since.
-    failures : int
-        Those of `trials` that came to nothing.
-    best : int or None
-        The fastest point so far.
-    history : list of float
-        Speed of the best over the model's choice, after each trial.
-    tried : list of float or None
-        Speed of each trial over the model's choice; None if it came to nothing.
-    chosen : Record or None
-        What the tuner decided for in the end.
-    problem : str or None
-        Why the layer could not be tuned.
-    over : bool
-        Whether the tuner has ended.
-    """
-
-    workload: ConvWorkload
-    space: Space
-    records: dict[int, Record] = field(default_factory=dict)
-    resumed: int = 0
-    trials: int = 0
-    failures: int = 0
-    best: int | None = None
-    history: list[float] = field(default_factory=list)
-    tried: list[float | None] = field(default_factory=list)
-    chosen: Record | None = None
-    problem: str | None = None
-    over: bool = False
-    # What the tuner needs to go on.
-    search: Search | None = None
-    libraries: dict[int, Path] = field(default_factory=dict)
-    since_gain: int = 0
-    exhausted: bool = False
-    trial_seconds: float = 0.0  # The longest trial, by the clock on the wall.
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        return self.workload.name or str(self.workload)
-
-    @property
-    def record(self) -> Record | None:
-        """The best that is known: what was chosen, before that the fastest."""
-        return self.chosen or (None if self.best is None else self.records[self.best])
-
-    @property
-    def gain(self) -> float:
-        """Speed of the best over that of the model's choice; 1 before anything is known."""
-        return (self.record.over_model or 1.0) if self.record else 1.0
-
-    @property
-    def stayed(self) -> bool:
-        """Whether it was decided for the model's choice."""
-        return self.chosen is not None and self.chosen.blocking == self.space.points[0]
-
-    @property
-    def after(self) -> float | None:
-        """Seconds in a run of the network with what was chosen; None if that is not known."""
-        seconds = self.chosen.seconds_p50 if self.chosen else None
-        return None if seconds is None else seconds * self.workload.count
-
-    @property
-    def before(self) -> float | None:
-        """The same with the model's choice, by the ratio that was measured in turns."""
-        return None if self.after is None else self.after * self.gain
-
-    @property
-    def disturbed(self) -> str | None:
-        """Why the measurement of the best cannot be believed."""
-        return self.record.disturbed if self.record else None
-
-    @property
-    def state(self) -> str:
-        """How far it is, in words."""
-        if self.problem:
-            return f"failed: {self.problem}"
-        if self.chosen:
-            return "decided"
-        if self.over:
-            return "not decided" if self.records else "not begun"
-        if self.search is None:
-            return "waiting"
-        return "nothing left to gain" if self.exhausted else "searching"
-
-    @property
-    def potential(self) -> float:
-        """Seconds of a whole network that further trials might save; shrinks in vain."""
-        if self.search is None or self.best is None:
-            return math.inf
-        record = self.records[self.best]
-        assert record.seconds_p50
-        # Where the peak is not known, half of it: as good as any other for all layers.
-        left = max(_LEAST_LEFT, 1 - (record.of_peak or 0.5))
-        return self.workload.count * record.seconds_p50 * left / (1 + self.since_gain / _ROUND)
-
-    def add(self, point: int, record: Record) -> None:
-        """Take in what is known of a point; the latest counts."""
-        self.records[point] = record
-        good = [number for number, known in self.records.items() if known.status == "ok"]
-        self.best = min(good, key=lambda number: _cost(self.records[number]), default=None)
 
 
 class Tuner:
@@ -374,7 +254,7 @@ class Tuner:
             layer.search = search(self.strategy, layer.space, self.seed)
             self._tell(layer, layer.records)
         # Small budgets are for all layers, too.
-        count = min(_ROUND, self.budget.trials)
+        count = min(ROUND, self.budget.trials)
         points = layer.search.ask(min(count, self.trials_left) if layer.records else count)
         if not points:
             layer.exhausted = True
@@ -426,7 +306,7 @@ class Tuner:
         known = [point for point in points if point in layer.records]
         if known:
             assert layer.search
-            layer.search.tell(known, [_cost(layer.records[point]) for point in known])
+            layer.search.tell(known, [cost(layer.records[point]) for point in known])
 
     def _try(self, layer: Layer, points: list[int], builders: "_Builders") -> None:
         """Build points, measure them against the best, and log what came of each."""
@@ -507,8 +387,8 @@ class Tuner:
             return
         if self._left() < _CONFIRMATION * layer.trial_seconds:
             return  # Another time: the trials are in the log.
-        ranked = sorted(layer.records, key=lambda point: _cost(layer.records[point]))
-        rivals = [point for point in ranked if _cost(layer.records[point]) < 1][:_CONFIRMED]
+        ranked = sorted(layer.records, key=lambda point: cost(layer.records[point]))
+        rivals = [point for point in ranked if cost(layer.records[point]) < 1][:_CONFIRMED]
         failed = dict(builders.build(layer, [0, *rivals]))
         if failed[0] is _NO_TIME:
             return
@@ -521,7 +401,7 @@ class Tuner:
             [point for point in rivals if not failed[point]],
             lambda point: self._confirm(layer, point) if self._left() > 0 else None,
         ):
-            if record.chosen and _cost(record) < _cost(layer.chosen):
+            if record.chosen and cost(record) < cost(layer.chosen):
                 layer.chosen = record
             logs.append(replace(record, chosen=False), self._folder)
         logs.append(layer.chosen, self._folder)
@@ -582,13 +462,8 @@ class Tuner:
 
 def _decision_seconds(layer: Layer) -> float:
     """Return about how long it will take to confirm the best of a layer."""
-    better = sum(_cost(record) < 1 for record in layer.records.values())
+    better = sum(cost(record) < 1 for record in layer.records.values())
     return (1 + min(_CONFIRMED, better)) * _CONFIRMATION * layer.trial_seconds
-
-
-def _cost(record: Record) -> float:
-    """Return the seconds of a record in units of the model's choice."""
-    return 1 / record.over_model if record.over_model else FAILED
 
 
 class _Builders:
@@ -671,7 +546,7 @@ def tune(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     runner: Runner | None = None,
     on_trial: "Callable[[Tuner], None] | None" = None,
-) -> "Outcome":
+) -> Outcome:
     """Search for faster block sizes, and log every measurement.
 
     What is found is used by every later :func:`tvm_directconv.build` and ``compile_network``.
@@ -721,8 +596,6 @@ def tune(
     LogError
         If the log cannot be written.
     """
-    from ..workload import workloads
-    from .outcome import Outcome
     from .runners.local import LocalRunner
 
     for name, value in (("threads", threads), ("trials", trials), ("patience", patience)):

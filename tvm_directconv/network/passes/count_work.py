@@ -12,8 +12,8 @@ from tvm.s_tir import SBlock
 from tvm.tirx import Add, BufferStore, Mul
 from tvm_ffi import structural_walk
 
+from ...emit.program import Unscheduled
 from ...errors import WorkloadError
-from ..network import Unscheduled
 from ..operators import CONV2D, conv_attributes
 from ..rewriter import MAIN, WORK, Rewriter, dtype_of, op_name, shape_of, value_of
 from .fuse_convolutions import workload_of

@@ -31,7 +31,7 @@ _SECONDS = 60.0
 _PRELOADED = (
     "onnx.reference",
     "tvm_directconv.network.kernels",
-    "tvm_directconv.network.onnx_graph.convert",
+    "tvm_directconv.network.onnx_graph.stage",
     "tvm_directconv.network.pipeline",
 )
 """What all processes need, imported once."""

@@ -24,15 +24,15 @@ from tvm import relax
 
 from tvm_directconv.errors import ModelError
 from tvm_directconv.network.network import compile_network, load_network
-from tvm_directconv.network.onnx_graph import convert, graph, upgrades
-from tvm_directconv.network.onnx_graph.graph import FORM
+from tvm_directconv.network.onnx_graph import nodes, stage, upgrading
+from tvm_directconv.network.onnx_graph.nodes import FORM
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.network.pipeline import passes
 
 
 def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model as the rules make it, as ONNX again."""
-    made = graph.Graph(model, {})
+    made = stage.Graph(model, {})
     used = {name for node in made.nodes for name in node.inputs} | set(made.outputs)
     constants = [
         numpy_helper.from_array(np.array(value), name)
@@ -52,7 +52,7 @@ def typed(g: Graph, outputs: list[str], **options: Any) -> onnx.ModelProto:
     model = g.model(*outputs, domains=["none"], **options)
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    made = graph.Graph(model, {})
+    made = stage.Graph(model, {})
     for value, name in zip(model.graph.output, made.outputs, strict=True):
         value.type.CopyFrom(made.types[name])
     return model
@@ -836,20 +836,20 @@ def test_every_version_of_tvms_operators_is_brought_to_todays() -> None:
         ("LpPool", 2),
         ("Split", 2),
     }
-    for kind in convert.CONVERTERS:
-        versions = upgrades.VERSIONS[kind]
+    for kind in nodes.CONVERTERS:
+        versions = nodes.VERSIONS[kind]
         for old, new in pairwise(versions):
-            if (kind, new) in upgrades.UPGRADES | dict.fromkeys(refused):
+            if (kind, new) in upgrading.UPGRADES | dict.fromkeys(refused):
                 continue
             schemas = [onnx.defs.get_schema(kind, version, "") for version in (old, new)]
             given = list(schemas[0].attributes)
-            assert not upgrades.change_of(*schemas, given), (kind, new)
+            assert not upgrading.change_of(*schemas, given), (kind, new)
 
 
 def test_an_attribute_that_tvm_does_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(graph.RULES, "ConvTranspose", raising=False)
+    monkeypatch.delitem(nodes.RULES, "ConvTranspose", raising=False)
     g = Graph(x=(1, 1, 3, 3))
     y = g.node("ConvTranspose", "x", g.integers(1, 2, 3, 3), strides=[3, 2], output_shape=[10, 8])
     said = refusal(g.model(y), tmp_path)
@@ -857,7 +857,7 @@ def test_an_attribute_that_tvm_does_not_read(
 
 
 def test_an_input_that_tvm_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(convert.CONVERTERS, "Mul", lambda b, inputs, a, p: inputs[0])
+    monkeypatch.setitem(nodes.CONVERTERS, "Mul", lambda b, inputs, a, p: inputs[0])
     g = Graph(x=(2, 3), y=(2, 3))
     said = refusal(g.model(g.node("Mul", "x", "y")), tmp_path)
     assert "Mul (mul0)" in said and "'y'" in said
@@ -866,7 +866,7 @@ def test_an_input_that_tvm_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_result_of_another_type_than_onnx_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(graph.RULES, "MaxPool")
+    monkeypatch.delitem(nodes.RULES, "MaxPool")
     g = Graph(x=(1, 2, 11, 12))
     y = g.node("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER")
     said = refusal(g.model(y), tmp_path)
@@ -915,7 +915,7 @@ def test_operators_without_kernels_are_named(
 ) -> None:
     """TVM sorts on GPUs only, and no rule leaves it a node that it has to sort for."""
     sort = relax.op.sort
-    monkeypatch.setitem(convert.CONVERTERS, "Softsign", lambda _, inputs, *__: sort(inputs[0]))
+    monkeypatch.setitem(nodes.CONVERTERS, "Softsign", lambda _, inputs, *__: sort(inputs[0]))
     g = Graph(x=(2, 30))
     said = refusal(g.model(g.node("Softsign", g.node("Relu", "x"))), tmp_path)
     assert said.startswith("Softsign (softsign1) cannot be compiled: the network has a sort")

@@ -43,7 +43,7 @@ def import_onnx(
         supported: all of them are named.
     """
     model, graph = _graph(path, shapes, values)
-    from .onnx_graph.convert import to_relax
+    from .onnx_graph.stage import to_relax
     from .rewriter import INPUT_NAMES, MAIN, OUTPUT_NAMES
 
     module = to_relax(graph)
@@ -70,7 +70,7 @@ def onnx_failure(
     error : Exception
         What was raised.
     """
-    from .onnx_graph.convert import failure
+    from .onnx_graph.stage import failure
 
     return failure(_graph(path, shapes, values)[1], attempt, error)
 
@@ -83,7 +83,7 @@ def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tu
         raise ModelError(
             "reading ONNX files needs the Python package onnx: pip install 'tvm-directconv[onnx]'"
         ) from None
-    from .onnx_graph.graph import Graph
+    from .onnx_graph.stage import Graph
 
     model = _read(Path(path), onnx)
     try:

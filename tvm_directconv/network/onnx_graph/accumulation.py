@@ -8,8 +8,9 @@ from tvm import relax, te, tirx
 
 from ..rewriter import shape_of, value_of
 from .convert import converter
-from .graph import Graph, Node, Refusal, rule
-from .upgrades import upgrade_to
+from .graph import Graph
+from .nodes import Node, Refusal, rule
+from .upgrading import upgrade_to
 
 
 def _cumulated(operator: Any, neutral: int) -> Any:

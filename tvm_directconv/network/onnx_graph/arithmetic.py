@@ -7,7 +7,8 @@ import numpy as np
 from tvm import relax
 
 from .convert import converter
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 
 @rule("Identity")

@@ -3,7 +3,8 @@
 import numpy as np
 import onnx
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 _MOST = 512
 """Rounds of the longest loop that is written out."""

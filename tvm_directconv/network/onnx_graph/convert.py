@@ -19,17 +19,18 @@ from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from ...errors import ModelError, said_by
 from ..rewriter import MAIN, check_static, constant, dtype_of, is_static, shape_of
-from .graph import FORM, Graph, Node, default_of, schema_of, shape_in
+from .graph import Graph, shape_in
+from .nodes import CONVERTERS, FORM, Node, default_of, schema_of
 
 Converter = Callable[[relax.BlockBuilder, Any, Any, Any], Any]
 """Takes a builder, inputs, attributes and parameters as TVM's converters do; returns the result."""
 
-CONVERTERS: dict[str, Converter] = {
+# TVM's, in the version of today's operators; our own come after them.
+CONVERTERS |= {
     kind: converter.get_converter(FORM)
     for kind, converter in frontend._get_convert_map().items()
     if schema_of(kind, FORM) is not None and not schema_of(kind, FORM).deprecated
 }
-"""By the type of the operator: TVM's, in the version of today's operators, and our own."""
 
 HARMLESS = {
     ("Conv", "kernel_shape"),  # It is that of the weights.

@@ -7,8 +7,9 @@ from onnx import TensorProto, helper
 from tvm import relax, te, tirx
 
 from ..rewriter import constant, dtype_of
-from .convert import CONVERTERS, converter
-from .graph import Graph, Node, Refusal, rule
+from .convert import converter
+from .graph import Graph
+from .nodes import CONVERTERS, Node, Refusal, rule
 
 # TVM has other operators of these names, or misses parts of them; ONNX's own functions are used.
 for _kind in ("Attention", "RMSNormalization", "AffineGrid"):

@@ -7,11 +7,9 @@ adds takes the same way.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import inf, prod
-from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,17 @@ from onnx.reference import ReferenceEvaluator
 
 from ...errors import ModelError, said_by
 from ...workload import MAX_ELEMENTS
-
-FORM = defs.onnx_opset_version()
-"""The version of ONNX's operators that nodes have after their upgrade, and that rules see."""
+from .nodes import (
+    CONVERTERS,
+    RULES,
+    VERSIONS,
+    Node,
+    Refusal,
+    attribute_of,
+    default_of,
+    schema_of,
+)
+from .upgrading import upgrade
 
 _SMALL = 1024
 """Elements of the largest constant that may be part of the arithmetic of shapes, and is computed.
@@ -46,119 +52,6 @@ _COMPUTED = {
     TensorProto.UINT64,
 }
 """Element types of tensors inside of a network; half precision is computed in single."""
-
-VERSIONS: dict[str, list[int]] = defaultdict(list)
-"""The versions in which each of ONNX's operators changed, in order."""
-
-for _schema in defs.get_all_schemas_with_history():
-    if _schema.domain == "":
-        VERSIONS[_schema.name].append(_schema.since_version)
-for _versions in VERSIONS.values():
-    _versions.sort()
-
-Rule = Callable[["Graph", "Node"], str | Sequence[str] | None]
-"""Returns the names of the tensors that the node's outputs are, None to keep the node.
-
-A rule may change the node that it keeps. It is asked again for what it emits, so it has to keep
-what it emits of its own kind.
-"""
-
-RULES: dict[str, Rule] = {}
-"""Rules by the type of the operator, as nodes have it."""
-
-
-def rule(*kinds: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators."""
-
-    def register(function: Rule) -> Rule:
-        for kind in kinds:
-            assert kind not in RULES, kind
-            RULES[kind] = function
-        return function
-
-    return register
-
-
-class Refusal(Exception):
-    """Why a node cannot be compiled: what is raised in rules."""
-
-
-@dataclass
-class Node:
-    """An operator in the graph.
-
-    Attributes
-    ----------
-    kind : str
-        Type of the operator, after its domain and a dot if that is not ONNX's own.
-    inputs, outputs : list of str
-        Names of tensors, empty where one is left out.
-    attributes : dict
-        Those that are given: numbers, strings, lists of these, or protocol buffers.
-    name : str
-        What messages call it.
-    version : int
-        Of the set of operators that it is meant by.
-    written : int
-        The same of its subgraphs, which are not brought to today's version with it.
-    scope : mapping
-        For subgraphs among the attributes: what names around them are in the graph.
-    """
-
-    kind: str
-    inputs: list[str]
-    outputs: list[str]
-    attributes: dict[str, Any]
-    name: str
-    version: int = FORM
-    written: int = FORM
-    scope: Mapping[str, str] = field(default_factory=dict)
-
-    def input(self, index: int) -> str:
-        """Return the name of an input, empty if it is left out."""
-        return self.inputs[index] if index < len(self.inputs) else ""
-
-    def output(self, index: int) -> str:
-        """Return the name of an output, empty if nobody reads it."""
-        return self.outputs[index] if index < len(self.outputs) else ""
-
-    def get(self, name: str) -> Any:
-        """Return an attribute, or its default; None if it has none."""
-        return self.attributes.get(name, default_of(self.kind, self.version, name))
-
-    def to_proto(self) -> onnx.NodeProto:
-        """Return the node as ONNX writes it."""
-        domain, _, kind = self.kind.rpartition(".")
-        given = {name: value for name, value in self.attributes.items() if value is not None}
-        return helper.make_node(
-            kind, self.inputs, self.outputs, self.name, domain=domain or None, **given
-        )
-
-
-def schema_of(kind: str, version: int) -> Any:
-    """Return the schema of one of ONNX's own operators, None if there is none."""
-    try:
-        return defs.get_schema(kind, version, "")
-    except defs.SchemaError:
-        return None
-
-
-def default_of(kind: str, version: int, attribute: str) -> Any:
-    """Return the default of an operator's attribute, None if it has none."""
-    schema = schema_of(kind, version)
-    found = schema.attributes.get(attribute) if schema else None
-    return _attribute(found.default_value) if found and found.default_value.name else None
-
-
-def _attribute(proto: onnx.AttributeProto) -> Any:
-    value = helper.get_attribute_value(proto)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if proto.type == onnx.AttributeProto.STRINGS:
-        return [text.decode("utf-8", "replace") for text in value]
-    if proto.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS):
-        return list(value)
-    return value
 
 
 class Graph:
@@ -189,8 +82,6 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
-        for module in iter_modules(import_module(str(__package__)).__path__):
-            import_module(f".{module.name}", __package__)  # It registers its rules.
         graph = model.graph
         self.known: dict[str, np.ndarray] = {}
         self.types: dict[str, onnx.TypeProto] = {}
@@ -340,7 +231,7 @@ class Graph:
             attributes = {}
             for attribute in proto.attribute:
                 if not attribute.ref_attr_name:
-                    attributes[attribute.name] = _in_single(attribute.name, _attribute(attribute))
+                    attributes[attribute.name] = _in_single(attribute.name, attribute_of(attribute))
                 elif caller and (value := caller.get(attribute.ref_attr_name)) is not None:
                     attributes[attribute.name] = value
             inputs = [self._resolved(scope.get(tensor, tensor)) for tensor in proto.input]
@@ -376,8 +267,6 @@ class Graph:
             self._at = around
 
     def _rewrite(self, node: Node) -> None:
-        from .upgrades import upgrade
-
         if node.kind in self._functions:
             self._alias(node, self._call(node, self._functions[node.kind]))
             return
@@ -509,8 +398,6 @@ class Graph:
         return True
 
     def _is_supported(self, node: Node) -> bool:
-        from .convert import CONVERTERS
-
         return node.kind in RULES or node.kind in CONVERTERS or node.kind in self._functions
 
     def _function_of(self, node: Node) -> onnx.FunctionProto | None:
@@ -527,7 +414,7 @@ class Graph:
     def _call(self, node: Node, function: onnx.FunctionProto) -> list[str]:
         """Add all nodes of a function that a node calls; return the names of the results."""
         for attribute in function.attribute_proto:
-            node.attributes.setdefault(attribute.name, _attribute(attribute))
+            node.attributes.setdefault(attribute.name, attribute_of(attribute))
         missing = [""] * (len(function.input) - len(node.inputs))
         scope = dict(zip(function.input, [*node.inputs, *missing], strict=True))
         versions = {opset.domain: opset.version for opset in function.opset_import}

@@ -11,7 +11,8 @@ from tvm import relax
 
 from ..rewriter import constant, dtype_of, shape_of, value_of
 from .convert import converter
-from .graph import Graph, Node, rule
+from .graph import Graph
+from .nodes import Node, rule
 
 
 def _normalized(builder: Any, indices: Any, extents: Any) -> Any:

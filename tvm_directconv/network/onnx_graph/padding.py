@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 
 @rule("Pad")

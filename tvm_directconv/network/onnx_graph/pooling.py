@@ -4,7 +4,8 @@ from math import prod
 
 import numpy as np
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 from .windows import Windows, windows_of
 
 

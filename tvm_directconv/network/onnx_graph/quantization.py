@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 _EXACT = 2**24
 """Whole numbers up to this one are exact in single precision."""

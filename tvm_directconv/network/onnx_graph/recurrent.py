@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 _MOST = 512
 """Rounds of the longest sequence that is written out."""

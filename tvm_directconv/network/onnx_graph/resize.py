@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 BEFORE_11 = "floor, or ceil where an axis shrinks"
 """The ``nearest_mode`` of opset 10, whose text leaves it open: what its tests and runtimes do."""

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .graph import Graph, Node, Refusal, rule
+from .graph import Graph
+from .nodes import Node, Refusal, rule
 
 
 def _waves(rows: int, columns: int, length: int) -> np.ndarray:

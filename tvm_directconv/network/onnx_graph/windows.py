@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Graph, Node, Refusal
+from .graph import Graph
+from .nodes import Node, Refusal
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,12 +11,19 @@ from ..errors import DeviceError
 from ..toolchain import Toolchain, find_toolchain
 from .runner import run_library
 
-if TYPE_CHECKING:
-    from ..build import Manifest
-    from ..network.network import NetworkManifest
+
+class Compiled(Protocol):
+    """What a manifest says of how a library was compiled."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def target(self) -> dict[str, Any]: ...
+    @property
+    def threads(self) -> int: ...
 
 
-def toolchain_of(manifest: "Manifest | NetworkManifest") -> Toolchain:
+def toolchain_of(manifest: Compiled) -> Toolchain:
     """Return what builds and runs programs for a library's device."""
     try:
         qemu_cpu = find_device(manifest.device).qemu_cpu
@@ -27,7 +34,7 @@ def toolchain_of(manifest: "Manifest | NetworkManifest") -> Toolchain:
 
 def emulated(
     library: Path,
-    manifest: "Manifest | NetworkManifest",
+    manifest: Compiled,
     symbol: str,
     inputs: Sequence[np.ndarray],
     output_shapes: Sequence[tuple[int, ...]],

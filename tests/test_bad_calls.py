@@ -64,6 +64,11 @@ BUILDS: list[tuple[dict[str, Any], type[DirectConvError], str]] = [
     ({"workload": SMALL, "device": "generic"}, DeviceError, "abstract"),
     ({"workload": SMALL, "device": "none.toml"}, DeviceError, "none.toml"),
     ({"workload": SMALL, "threads": 0}, BlockingError, "threads is 0"),
+    (
+        {"workload": SMALL, "threads": 10**20},
+        BlockingError,
+        "expected a whole number from 1 to 1024",
+    ),
     ({"workload": SMALL, "threads": True}, BlockingError, "threads is True"),
     ({"workload": SMALL, "input_layout": "CHWN"}, BlockingError, "'CHWN'"),
     ({"workload": SMALL, "input_layout": "NCHW0c"}, BlockingError, "'NCHW0c'"),

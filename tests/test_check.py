@@ -62,6 +62,13 @@ def test_what_came_out_is_in_the_manifest(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model0.onnx", "a.so", "a.so.json"}
 
 
+def test_many_threads_are_checked_but_not_measured(run: Command, tmp_path: Path) -> None:
+    manifest = compile_here(everything(), tmp_path, threads=100, check=True)
+    assert manifest.check.by and not manifest.check.note
+    status, _, err = run("profile", str(tmp_path / "a.so"))
+    assert status == 2 and "threads is 100, but this process may use" in err
+
+
 def test_the_command_line_says_what_came_out(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,6 +240,16 @@ ERRORS = {
     "nearly a strategy": (["tune", SMALL, "--strategy", "radom"], "(did you mean 'random'?)"),
     "quiet and verbose": (["layers", "-q", "-v"], "not allowed with argument"),
     "no threads": (["explain", SMALL, "--threads", "0"], "'0' is not a whole number from 1"),
+    "threads without end": (
+        ["compile", SMALL, "-o", "a.so", "--threads", "9" * 5000],
+        "is not a whole number from 1 to 1024",
+    ),
+    "threads waiting": (["bench", SMALL, "--threads", "1024"], "threads is 1024, but this process"),
+    "threads tuned": (["tune", SMALL, "--threads", "1024"], "threads is 1024, but this process"),
+    "threads reported": (
+        ["report", SMALL, "--threads", "1,1024", "-o", "a", "--contestant", "onnxruntime"],
+        "threads is 1024, but this process",
+    ),
     "no output": (["compile", SMALL], "-o/--output"),
     "seed is no number": (["run", "here.so", "--seed", "x"], "'x' is not a whole number from 0"),
     # What the package finds

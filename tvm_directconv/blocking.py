@@ -21,7 +21,7 @@ from typing import Any
 
 from .device import Device
 from .errors import BlockingError, did_you_mean
-from .kinds import FLAG, Kind, is_whole, problem, shown
+from .kinds import FLAG, THREADS, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import MAX_ELEMENTS, ConvWorkload
 
@@ -747,8 +747,8 @@ def check_threads(threads: object) -> None:
     BlockingError
         With what it is.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+    if not THREADS.test(threads):
+        raise BlockingError(f"threads is {shown(threads)}: expected {THREADS.expected}")
 
 
 def choose(

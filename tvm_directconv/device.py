@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tvm_directconv import reading
-from tvm_directconv.errors import DeviceError, did_you_mean
+from tvm_directconv.errors import ArgumentError, DeviceError, did_you_mean
 from tvm_directconv.kinds import (
     FLAG,
     NAMES,
@@ -789,6 +789,21 @@ def native() -> Device:
         f"this machine's processor ({cpu}, {triple}) is older than any device: expected at least "
         "SSE4.2 on x86-64, or NEON and VFPv4 on ARM"
     )
+
+
+def check_cores(threads: int) -> None:
+    """Raise if so many threads would only wait for each other here, where they are to be timed.
+
+    Raises
+    ------
+    ArgumentError
+        With how many cores there are.
+    """
+    if threads > (cores := _usable_cores()):
+        raise ArgumentError(
+            f"threads is {threads}, but this process may use {cores} core(s): expected no more, as "
+            "threads that wait for a core cannot be measured"
+        )
 
 
 def _usable_cores() -> int:

@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _end(sys.stderr, f"{_PROGRAM}: error: {error}\n")
         _end(sys.stdout)
         return 2
+    except MemoryError as error:
+        _end(sys.stderr, f"{_PROGRAM}: error: there is not enough memory ({error})\n")
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..device import Device
 from ..errors import LogError
+from ..kinds import THREADS
 from ..logs import use_logs
 from ..workload import ConvWorkload, workloads
 
@@ -133,7 +134,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads``."""
     parser.add_argument(
-        "--threads", type=positive, default=1, metavar="N", help="threads that compute; default: 1"
+        "--threads", type=threads, default=1, metavar="N", help="threads that compute; default: 1"
     )
 
 
@@ -186,6 +187,13 @@ def positive(text: str) -> int:
     """Return a whole number from 1, as argparse wants it."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def threads(text: str) -> int:
+    """Return a number of threads, as argparse wants it."""
+    if not (text.isdecimal() and len(text) < 20 and THREADS.test(int(text))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {THREADS.expected}")
     return int(text)
 
 

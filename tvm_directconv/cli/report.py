@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ReportError
-from ._options import add_specs, positive, workloads_of
+from ._options import add_specs, positive, threads, workloads_of
 from ._output import note, status_line
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
@@ -131,4 +131,4 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return sorted({positive(part) for part in text.split(",")})
+    return sorted({threads(part) for part in text.split(",")})

@@ -16,7 +16,7 @@ import numpy as np
 from .. import files, logs, versions
 from ..bench.compare import Comparison, Failure
 from ..bench.disturbance import disturbance
-from ..blocking import Blocking
+from ..blocking import Blocking, check_threads
 from ..build import build
 from ..device import Device
 from ..device import device as find_device
@@ -716,6 +716,8 @@ def tune(
     TuningError
         If there is nothing to tune, the strategy or a limit is malformed, or nothing could be
         measured.
+    BlockingError, ArgumentError
+        If there cannot be so many threads, or this machine has fewer cores.
     WorkloadError, ModelError, DeviceError
         If there is no such convolution, model or device, or its code does not run here.
     LogError
@@ -725,7 +727,8 @@ def tune(
     from .outcome import Outcome
     from .runners.local import LocalRunner
 
-    for name, value in (("threads", threads), ("trials", trials), ("patience", patience)):
+    check_threads(threads)
+    for name, value in (("trials", trials), ("patience", patience)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise TuningError(f"{name} is {value!r}: expected a whole number from 1")
     if seconds is not None and not is_positive(seconds):

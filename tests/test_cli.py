@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import COMMANDS, FOREIGN, Command, change_manifest
+from onnx_models import Graph, saved
 
 import tvm_directconv as dc
-from tvm_directconv import versions
+from tvm_directconv import lowering, versions
 from tvm_directconv.bench import measure as measure_module
 from tvm_directconv.cli import _output, bench, layers, main
 
@@ -202,6 +204,45 @@ def test_an_interrupt_is_quiet(run: Command, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(layers, "run", interrupted)
     assert run("layers") == (130, "", "")
+
+
+def test_an_interrupt_is_one_whatever_becomes_of_it(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(args: argparse.Namespace) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError from None
+        return 0
+
+    monkeypatch.setattr(layers, "run", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("layers") == (130, "", "")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("function", ["build", "compile_network"])
+def test_interrupts_come_through_tvm(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lowering, "_marked", interrupted)  # In passes, which TVM calls.
+    g = Graph(x=(1, 3, 8, 9))
+    call = {
+        "build": lambda: dc.build(SMALL),
+        "compile_network": lambda: dc.compile_network(
+            saved(g.model(g.conv("x", 8, 3, 3, 3)), tmp_path), tmp_path / "a.so"
+        ),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        call[function]()
+    assert not (tmp_path / "a.so").exists()
 
 
 def test_a_closed_pipe_is_quiet() -> None:

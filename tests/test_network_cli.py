@@ -72,6 +72,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "shape.npy", np.zeros((1, 3, 8, 9), np.float32))
     np.save(folder / "double.npy", inputs[0].astype(float))
     np.savez(folder / "other.npz", other=inputs[0])
+    (folder / "folder.onnx").mkdir()
     (folder / "bad.npy").write_text("nothing")
     (folder / "bad.png").write_text("nothing")
     (folder / "bad.onnx").write_text("nothing")
@@ -403,6 +404,12 @@ ERRORS = {
     "profile of a convolution": (["profile", "conv.so"], "'conv.so' is a single convolution"),
     "profile elsewhere": (["profile", "foreign.so"], f"built for {FOREIGN}"),
     "profile of stale": (["profile", "stale.so"], "was written for another library"),
+    "a folder": (["run", "."], "library '.' is no file: expected"),
+    "a path without a name": (["run", "/"], "library '/' is no file: expected"),
+    "no path": (["run", ""], "library '.' is no file: expected"),
+    "a folder, emulated": (["run", ".", "--emulate"], "cannot read library '.' (Is a directory)"),
+    "profile of a folder": (["profile", "/"], "library '/' is no file: expected"),
+    "model is a folder": (["compile", "folder.onnx", "-o", "a.so"], "'folder.onnx' is no file"),
     "no repeats": (["profile", "net.so", "--repeat", "0"], "'0' is not a whole number from 1"),
     "profile to nowhere": (["profile", "net.so", "-o", "none/p.csv"], "cannot write 'none/p.csv'"),
     "negative seed": (["run", "net.so", "--seed", "-1"], "'-1' is not a whole number from 0"),

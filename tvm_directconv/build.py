@@ -26,6 +26,7 @@ from .errors import (
     DirectConvError,
     LibraryError,
     ScheduleError,
+    absence,
     did_you_mean,
     similar_file,
 )
@@ -805,7 +806,7 @@ def load(path: str | Path) -> CompiledConv:
     path = Path(path)
     if not os.path.isfile(path):
         raise LibraryError(
-            f"library {str(path)!r} does not exist{similar_file(path)}: expected a .so that "
+            f"library {str(path)!r} {absence(path)}: expected a .so that "
             "'tvm-directconv compile' or export() wrote"
         )
     if path.suffix != ".so":

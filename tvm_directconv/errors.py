@@ -52,6 +52,11 @@ def similar_file(path: "str | os.PathLike[str]") -> str:
         return ""
 
 
+def absence(path: "str | os.PathLike[str]") -> str:
+    """Return why something cannot be read as a file, of which there is none at a path."""
+    return "is no file" if os.path.exists(path) else f"does not exist{similar_file(path)}"
+
+
 class DirectConvError(Exception):
     """Base of every error this package raises on purpose."""
 
@@ -106,3 +111,13 @@ class ModelWarning(UserWarning):
 
 class ReportError(DirectConvError, RuntimeError):
     """A report's folder cannot be used, or there is nothing to report."""
+
+
+def go_through_tvm() -> None:
+    """Have what is raised in a pass come out of TVM as what it was: our errors, and Ctrl-C."""
+    import tvm_ffi
+
+    for error in globals().values():
+        if isinstance(error, type) and issubclass(error, DirectConvError):
+            tvm_ffi.register_error(error.__name__, error)
+    tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from .device import Device
-from .errors import ScheduleError, similar_file
+from .errors import ScheduleError, absence
 
 _PARAMETERS = ("sch", "workload", "device", "blocking", "threads")
 
@@ -46,10 +46,7 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
         return module.schedule
     file = Path(path)
     if not file.is_file():
-        raise ScheduleError(
-            f"schedule file {str(file)!r} does not exist{similar_file(file)}: expected a Python "
-            "file"
-        )
+        raise ScheduleError(f"schedule file {str(file)!r} {absence(file)}: expected a Python file")
     module = ModuleType(file.stem)
     module.__file__ = str(file)
     try:

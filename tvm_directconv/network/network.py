@@ -19,7 +19,7 @@ from .. import manifest as manifests
 from ..build import BoundCall, load_library
 from ..denormals import FLUSH, MODE, checked_mode
 from ..device import Device
-from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, similar_file
+from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, absence
 from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
@@ -726,8 +726,7 @@ def load_network(path: str | Path) -> Network:
     path = Path(path)
     if not os.path.isfile(path):
         raise LibraryError(
-            f"library {str(path)!r} does not exist{similar_file(path)}: expected one that "
-            "compiling a model wrote"
+            f"library {str(path)!r} {absence(path)}: expected one that compiling a model wrote"
         )
     manifest = NetworkManifest.read(path)
     if "__tvm_ffi_main" not in elf_info(path).defined:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError, similar_file
+from ..errors import ModelError, absence
 
 Shapes = Mapping[str, Sequence[int]]
 """Input sizes, by the names of the inputs."""
@@ -92,9 +92,7 @@ def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tu
 
 def _read(path: Path, onnx: Any) -> Any:
     if not path.is_file():
-        raise ModelError(
-            f"model {str(path)!r} does not exist{similar_file(path)}: expected an ONNX file"
-        )
+        raise ModelError(f"model {str(path)!r} {absence(path)}: expected an ONNX file")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions.

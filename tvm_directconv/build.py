@@ -26,8 +26,10 @@ from .errors import (
     DirectConvError,
     LibraryError,
     ScheduleError,
+    WorkloadError,
     absence,
     did_you_mean,
+    path_of,
     similar_file,
 )
 from .kinds import TEXT, THREADS, Kind, Table, printable, shown
@@ -429,7 +431,7 @@ class CompiledConv:
         ToolchainError
             If there is no linker for the device, or it fails.
         """
-        path = Path(path)
+        path = path_of(path, "what is exported to", LibraryError)
         if path.suffix not in SUFFIXES:
             raise LibraryError(
                 f"cannot export to {str(path)!r}: expected a name ending in .so, .o or .s"
@@ -473,6 +475,7 @@ class CompiledConv:
         from .network.network import Port
         from .network.program import Program, Step, Tensor
 
+        folder = path_of(folder, "the folder", LibraryError)
         m = self.manifest
         inputs = {
             "x": (m.input_shape, m.input_layout),
@@ -495,8 +498,8 @@ class CompiledConv:
         )
         notes = {name: str(layout) for name, (_, layout) in {**inputs, **outputs}.items()}
         objects = {m.symbol: (m.symbol, object_code(self._module))}
-        write_folder(Path(folder), program, objects, m.device, m.target, m.threads, notes)
-        return Path(folder)
+        write_folder(folder, program, objects, m.device, m.target, m.threads, notes)
+        return folder
 
     def assembly(self) -> str:
         """Return the assembly of the code. Not for loaded libraries."""
@@ -744,7 +747,7 @@ def build(
     DeviceError, ScheduleError
         If device or schedule cannot be used.
     ArgumentError
-        If `denormals` is none of the two.
+        If `denormals` is none of the two, or `epilogue` none.
     """
     versions.check()
     checked_mode(denormals)
@@ -754,6 +757,14 @@ def build(
 
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
+    if not isinstance(workload, ConvWorkload):
+        raise WorkloadError(
+            f"workload is {shown(workload)}: expected a ConvWorkload or its descriptor"
+        )
+    if epilogue is not None and not isinstance(epilogue, Epilogue):
+        raise ArgumentError(
+            f"epilogue is {shown(epilogue)}: expected an Epilogue, as Epilogue.parse('bias,relu')"
+        )
     blocks.check_threads(threads)
     target_device = find_device(device)
     layout = (
@@ -803,7 +814,7 @@ def load(path: str | Path) -> CompiledConv:
         If the file is missing, corrupt, for another machine, or not the manifest's.
     """
     versions.check()
-    path = Path(path)
+    path = path_of(path, "the library", LibraryError)
     if not os.path.isfile(path):
         raise LibraryError(
             f"library {str(path)!r} {absence(path)}: expected a .so that "

@@ -11,6 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def path_of(path: object, what: str, error: "type[DirectConvError]") -> Path:
+    """Return what a caller gives as a path; raise an error of that kind if it is none."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"{what} is of type {type(path).__name__}: expected a path")
+    return Path(path)
+
+
 def did_you_mean(word: str, known: Iterable[str], most: int = 1, like: float = 0.6) -> str:
     """Return what to put behind a name that is unknown: the nearest of those that are known.
 

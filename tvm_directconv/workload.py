@@ -602,7 +602,7 @@ def workloads(
         If a model cannot be read, or sizes of inputs are given but no model.
     """
     items = spec if isinstance(spec, (list, tuple)) else [spec]
-    inputs = {"size": dict(input_shapes or {}), "value": dict(input_values or {})}
+    inputs = checked_inputs(input_shapes, input_values)
     models: dict[str, list[ConvWorkload]] = {}
 
     def layers_of_model(path: str) -> list[ConvWorkload]:
@@ -626,6 +626,25 @@ def workloads(
     if not items:
         raise WorkloadError(f"no convolution is given; {_expected()}")
     return list(found.values())
+
+
+def checked_inputs(
+    input_shapes: Mapping[str, Sequence[int]] | None, input_values: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """Return what is said of a model's inputs, under ``size`` and ``value``.
+
+    Raises
+    ------
+    ModelError
+        If one is no mapping.
+    """
+    inputs = {"size": input_shapes or {}, "value": input_values or {}}
+    for what, given in inputs.items():
+        if not isinstance(given, Mapping):
+            raise ModelError(
+                f"the {what}s of inputs are {shown(given)}: expected them by the inputs' names"
+            )
+    return inputs
 
 
 def is_model(spec: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import Device
-from ..errors import LogError
+from ..errors import ArgumentError, LogError
 from ..kinds import THREADS
 from ..logs import use_logs
 from ..workload import ConvWorkload, workloads
@@ -91,7 +91,20 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what is said of a model's inputs, as functions take it."""
+    """Return what is said of a model's inputs, as functions take it.
+
+    Raises
+    ------
+    ArgumentError
+        If something is said twice.
+    """
+    for option in ("input_shape", "input_value"):
+        names = [name for name, _ in getattr(args, option)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ArgumentError(
+                f"--{option.replace('_', '-')} is given {names.count(twice[0])} times for input "
+                f"{twice[0]!r}: expected once"
+            )
     return {"input_shapes": dict(args.input_shape), "input_values": dict(args.input_value)}
 
 

@@ -20,7 +20,7 @@ from ..blocking import Blocking, check_threads
 from ..build import build
 from ..device import Device
 from ..device import device as find_device
-from ..errors import BlockingError, TuningError
+from ..errors import BlockingError, LogError, TuningError, path_of
 from ..kinds import is_positive
 from ..logs import Record
 from ..toolchain import find_toolchain
@@ -728,6 +728,8 @@ def tune(
     from .runners.local import LocalRunner
 
     check_threads(threads)
+    if logs is not None:
+        path_of(logs, "the folder of logs", LogError)
     for name, value in (("trials", trials), ("patience", patience)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise TuningError(f"{name} is {value!r}: expected a whole number from 1")

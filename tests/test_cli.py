@@ -25,6 +25,7 @@ import tvm_directconv as dc
 from tvm_directconv import lowering, versions
 from tvm_directconv.bench import measure as measure_module
 from tvm_directconv.cli import _output, bench, layers, main
+from tvm_directconv.cli import doctor as doctor_module
 
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
@@ -85,6 +86,7 @@ def folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "other-format.so.json").write_text(manifest.replace('"format": 1', '"format": 99'))
     (tmp_path / "stale.so.json").write_text((tmp_path / "foreign.so.json").read_text())
     (tmp_path / "no.json").write_text("{")
+    (tmp_path / "few.json").write_text(json.dumps({"lanes": 4}))
     (tmp_path / "unknown.json").write_text(json.dumps({**KNOBS, "bogus": 1}))
     (tmp_path / "impossible.json").write_text(json.dumps({**KNOBS, "ow_tile": 99}))
     (tmp_path / "good.json").write_text(json.dumps(KNOBS))
@@ -323,6 +325,10 @@ ERRORS = {
     "bias of none": (["run", "here.so", "--bias", "none.npy"], "compiled without a bias"),
     "rival missing": (["bench", SMALL, "--against", "modle"], "'modle'"),
     "blocking unknown": (["bench", SMALL, "--blocking", "unknown.json"], "unknown knob 'bogus'"),
+    "blocking incomplete": (
+        ["bench", SMALL, "--blocking", "few.json"],
+        "file few.json: blocking lacks oc_vectors, ow_tile, ic_block: expected lanes, ",
+    ),
     "blocking impossible": (
         ["compile", SMALL, "--blocking", "impossible.json", "-o", "a.so"],
         "ow_tile is 99: a row has only 9 columns",
@@ -840,6 +846,23 @@ def doctor(run: Command) -> tuple[int, dict[str, dict[str, Any]]]:
     return status, {row["check"]: row for row in json.loads(out)}
 
 
+def test_doctor_says_what_optional_packages_are_for(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None)
+    _, rows = doctor(run)
+    for name, extra in {
+        "onnx, for ONNX files": "onnx",
+        "onnxruntime, for checks": "compare",
+        "torch, for .pt2 files": "torch",
+        "pillow, for images": "image",
+        "matplotlib, for plots": "plot",
+        "xgboost, for tuning": "tune",
+    }.items():
+        assert (rows[name]["status"], rows[name]["required"]) == ("missing", False)
+        assert rows[name]["advice"] == f"pip install 'tvm-directconv[{extra}]'"
+
+
 @pytest.mark.parametrize("found", ["0.26.0", None])
 def test_doctor_survives_another_tvm(
     run: Command, monkeypatch: pytest.MonkeyPatch, found: str | None
@@ -905,7 +928,7 @@ def test_doctor_prints_without_rich(run: Command, monkeypatch: pytest.MonkeyPatc
     status, out, _ = run("doctor")
     assert status == 1
     assert re.search("^missing  rich$", out, re.MULTILINE)
-    assert out.endswith("What to do\nrich: pip install rich\n")
+    assert "What to do\nrich: pip install rich\n" in out
 
 
 def test_doctor_tells_required_tools_from_others(

@@ -75,6 +75,8 @@ _KINDS = {
     "flat_rows": Kind("a whole number from 0", lambda v: is_whole(v, 0, MAX_ELEMENTS)),
 }
 
+_NEEDED = ("lanes", "oc_vectors", "ow_tile", "ic_block")
+
 
 @dataclass(frozen=True)
 class Blocking:
@@ -141,9 +143,11 @@ class Blocking:
                 )
         if wrong := problem(knobs, _KINDS, optional=tuple(_KINDS)):
             raise BlockingError(f"blocking: {wrong}")
-        missing = [n for n in ("lanes", "oc_vectors", "ow_tile", "ic_block") if n not in knobs]
-        if missing:
-            raise BlockingError(f"blocking lacks {', '.join(missing)}")
+        if missing := [name for name in _NEEDED if name not in knobs]:
+            raise BlockingError(
+                f"blocking lacks {', '.join(missing)}: expected {', '.join(_NEEDED)} at least, as "
+                "they stand in the manifest beside a library"
+            )
         return cls(**{"ic_unroll": 1, **knobs})
 
     def to_dict(self) -> dict[str, Any]:

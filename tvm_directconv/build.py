@@ -689,14 +689,17 @@ def resolve_blocking(
                 f"blocking is {path!r} ({error}): expected 'auto', 'model' or a JSON file of knobs"
                 + near
             ) from None
-    if isinstance(blocking, dict):
-        blocking = Blocking.from_dict(blocking.get("blocking", blocking))
-    if not isinstance(blocking, Blocking):
-        raise BlockingError(
-            f"blocking is {shown(blocking)}: expected a Blocking, its knobs by name, 'auto', "
-            "'model' or a file"
-        )
-    blocks.check(blocking, workload, device, input_layout)
+    try:
+        if isinstance(blocking, dict):
+            blocking = Blocking.from_dict(blocking.get("blocking", blocking))
+        if not isinstance(blocking, Blocking):
+            raise BlockingError(
+                f"blocking is {shown(blocking)}: expected a Blocking, its knobs by name, 'auto', "
+                "'model' or a file"
+            )
+        blocks.check(blocking, workload, device, input_layout)
+    except BlockingError as error:
+        raise BlockingError(f"{source}: {error}" if source != "user" else str(error)) from None
     return blocking, source
 
 

@@ -218,7 +218,7 @@ def host_lacks(options: Mapping[str, object]) -> str | None:
 
     here, there = str(_llvm("llvm_get_system_triple")), str(options["mtriple"])
     if _platform(there) != _platform(here):
-        return f"the code is for {there}, this machine is {here}"
+        return f"the code is for {there}, this machine is {_plain(here)}"
     host = _host_features()
     needed = map(str, _llvm("llvm_get_cpu_features", Target(dict(options))))
     # LLVM knows nothing about some systems: there the triple has to do.
@@ -319,6 +319,11 @@ def _platform(triple: str) -> tuple[str, str, str]:
     """Return what decides whether code runs: architecture, system and ABI, without the vendor."""
     parts = triple.lower().split("-")
     return _arch(triple), "linux" if "linux" in parts else "", parts[-1]
+
+
+def _plain(triple: str) -> str:
+    """Return a triple without the vendor, who may be that of a compiler."""
+    return "-".join(filter(None, _platform(triple)))
 
 
 # --- Device files -------------------------------------------------------------------------------
@@ -452,8 +457,9 @@ def _build(name: str, known: Mapping[str, _File]) -> Device:
         parent = last.keys["parent"]
         if parent not in known:
             raise DeviceError(
-                f"device file {last.source}: parent is {parent!r}, which does not exist"
-                f"{did_you_mean(parent, known)}: expected one of {', '.join(known)}"
+                f"device file {last.source}: parent is {parent!r}, which is no device of this "
+                f"package{did_you_mean(parent, _shipped())}: expected one of "
+                f"{', '.join(_shipped())}"
             )
         if parent in chain:
             raise DeviceError(

@@ -125,7 +125,8 @@ def _names(text: str) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in MODELS]:
         raise argparse.ArgumentTypeError(
-            f"there is no network {unknown[0]!r}: expected some of {', '.join(MODELS)}"
+            f"there is no network {unknown[0]!r}: expected some of {', '.join(MODELS)}; layers of "
+            "a model are measured where it is given as SPEC"
         )
     return names
 

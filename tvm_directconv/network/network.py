@@ -383,8 +383,7 @@ def compile_network(
             continue
         workload = attributes.workload
         assert attributes.blocking is not None
-        # Where each output reads one pixel, the input is that matrix.
-        buffers.append(0 if workload.is_matrix_product else workload.im2col_bytes)
+        buffers.append(workload.im2col_bytes)
         layers.append(
             Layer(
                 objects[step.kernel][0],

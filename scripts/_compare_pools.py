@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tvm_directconv import ConvWorkload, DirectConvError, build
-from tvm_directconv.cli._options import add_specs, positive, workloads_of
+from tvm_directconv.cli._options import add_specs, positive, threads, workloads_of
 from tvm_directconv.cli._output import Row, add_format, for_people, render
 from tvm_directconv.deploy import runner
 from tvm_directconv.device import native
@@ -185,7 +185,7 @@ def main() -> int:
     add_specs(parser, default=" ".join(LAYERS))
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=threads,
         default=processors,
         metavar="N",
         help=f"threads that compute; default: as many as processors ({processors})",

@@ -22,7 +22,7 @@ import numpy as np
 from tvm_directconv import Device, DirectConvError, compile_network, device, max_error
 from tvm_directconv.bench.models import model
 from tvm_directconv.cli._network import read_arrays
-from tvm_directconv.cli._options import TOLERANCE, add_inputs, inputs_of, positive
+from tvm_directconv.cli._options import TOLERANCE, add_inputs, inputs_of, threads
 from tvm_directconv.cli._output import render, status_line
 from tvm_directconv.device import cpu_of
 from tvm_directconv.emit.program import Port
@@ -214,7 +214,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=threads,
         metavar="N",
         help="threads that compute; default: one for each core of the device, "
         f"emulated {EMULATED_THREADS}",

@@ -12,7 +12,7 @@ from tvm_directconv.bench.report.figures import Results, mean
 from tvm_directconv.bench.report.measuring import ENVIRONMENT, ROWS
 from tvm_directconv.bench.report.rows import IM2COL, OURS, layer_subject, read
 from tvm_directconv.cli import main as command
-from tvm_directconv.cli._options import positive
+from tvm_directconv.cli._options import positive, threads
 from tvm_directconv.cli._output import Row, render
 
 _NOT = "not measured"
@@ -90,7 +90,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=threads,
         default=cores,
         metavar="N",
         help=f"measured beside one thread; default: all cores, here {cores}",

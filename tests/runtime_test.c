@@ -807,7 +807,8 @@ static void wrong_starts(void) {
     for (int threads = -1; threads <= DIRECTCONV_MAX_THREADS + 1;
          threads += DIRECTCONV_MAX_THREADS + 2) {
         snprintf(expected, sizeof expected,
-                 "cannot start %d threads: expected 1 to 64, or 0 for all cores", threads);
+                 "cannot start %d threads: expected 1 to %d, or 0 for all cores", threads,
+                 DIRECTCONV_MAX_THREADS);
         REFUSED(directconv_start(threads, DIRECTCONV_ANYWHERE), DIRECTCONV_BAD_ARGUMENT, expected);
     }
     for (int placement = -1; placement <= 2; placement += 3) {

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FOREIGN, change_manifest
+from onnx import ModelProto
+from onnx_models import Graph, saved
 
 import tvm_directconv as dc
 from tvm_directconv.build import Manifest
@@ -17,6 +19,7 @@ from tvm_directconv.errors import (
     DeviceError,
     DirectConvError,
     LibraryError,
+    ModelError,
     ScheduleError,
     ToolchainError,
     WorkloadError,
@@ -64,8 +67,17 @@ BUILDS: list[tuple[dict[str, Any], type[DirectConvError], str]] = [
     ({"workload": SMALL, "device": "generic"}, DeviceError, "abstract"),
     ({"workload": SMALL, "device": "none.toml"}, DeviceError, "none.toml"),
     ({"workload": SMALL, "threads": 0}, BlockingError, "threads is 0"),
+    (
+        {"workload": SMALL, "threads": 10**20},
+        BlockingError,
+        "expected a whole number from 1 to 1024",
+    ),
     ({"workload": SMALL, "threads": True}, BlockingError, "threads is True"),
     ({"workload": SMALL, "input_layout": "CHWN"}, BlockingError, "'CHWN'"),
+    ({"workload": SMALL, "input_layout": 3}, BlockingError, "layout is 3"),
+    ({"workload": None}, WorkloadError, "workload is None: expected a ConvWorkload"),
+    ({"workload": SMALL, "epilogue": "relu"}, ArgumentError, "epilogue is 'relu'"),
+    ({"workload": SMALL, "schedule": 3}, ScheduleError, "the schedule file is of type int"),
     ({"workload": SMALL, "input_layout": "NCHW0c"}, BlockingError, "'NCHW0c'"),
     ({"workload": SMALL, "blocking": "modell"}, BlockingError, "'modell'"),
     ({"workload": SMALL, "blocking": 7}, BlockingError, "blocking is 7"),
@@ -231,6 +243,56 @@ def test_exports(conv: dc.CompiledConv, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ToolchainError, match="apt install"):
         foreign.export(tmp_path / "conv.so")
     assert not (tmp_path / "conv.so").exists()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"conv.so"])
+def test_what_is_no_path(path: Any, conv: dc.CompiledConv) -> None:
+    kind = type(path).__name__
+    for call in (dc.load, dc.load_network, conv.export, conv.export_c):
+        with pytest.raises(LibraryError, match=f"is of type {kind}: expected a path"):
+            call(path)
+
+
+# --- Networks
+
+NETWORKS: list[tuple[dict[str, Any], type[DirectConvError], str]] = [
+    ({"model": ModelProto()}, ModelError, "is of type ModelProto: expected the path of an ONNX"),
+    ({"model": ModelProto()}, ModelError, "save it first: onnx.save(model, 'model.onnx')"),
+    ({"model": b"bytes"}, ModelError, "the model is of type bytes"),
+    ({"model": None}, ModelError, "the model is of type NoneType"),
+    ({"output": None}, LibraryError, "the output is of type NoneType: expected a path"),
+    ({"threads": 1025}, BlockingError, "threads is 1025: expected a whole number from 1 to 1024"),
+    ({"check": "maybe"}, ArgumentError, "check is 'maybe': expected True, False or None"),
+    ({"check": 0}, ArgumentError, "check is 0"),
+    ({}, ModelError, "--input-shape x:1,3,224,10"),
+    ({"input_shapes": {"x": 3}}, ModelError, "size of input 'x' is 3: expected Nx3xHx10"),
+    ({"input_shapes": {"x": [1, 3, 9.5, 10]}}, ModelError, "is [1, 3, 9.5, 10]: expected whole"),
+    ({"input_shapes": {"x": [1, 3, True, 10]}}, ModelError, "is [1, 3, True, 10]: expected whole"),
+    ({"input_shapes": {"x": [1, 3, 10**30, 10]}}, ModelError, ", 10]: expected whole numbers"),
+    ({"input_shapes": {"x": "1,3,9,10"}}, ModelError, "size of input 'x' is '1,3,9,10'"),
+    ({"input_shapes": {"x": None}}, ModelError, "size of input 'x' is None"),
+    ({"input_shapes": [1, 3, 9, 10]}, ModelError, "expected them by the inputs' names"),
+    ({"input_values": 3}, ModelError, "the values of inputs are 3"),
+    ({"input_values": {"x": [[1], [2, 3]]}}, ModelError, "the value of input 'x' is [[1], [2, 3]]"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), NETWORKS, ids=lambda v: str(v)[:40])
+def test_wrong_networks(
+    call: dict[str, Any], kind: type[DirectConvError], message: str, tmp_path: Path
+) -> None:
+    g = Graph(x=["N", 3, "H", 10])
+    path = saved(g.model(g.conv("x", 8, 3, 3, 3)), tmp_path)
+    with pytest.raises(kind, match=re.escape(message)):
+        dc.compile_network(**{"model": path, "output": tmp_path / "a.so", **call})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sizes_of_numpy_are_whole_numbers(tmp_path: Path) -> None:
+    g = Graph(x=["N", 3, "H", 10])
+    path = saved(g.model(g.conv("x", 8, 3, 3, 3)), tmp_path)
+    (found,) = dc.workloads(str(path), input_shapes={"x": np.array([1, 3, 9, 10])})
+    assert (found.in_height, found.in_width) == (9, 10)
 
 
 # --- Schedule files

@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import Graph, saved
 
 import tvm_directconv as dc
+from tvm_directconv import memory
 from tvm_directconv.errors import LibraryError, ModelError, ToolchainError
 from tvm_directconv.layout import WeightLayout
 from tvm_directconv.network import check as checks
@@ -60,6 +61,27 @@ def test_what_came_out_is_in_the_manifest(tmp_path: Path) -> None:
     assert load_network(tmp_path / "a.so").manifest == manifest
     assert json.loads((tmp_path / "a.so.json").read_text())["check"]["error"] == check.error
     assert {path.name for path in tmp_path.iterdir()} == {"model0.onnx", "a.so", "a.so.json"}
+
+
+def test_what_takes_too_much_memory_is_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(compile_here(everything(), tmp_path).memory().values())
+    monkeypatch.setattr(memory, "free", lambda: needed)  # Inputs and outputs are there twice.
+    (tmp_path / "b").mkdir()
+    check = compile_here(everything(), tmp_path / "b").check
+    assert not check.by and "bytes of memory, of which" in check.note
+    with pytest.raises(ModelError, match=r"cannot be checked: that takes .* are free"):
+        compile_here(everything(), tmp_path / "b", check=True)
+    monkeypatch.setattr(memory, "free", lambda: 2 * needed)
+    assert compile_here(everything(), tmp_path / "b", check=True).check.by
+
+
+def test_many_threads_are_checked_but_not_measured(run: Command, tmp_path: Path) -> None:
+    manifest = compile_here(everything(), tmp_path, threads=100, check=True)
+    assert manifest.check.by and not manifest.check.note
+    status, _, err = run("profile", str(tmp_path / "a.so"))
+    assert status == 2 and "threads is 100, but this process may use" in err
 
 
 def test_the_command_line_says_what_came_out(

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import COMMANDS, FOREIGN, Command, change_manifest
+from onnx_models import Graph, saved
 
 import tvm_directconv as dc
-from tvm_directconv import versions
+from tvm_directconv import lowering, versions
 from tvm_directconv.bench import measure as measure_module
 from tvm_directconv.cli import _output, bench, layers, main
+from tvm_directconv.cli import doctor as doctor_module
 
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
@@ -83,6 +86,7 @@ def folder(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "other-format.so.json").write_text(manifest.replace('"format": 1', '"format": 99'))
     (tmp_path / "stale.so.json").write_text((tmp_path / "foreign.so.json").read_text())
     (tmp_path / "no.json").write_text("{")
+    (tmp_path / "few.json").write_text(json.dumps({"lanes": 4}))
     (tmp_path / "unknown.json").write_text(json.dumps({**KNOBS, "bogus": 1}))
     (tmp_path / "impossible.json").write_text(json.dumps({**KNOBS, "ow_tile": 99}))
     (tmp_path / "good.json").write_text(json.dumps(KNOBS))
@@ -204,6 +208,45 @@ def test_an_interrupt_is_quiet(run: Command, monkeypatch: pytest.MonkeyPatch) ->
     assert run("layers") == (130, "", "")
 
 
+def test_an_interrupt_is_one_whatever_becomes_of_it(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(args: argparse.Namespace) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError from None
+        return 0
+
+    monkeypatch.setattr(layers, "run", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("layers") == (130, "", "")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("function", ["build", "compile_network"])
+def test_interrupts_come_through_tvm(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lowering, "_marked", interrupted)  # In passes, which TVM calls.
+    g = Graph(x=(1, 3, 8, 9))
+    call = {
+        "build": lambda: dc.build(SMALL),
+        "compile_network": lambda: dc.compile_network(
+            saved(g.model(g.conv("x", 8, 3, 3, 3)), tmp_path), tmp_path / "a.so"
+        ),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        call[function]()
+    assert not (tmp_path / "a.so").exists()
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -240,6 +283,16 @@ ERRORS = {
     "nearly a strategy": (["tune", SMALL, "--strategy", "radom"], "(did you mean 'random'?)"),
     "quiet and verbose": (["layers", "-q", "-v"], "not allowed with argument"),
     "no threads": (["explain", SMALL, "--threads", "0"], "'0' is not a whole number from 1"),
+    "threads without end": (
+        ["compile", SMALL, "-o", "a.so", "--threads", "9" * 5000],
+        "is not a whole number from 1 to 1024",
+    ),
+    "threads waiting": (["bench", SMALL, "--threads", "1024"], "threads is 1024, but this process"),
+    "threads tuned": (["tune", SMALL, "--threads", "1024"], "threads is 1024, but this process"),
+    "threads reported": (
+        ["report", SMALL, "--threads", "1,1024", "-o", "a", "--contestant", "onnxruntime"],
+        "threads is 1024, but this process",
+    ),
     "no output": (["compile", SMALL], "-o/--output"),
     "seed is no number": (["run", "here.so", "--seed", "x"], "'x' is not a whole number from 0"),
     # What the package finds
@@ -272,6 +325,10 @@ ERRORS = {
     "bias of none": (["run", "here.so", "--bias", "none.npy"], "compiled without a bias"),
     "rival missing": (["bench", SMALL, "--against", "modle"], "'modle'"),
     "blocking unknown": (["bench", SMALL, "--blocking", "unknown.json"], "unknown knob 'bogus'"),
+    "blocking incomplete": (
+        ["bench", SMALL, "--blocking", "few.json"],
+        "file few.json: blocking lacks oc_vectors, ow_tile, ic_block: expected lanes, ",
+    ),
     "blocking impossible": (
         ["compile", SMALL, "--blocking", "impossible.json", "-o", "a.so"],
         "ow_tile is 99: a row has only 9 columns",
@@ -789,6 +846,23 @@ def doctor(run: Command) -> tuple[int, dict[str, dict[str, Any]]]:
     return status, {row["check"]: row for row in json.loads(out)}
 
 
+def test_doctor_says_what_optional_packages_are_for(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module, "find_spec", lambda name: None)
+    _, rows = doctor(run)
+    for name, extra in {
+        "onnx, for ONNX files": "onnx",
+        "onnxruntime, for checks": "compare",
+        "torch, for .pt2 files": "torch",
+        "pillow, for images": "image",
+        "matplotlib, for plots": "plot",
+        "xgboost, for tuning": "tune",
+    }.items():
+        assert (rows[name]["status"], rows[name]["required"]) == ("missing", False)
+        assert rows[name]["advice"] == f"pip install 'tvm-directconv[{extra}]'"
+
+
 @pytest.mark.parametrize("found", ["0.26.0", None])
 def test_doctor_survives_another_tvm(
     run: Command, monkeypatch: pytest.MonkeyPatch, found: str | None
@@ -854,7 +928,7 @@ def test_doctor_prints_without_rich(run: Command, monkeypatch: pytest.MonkeyPatc
     status, out, _ = run("doctor")
     assert status == 1
     assert re.search("^missing  rich$", out, re.MULTILINE)
-    assert out.endswith("What to do\nrich: pip install rich\n")
+    assert "What to do\nrich: pip install rich\n" in out
 
 
 def test_doctor_tells_required_tools_from_others(

@@ -357,7 +357,12 @@ PARENT = 'parent = "cortex-a72"\n'
     [
         ("parent = ", "not valid TOML"),
         ("cores = 4", "the key 'parent' is missing"),
-        ('parent = "cortex-a27"', "parent is 'cortex-a27', which does not exist .did you mean"),
+        (
+            'parent = "cortex-a27"',
+            "parent is 'cortex-a27', which is no device of this .* .did",
+        ),
+        # Not a file, and so not itself.
+        ('parent = "./my-board.toml"', "parent is './my-board.toml', .*x86-64-v4, znver2.*znver5$"),
         ('parent = "my-board"', "closes the circle my-board -> my-board"),
         ("parent = 72", "parent is 72: expected a non-empty string"),
         (PARENT + "core = 4", "unknown key 'core' .did you mean 'cores'"),
@@ -536,3 +541,10 @@ def test_native_takes_the_caches_of_this_machine(machine, tmp_path):
     assert found.cache_line_bytes == 128
     (tmp_path / "index3" / "size").write_text("unknown")
     assert native().l1d_bytes == DEVICES["znver4"].l1d_bytes
+
+
+def test_messages_name_no_vendor_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    triples = {"llvm_get_system_triple": "riscv64-conda-linux-gnu"}
+    monkeypatch.setattr(module, "_llvm", lambda name, *_: triples[name])
+    reason = module.host_lacks({"mtriple": "x86_64-linux-gnu"})
+    assert reason == "the code is for x86_64-linux-gnu, this machine is riscv64-linux-gnu"

@@ -881,3 +881,18 @@ def test_lines_say_what_was_disturbed_and_old_ones_need_not() -> None:
     assert Record.from_line(noisy.to_line()) == noisy
     with pytest.raises(LogError, match=r"disturbed is True: expected"):
         replace(record(), disturbed=True)
+
+
+def test_a_folder_that_is_missing_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = dc.ConvWorkload.parse("ic8ih7oc16oh7kh3ph1")
+    with dc.use_logs(tmp_path / "none"):
+        with pytest.warns(logs.LogWarning, match="there is no folder '.*none' of tuning logs"):
+            dc.build(layer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dc.build(layer)
+    monkeypatch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path / "nowhere"))
+    with pytest.warns(logs.LogWarning, match="there is no folder '.*nowhere' of tuning logs"):
+        dc.build(layer)

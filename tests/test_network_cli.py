@@ -72,6 +72,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "shape.npy", np.zeros((1, 3, 8, 9), np.float32))
     np.save(folder / "double.npy", inputs[0].astype(float))
     np.savez(folder / "other.npz", other=inputs[0])
+    (folder / "folder.onnx").mkdir()
     (folder / "bad.npy").write_text("nothing")
     (folder / "bad.png").write_text("nothing")
     (folder / "bad.onnx").write_text("nothing")
@@ -305,7 +306,7 @@ def test_names_of_a_model_s_layers_are_specs_of_all_commands(run: Command, tmp_p
 @pytest.mark.parametrize("words", [["layers"], ["explain"], ["logs", "best"], ["logs", "show"]])
 def test_sizes_that_models_leave_open(run: Command, words: list[str]) -> None:
     status, _, err = run(*words, "open.onnx")
-    assert status == 2 and "--input-shape x:N,3,N,10" in err
+    assert status == 2 and "--input-shape x:1,3,224,10" in err
     status, _, err = run(*words, "open.onnx:0", "--input-shape", "x:1,3,7,10")
     assert status == 0, err
     status, _, err = run(*words, "--input-shape", "x:1,3,7,10")
@@ -319,8 +320,8 @@ ERRORS = {
     "missing model, tuned": (["tune", "none.onnx"], "model 'none.onnx' does not exist"),
     "corrupt model": (["compile", "bad.onnx", "-o", "a.so"], "'bad.onnx' is corrupt or no ONNX"),
     "strange operator": (["compile", "strange.onnx", "-o", "a.so"], "com.acme.Mystery (mystery0)"),
-    "open size": (["compile", "open.onnx", "-o", "a.so"], "--input-shape x:N,3,N,10"),
-    "open size, tuned": (["tune", "open.onnx"], "--input-shape x:N,3,N,10"),
+    "open size": (["compile", "open.onnx", "-o", "a.so"], "--input-shape x:1,3,224,10"),
+    "open size, tuned": (["tune", "open.onnx"], "--input-shape x:1,3,224,10"),
     "wrong size": (
         ["compile", "open.onnx", "-o", "a.so", "--input-shape", "x:1,4,7,10"],
         "size of input 'x' is 1x4x7x10: expected batchx3x?x10",
@@ -403,6 +404,20 @@ ERRORS = {
     "profile of a convolution": (["profile", "conv.so"], "'conv.so' is a single convolution"),
     "profile elsewhere": (["profile", "foreign.so"], f"built for {FOREIGN}"),
     "profile of stale": (["profile", "stale.so"], "was written for another library"),
+    "a size twice": (
+        ["compile", "open.onnx", "-o", "a.so", *["--input-shape", "x:1,3,9,10"] * 2],
+        "--input-shape is given 2 times for input 'x': expected once",
+    ),
+    "a value twice": (
+        ["layers", "net.onnx", *["--input-value", "image=1"] * 3],
+        "--input-value is given 3 times for input 'image': expected once",
+    ),
+    "a folder": (["run", "."], "library '.' is no file: expected"),
+    "a path without a name": (["run", "/"], "library '/' is no file: expected"),
+    "no path": (["run", ""], "library '.' is no file: expected"),
+    "a folder, emulated": (["run", ".", "--emulate"], "cannot read library '.' (Is a directory)"),
+    "profile of a folder": (["profile", "/"], "library '/' is no file: expected"),
+    "model is a folder": (["compile", "folder.onnx", "-o", "a.so"], "'folder.onnx' is no file"),
     "no repeats": (["profile", "net.so", "--repeat", "0"], "'0' is not a whole number from 1"),
     "profile to nowhere": (["profile", "net.so", "-o", "none/p.csv"], "cannot write 'none/p.csv'"),
     "negative seed": (["run", "net.so", "--seed", "-1"], "'-1' is not a whole number from 0"),

@@ -868,6 +868,7 @@ MISTAKES = {
     "no folder": (["report"], "-o/--output"),
     "threads": (["report", "-o", "new", "--threads", "1,x"], "'x' is not a whole number from 1"),
     "network": (["report", "-o", "new", "--networks", "lenet"], "there is no network 'lenet'"),
+    "a model": (["report", "-o", "new", "--networks", "a.onnx"], "where it is given as SPEC"),
     "contestant": (
         ["report", SMALL, "-o", "new", "--contestant", "cudnn"],
         "no contestant is called 'cudnn': expected one of 'ours', ",

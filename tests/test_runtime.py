@@ -12,10 +12,12 @@ import pytest
 
 from tvm_directconv.emit.c_folder import RUNTIME
 from tvm_directconv.emit.c_source import DEPLOY
+from tvm_directconv.kinds import MAX_THREADS
 from tvm_directconv.toolchain import elf_info, find_toolchain, run_cc
 
 TEST = Path(__file__).with_name("runtime_test.c")
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror"]
+FEW = "-DDIRECTCONV_MAX_THREADS=64"  # All that there can be are started, in emulators, too.
 # What the test puts between directconv.c and the system.
 REPLACED = {
     "pthread_create": "test_create",
@@ -61,7 +63,7 @@ BUILDS = {
 
 def compile_runtime(build: Build, folder: Path, replaced: Mapping[str, str]) -> Path:
     """Compile ``directconv.c``; return the object."""
-    flags = [*STRICT, *build.flags, *(["-pthread"] if build.threads else [])]
+    flags = [*STRICT, FEW, *build.flags, *(["-pthread"] if build.threads else [])]
     flags += [f"-D{name}={other}" for name, other in replaced.items()]
     if build.pauses:
         (folder / "pauses.h").write_text("void test_pause(void);\n")
@@ -78,7 +80,7 @@ def compile_runtime(build: Build, folder: Path, replaced: Mapping[str, str]) -> 
 def test_the_runtime(name: str, tmp_path: Path) -> None:
     build = BUILDS[name]
     toolchain = find_toolchain(build.machine)
-    flags = [*STRICT, *build.flags, *(["-pthread"] if build.threads else [])]
+    flags = [*STRICT, FEW, *build.flags, *(["-pthread"] if build.threads else [])]
     flags += [f"-I{DEPLOY}", f"-DLOOPS={build.loops}"]
     runtime = compile_runtime(build, tmp_path, REPLACED if build.threads else {})
     sources = map(str, [TEST, DEPLOY / "network.c", runtime])
@@ -101,6 +103,11 @@ def test_threads_can_be_left_out(name: str, tmp_path: Path) -> None:
     of_threads = {symbol for symbol in undefined if symbol.startswith(("pthread_", "sched_"))}
     assert bool(of_threads) == BUILDS[name].threads
     assert "open" in undefined
+
+
+def test_threads_have_one_limit() -> None:
+    text = (DEPLOY / "directconv.h").read_text()
+    assert f"#define DIRECTCONV_MAX_THREADS {MAX_THREADS}\n" in text
 
 
 def test_the_runtime_is_small(tmp_path: Path) -> None:

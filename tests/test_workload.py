@@ -91,6 +91,9 @@ def test_figures_of_a_known_layer():
     assert w.input_bytes == w.output_bytes == 4 * 256 * 56 * 56
     assert w.weight_bytes == 4 * 256 * 256 * 9
     assert w.im2col_bytes == 9 * w.input_bytes
+    for text, is_matrix in (("kh1", True), ("kh1sh2", False), ("kh3ph1", False)):
+        pointwise = ConvWorkload.parse(f"ic8ih9oc4{text}")
+        assert pointwise.is_matrix_product == is_matrix == (not pointwise.im2col_bytes)
 
 
 def test_figures_with_batch_groups_stride_and_dilation():

@@ -21,7 +21,7 @@ from typing import Any
 
 from .device import Device
 from .errors import BlockingError, did_you_mean
-from .kinds import FLAG, Kind, is_whole, problem, shown
+from .kinds import FLAG, THREADS, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import MAX_ELEMENTS, ConvWorkload
 
@@ -74,6 +74,8 @@ _KINDS = {
     "rows_outside": FLAG,
     "flat_rows": Kind("a whole number from 0", lambda v: is_whole(v, 0, MAX_ELEMENTS)),
 }
+
+_NEEDED = ("lanes", "oc_vectors", "ow_tile", "ic_block")
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,11 @@ class Blocking:
                 )
         if wrong := problem(knobs, _KINDS, optional=tuple(_KINDS)):
             raise BlockingError(f"blocking: {wrong}")
-        missing = [n for n in ("lanes", "oc_vectors", "ow_tile", "ic_block") if n not in knobs]
-        if missing:
-            raise BlockingError(f"blocking lacks {', '.join(missing)}")
+        if missing := [name for name in _NEEDED if name not in knobs]:
+            raise BlockingError(
+                f"blocking lacks {', '.join(missing)}: expected {', '.join(_NEEDED)} at least, as "
+                "they stand in the manifest beside a library"
+            )
         return cls(**{"ic_unroll": 1, **knobs})
 
     def to_dict(self) -> dict[str, Any]:
@@ -747,8 +751,8 @@ def check_threads(threads: object) -> None:
     BlockingError
         With what it is.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise BlockingError(f"threads is {threads!r}: expected a whole number from 1")
+    if not THREADS.test(threads):
+        raise BlockingError(f"threads is {shown(threads)}: expected {THREADS.expected}")
 
 
 def choose(

@@ -26,7 +26,10 @@ from .errors import (
     DirectConvError,
     LibraryError,
     ScheduleError,
+    WorkloadError,
+    absence,
     did_you_mean,
+    path_of,
     said_by,
     similar_file,
 )
@@ -429,7 +432,7 @@ class CompiledConv:
         ToolchainError
             If there is no linker for the device, or it fails.
         """
-        path = Path(path)
+        path = path_of(path, "what is exported to", LibraryError)
         if path.suffix not in SUFFIXES:
             raise LibraryError(
                 f"cannot export to {str(path)!r}: expected a name ending in .so, .o or .s"
@@ -472,6 +475,7 @@ class CompiledConv:
         from .emit.c_folder import write_folder
         from .emit.program import Port, Program, Step, Tensor
 
+        folder = path_of(folder, "the folder", LibraryError)
         m = self.manifest
         inputs = {
             "x": (m.input_shape, m.input_layout),
@@ -494,8 +498,8 @@ class CompiledConv:
         )
         notes = {name: str(layout) for name, (_, layout) in {**inputs, **outputs}.items()}
         objects = {m.symbol: (m.symbol, object_code(self._module))}
-        write_folder(Path(folder), program, objects, m.device, m.target, m.threads, notes)
-        return Path(folder)
+        write_folder(folder, program, objects, m.device, m.target, m.threads, notes)
+        return folder
 
     def assembly(self) -> str:
         """Return the assembly of the code. Not for loaded libraries."""
@@ -685,14 +689,17 @@ def resolve_blocking(
                 f"blocking is {path!r} ({error}): expected 'auto', 'model' or a JSON file of knobs"
                 + near
             ) from None
-    if isinstance(blocking, dict):
-        blocking = Blocking.from_dict(blocking.get("blocking", blocking))
-    if not isinstance(blocking, Blocking):
-        raise BlockingError(
-            f"blocking is {shown(blocking)}: expected a Blocking, its knobs by name, 'auto', "
-            "'model' or a file"
-        )
-    blocks.check(blocking, workload, device, input_layout)
+    try:
+        if isinstance(blocking, dict):
+            blocking = Blocking.from_dict(blocking.get("blocking", blocking))
+        if not isinstance(blocking, Blocking):
+            raise BlockingError(
+                f"blocking is {shown(blocking)}: expected a Blocking, its knobs by name, 'auto', "
+                "'model' or a file"
+            )
+        blocks.check(blocking, workload, device, input_layout)
+    except BlockingError as error:
+        raise BlockingError(f"{source}: {error}" if source != "user" else str(error)) from None
     return blocking, source
 
 
@@ -743,7 +750,7 @@ def build(
     DeviceError, ScheduleError
         If device or schedule cannot be used.
     ArgumentError
-        If `denormals` is none of the two.
+        If `denormals` is none of the two, or `epilogue` none.
     """
     versions.check()
     checked_mode(denormals)
@@ -753,6 +760,14 @@ def build(
 
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
+    if not isinstance(workload, ConvWorkload):
+        raise WorkloadError(
+            f"workload is {shown(workload)}: expected a ConvWorkload or its descriptor"
+        )
+    if epilogue is not None and not isinstance(epilogue, Epilogue):
+        raise ArgumentError(
+            f"epilogue is {shown(epilogue)}: expected an Epilogue, as Epilogue.parse('bias,relu')"
+        )
     blocks.check_threads(threads)
     target_device = find_device(device)
     layout = (
@@ -809,10 +824,10 @@ def load(path: str | Path) -> CompiledConv:
         If the file is missing, corrupt, for another machine, or not the manifest's.
     """
     versions.check()
-    path = Path(path)
+    path = path_of(path, "the library", LibraryError)
     if not os.path.isfile(path):
         raise LibraryError(
-            f"library {str(path)!r} does not exist{similar_file(path)}: expected a .so that "
+            f"library {str(path)!r} {absence(path)}: expected a .so that "
             "'tvm-directconv compile' or export() wrote"
         )
     if path.suffix != ".so":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tvm_directconv import reading
-from tvm_directconv.errors import DeviceError, did_you_mean
+from tvm_directconv.errors import ArgumentError, DeviceError, did_you_mean
 from tvm_directconv.kinds import (
     FLAG,
     Kind,
@@ -216,7 +216,7 @@ def host_lacks(options: Mapping[str, object]) -> str | None:
 
     here, there = str(_llvm("llvm_get_system_triple")), str(options["mtriple"])
     if _platform(there) != _platform(here):
-        return f"the code is for {there}, this machine is {here}"
+        return f"the code is for {there}, this machine is {_plain(here)}"
     host = _host_features()
     needed = map(str, _llvm("llvm_get_cpu_features", Target(dict(options))))
     # LLVM knows nothing about some systems: there the triple has to do.
@@ -328,6 +328,11 @@ def _platform(triple: str) -> tuple[str, str, str]:
     """Return what decides whether code runs: architecture, system and ABI, without the vendor."""
     parts = triple.lower().split("-")
     return _arch(triple), "linux" if "linux" in parts else "", parts[-1]
+
+
+def _plain(triple: str) -> str:
+    """Return a triple without the vendor, who may be that of a compiler."""
+    return "-".join(filter(None, _platform(triple)))
 
 
 # --- Device files -------------------------------------------------------------------------------
@@ -467,8 +472,9 @@ def _build(name: str, known: Mapping[str, _File]) -> Device:
         parent = last.keys["parent"]
         if parent not in known:
             raise DeviceError(
-                f"device file {last.source}: parent is {parent!r}, which does not exist"
-                f"{did_you_mean(parent, known)}: expected one of {', '.join(known)}"
+                f"device file {last.source}: parent is {parent!r}, which is no device of this "
+                f"package{did_you_mean(parent, _shipped())}: expected one of "
+                f"{', '.join(_shipped())}"
             )
         if parent in chain:
             raise DeviceError(
@@ -804,6 +810,21 @@ def native() -> Device:
         f"this machine's processor ({cpu}, {triple}) is older than any device: expected at least "
         "SSE4.2 on x86-64, or NEON and VFPv4 on ARM"
     )
+
+
+def check_cores(threads: int) -> None:
+    """Raise if so many threads would only wait for each other here, where they are to be timed.
+
+    Raises
+    ------
+    ArgumentError
+        With how many cores there are.
+    """
+    if threads > (cores := _usable_cores()):
+        raise ArgumentError(
+            f"threads is {threads}, but this process may use {cores} core(s): expected no more, as "
+            "threads that wait for a core cannot be measured"
+        )
 
 
 def _usable_cores() -> int:

@@ -16,6 +16,13 @@ from .kinds import one_line
 _IR = re.compile(r"The IR with diagnostic is:.*?(?=Error message:|\Z)", re.DOTALL)
 
 
+def path_of(path: object, what: str, error: "type[DirectConvError]") -> Path:
+    """Return what a caller gives as a path; raise an error of that kind if it is none."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"{what} is of type {type(path).__name__}: expected a path")
+    return Path(path)
+
+
 def did_you_mean(word: str, known: Iterable[str], most: int = 1, like: float = 0.6) -> str:
     """Return what to put behind a name that is unknown: the nearest of those that are known.
 
@@ -55,6 +62,11 @@ def similar_file(path: "str | os.PathLike[str]") -> str:
         return did_you_mean(wanted.name, sorted(alike), like=0.8)  # Equal endings say little.
     except (OSError, ValueError):  # ValueError: of what no path can have.
         return ""
+
+
+def absence(path: "str | os.PathLike[str]") -> str:
+    """Return why something cannot be read as a file, of which there is none at a path."""
+    return "is no file" if os.path.exists(path) else f"does not exist{similar_file(path)}"
 
 
 class DirectConvError(Exception):
@@ -129,3 +141,16 @@ class ModelWarning(UserWarning):
 
 class ReportError(DirectConvError, RuntimeError):
     """A report's folder cannot be used, or there is nothing to report."""
+
+
+def go_through_tvm() -> None:
+    """Have what is raised in a pass come out of TVM as what it was: our errors, and Ctrl-C.
+
+    Errors are known by their whole names: TVM has a ScheduleError, too.
+    """
+    import tvm_ffi
+
+    for error in globals().values():
+        if isinstance(error, type) and issubclass(error, DirectConvError):
+            tvm_ffi.register_error(f"{error.__module__}.{error.__name__}", error)
+    tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)

@@ -411,7 +411,7 @@ def _memory(case: _Case, chosen: Blocking) -> list[str]:
         else f"together {filling:,} bytes more than the plain layouts: channels that fill blocks",
         f"im2col would take another {w.im2col_bytes:,} bytes ({w.im2col_bytes / plain:.0%} of "
         "these); direct convolution takes none"
-        + (" (for such a 1x1 kernel im2col can be left out, too)" if w.is_matrix_product else ""),
+        + (" (for such a 1x1 kernel the input is the matrix)" if w.is_matrix_product else ""),
     ]
 
 

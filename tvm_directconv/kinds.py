@@ -60,7 +60,9 @@ TEXT = Kind("a non-empty string", is_text)
 NAMES = Kind("a list of strings", lambda v: isinstance(v, list) and all(map(is_text, v)))
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 COUNT = Kind("a whole number from 0", lambda v: is_whole(v, 0, 2**63 - 1))
-THREADS = Kind("a whole number from 1 to 65536", lambda v: is_whole(v, 1, 65536))
+MAX_THREADS = 1024
+"""The most that compute one network, as the C runtime has it: Linux's sets hold as many cores."""
+THREADS = Kind(f"a whole number from 1 to {MAX_THREADS}", lambda v: is_whole(v, 1, MAX_THREADS))
 DIGEST = Kind(
     "64 hexadecimal digits", lambda v: isinstance(v, str) and bool(re.fullmatch("[0-9a-f]{64}", v))
 )

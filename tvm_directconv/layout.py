@@ -73,12 +73,11 @@ class ActivationLayout:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in ("NCHW", "NHWC") and not re.fullmatch(
-            "NCHW[1-9][0-9]{0,9}c", self.name
-        ):
+        name = str(self.name)  # Whatever a caller gives.
+        if name not in ("NCHW", "NHWC") and not re.fullmatch("NCHW[1-9][0-9]{0,9}c", name):
             raise BlockingError(
                 f"layout is {shown(self.name)}: expected NCHW, NHWC or NCHW<block>c such as NCHW16c"
-                + did_you_mean(self.name, ("NCHW", "NHWC", "NCHW4c", "NCHW8c", "NCHW16c"))
+                + did_you_mean(name, ("NCHW", "NHWC", "NCHW4c", "NCHW8c", "NCHW16c"))
             )
 
     @classmethod

@@ -376,6 +376,17 @@ def folders() -> list[Path]:
     return [data / "tvm_directconv" / "tuning_logs", shipped]
 
 
+@functools.cache
+def _warn_missing(folder: Path) -> None:
+    """Warn of a folder that was asked for, once: a network asks for it a hundred times."""
+    warnings.warn(
+        f"there is no folder {str(folder)!r} of tuning logs, of use_logs or {_VARIABLE}: going on "
+        "without it",
+        LogWarning,
+        stacklevel=4,
+    )
+
+
 def log_path(device: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """Return where the log of a device is, by default in the folder that is written."""
     return (folders()[0] if folder is None else Path(folder)) / f"{device}.jsonl"
@@ -823,7 +834,10 @@ def best(
     layout = input_layout or blocks.default_input_layout(workload, device)
     wanted = _canonical(workload)
     found: list[_Found] = []
-    for number, folder in enumerate(folders()):
+    where = folders()
+    if len(where) == 1 and not where[0].is_dir():  # One that somebody named.
+        _warn_missing(where[0])
+    for number, folder in enumerate(where):
         path = log_path(device.name, folder)
         for record in reversed(_load(path).families.get(_family(wanted, device.name), ())):
             if record.status == "ok" and record.input_layout == str(layout):

@@ -55,9 +55,11 @@ from tvm.tirx import (
     compilation_pipeline,
 )
 
-from . import exponential
+from . import errors, exponential
 from .compute import BLOCK_NAME, INPUT_NAME, WEIGHT_NAME
 from .denormals import FLUSH, KEEP
+
+errors.go_through_tvm()
 
 TILE = "directconv.tile"
 COLUMN = "directconv.column"

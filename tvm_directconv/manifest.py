@@ -47,7 +47,7 @@ NETWORK_KIND = "network"
 
 def manifest_path(library: Path) -> Path:
     """Return where the manifest of an exported file is."""
-    return library.with_name(library.name + ".json")
+    return Path(f"{library}.json")  # Of whatever path: some have no last name.
 
 
 def sort_of(found: Mapping[str, Any]) -> Sort:

@@ -59,7 +59,7 @@ class Prediction:
     @property
     def im2col_bytes(self) -> int:
         """Size of the matrix that im2col would make; 0 where the input is that matrix."""
-        return 0 if self.workload.is_matrix_product else self.workload.im2col_bytes
+        return self.workload.im2col_bytes
 
     def milliseconds(self, ghz: float) -> float:
         """Return the time at a clock."""
@@ -234,7 +234,7 @@ def plan(
         )
         if attributes:
             workload = attributes.workload
-            buffers.append(0 if workload.is_matrix_product else workload.im2col_bytes)
+            buffers.append(workload.im2col_bytes)
         else:
             others[re.sub(r"\d+$", "", step.kernel)] += 1
     return Plan(program.memory(), max(buffers), dict(others))

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from .device import Device
-from .errors import ScheduleError, said_by, similar_file
+from .errors import ScheduleError, absence, path_of, said_by
 
 _PARAMETERS = ("sch", "workload", "device", "blocking", "threads")
 
@@ -44,12 +44,9 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
                 "module of that name in schedules/; expected 'x86' or 'arm'"
             ) from error
         return module.schedule
-    file = Path(path)
+    file = path_of(path, "the schedule file", ScheduleError)
     if not file.is_file():
-        raise ScheduleError(
-            f"schedule file {str(file)!r} does not exist{similar_file(file)}: expected a Python "
-            "file"
-        )
+        raise ScheduleError(f"schedule file {str(file)!r} {absence(file)}: expected a Python file")
     module = ModuleType(file.stem)
     module.__file__ = str(file)
     try:

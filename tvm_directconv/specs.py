@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import reading
 from .errors import ModelError, WorkloadError, did_you_mean, similar_file
-from .network.network import network_workloads
+from .network.network import checked_inputs, network_workloads
 from .workload import EXAMPLE, ConvWorkload
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def workloads(
         If a model cannot be read, or sizes of inputs are given but no model.
     """
     items = spec if isinstance(spec, (list, tuple)) else [spec]
-    inputs = {"size": dict(input_shapes or {}), "value": dict(input_values or {})}
+    inputs = checked_inputs(input_shapes, input_values)
     models: dict[str, list[ConvWorkload]] = {}
 
     def layers_of_model(path: str) -> list[ConvWorkload]:

@@ -166,7 +166,7 @@ class ConvWorkload:
 
     @property
     def is_matrix_product(self) -> bool:
-        """Whether weights times input, pixels in a row, is the output: im2col would copy it."""
+        """Whether weights times input, pixels in a row, is the output: im2col has nothing to do."""
         return self.kernel == self.stride == (1, 1) and not any(self.padding)
 
     @property
@@ -237,8 +237,11 @@ class ConvWorkload:
         """Bytes that an im2col buffer for the whole batch would take.
 
         The buffer holds, for each output position, the input elements under the kernel in all
-        channels: N x (C_i K_h K_w) x (H_o W_o). Direct convolution needs none of it.
+        channels: N x (C_i K_h K_w) x (H_o W_o). It is 0 where the input is that matrix, see
+        `is_matrix_product`. Direct convolution needs none of it.
         """
+        if self.is_matrix_product:
+            return 0
         columns = self.in_channels * math.prod(self.kernel)
         return 4 * self.batch * columns * self.out_height * self.out_width
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..build import BoundCall
-from ..device import Device
+from ..device import Device, check_cores
 from ..layout import aligned_zeros
 from ..lowering import PIPELINE, TILE
 from ..toolchain import find_toolchain, link_module
@@ -162,9 +162,15 @@ class Burst:
         The code.
     flops : int
         Operations of one call.
+
+    Raises
+    ------
+    ArgumentError
+        If there are fewer cores than threads.
     """
 
     def __init__(self, device: Device, threads: int) -> None:
+        check_cores(threads)
         code = BurstCode(device, threads)
         self.assembly: str = code.module.inspect_source("asm")
         self._call = BoundCall(code.module[code.symbol], code.arrays(), threads)

@@ -6,12 +6,15 @@ Subcommands are imported when they are used, so that those that need no TVM do n
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Any, TextIO
 
 from .. import versions
@@ -61,18 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # Names of files can be any bytes.
     arguments = argparse.Namespace(verbose=False)
+    interrupts: list[int] = []
     try:
         try:
-            arguments = _parse(sys.argv[1:] if argv is None else argv)
-            be_quiet(arguments.quiet)
-            with _short_warnings(arguments.quiet):
-                return _run(arguments)
+            with _noted(interrupts):
+                arguments = _parse(sys.argv[1:] if argv is None else argv)
+                be_quiet(arguments.quiet)
+                with _short_warnings(arguments.quiet):
+                    return _run(arguments)
         finally:
             sys.stdout.flush()  # Here, where a closed pipe or a full disk can still be handled.
     except BrokenPipeError:
         _drop(sys.stdout)  # Whoever read it has seen enough.
         return 141
-    except (DirectConvError, OSError, MemoryError) as error:
+    except Exception as error:
+        if interrupts:
+            return 130  # Whatever a library has made of it.
+        if not isinstance(error, DirectConvError | OSError | MemoryError):
+            raise
         if arguments.verbose:
             traceback.print_exc()
         said = one_line(str(error)) or "there is not enough memory"
@@ -81,6 +90,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Append what Ctrl-C sends to a list, besides raising KeyboardInterrupt."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield  # Who calls this has ways of their own.
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(stream: TextIO, text: str = "") -> None:

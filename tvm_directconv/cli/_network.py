@@ -29,7 +29,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "networks",
         "--input is a .npy file, a .npz file with inputs by name, or an image "
         f"({', '.join(_IMAGES)}), which is resized to the network's input; default: random. "
-        "--output is a .npy file, or .npz for several outputs by name.",
+        "--output is written as .npz, with outputs by name, if it ends so, else as .npy.",
     )
     group.add_argument(
         "--expect", metavar="FILE", help=".npy or .npz file with outputs to compare with"

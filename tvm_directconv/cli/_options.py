@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..device import Device
-from ..errors import LogError
+from ..errors import ArgumentError, LogError
+from ..kinds import THREADS
 from ..logs import use_logs
 from ..specs import workloads
 from ..workload import ConvWorkload
@@ -91,7 +92,20 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what is said of a model's inputs, as functions take it."""
+    """Return what is said of a model's inputs, as functions take it.
+
+    Raises
+    ------
+    ArgumentError
+        If something is said twice.
+    """
+    for option in ("input_shape", "input_value"):
+        names = [name for name, _ in getattr(args, option)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ArgumentError(
+                f"--{option.replace('_', '-')} is given {names.count(twice[0])} times for input "
+                f"{twice[0]!r}: expected once"
+            )
     return {"input_shapes": dict(args.input_shape), "input_values": dict(args.input_value)}
 
 
@@ -134,7 +148,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads``."""
     parser.add_argument(
-        "--threads", type=positive, default=1, metavar="N", help="threads that compute; default: 1"
+        "--threads", type=threads, default=1, metavar="N", help="threads that compute; default: 1"
     )
 
 
@@ -187,6 +201,13 @@ def positive(text: str) -> int:
     """Return a whole number from 1, as argparse wants it."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def threads(text: str) -> int:
+    """Return a number of threads, as argparse wants it."""
+    if not (text.isdecimal() and len(text) < 20 and THREADS.test(int(text))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {THREADS.expected}")
     return int(text)
 
 

@@ -22,6 +22,17 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 _FOREIGN = ("aarch64", "armv7l")
 _ARCHITECTURES = ("x86_64", "aarch64", "arm")
 
+# By what is imported, as XGBoost's package has several names: what for, and the extra it is in.
+_OPTIONAL = {
+    **dict.fromkeys(("xgboost", "cloudpickle", "psutil", "tornado"), ("tuning", "tune")),
+    "onnx": ("ONNX files", "onnx"),
+    "onnxruntime": ("checks", "compare"),
+    "torch": (".pt2 files", "torch"),
+    "PIL": ("images", "image"),
+    "matplotlib": ("plots", "plot"),
+}
+_PACKAGES = {"PIL": "pillow"}
+
 
 @dataclass(frozen=True)
 class _Check:
@@ -61,7 +72,7 @@ def _text(checks: list[_Check]) -> str:
         return _wrapped(text, width, begin, " " * (state + name + 4))
 
     def advice(check: _Check) -> str:
-        return _wrapped(check.advice, width, f"{check.check}: ", "  ")
+        return _wrapped(f"{check.check}: {check.advice}", width, "", "  ")
 
     lines = [row(check) for check in checks]
     if lacking := [advice(check) for check in checks if check.advice]:
@@ -89,8 +100,8 @@ def _checks() -> Iterator[_Check]:
         yield _package(name, wanted)
     for name in ("numpy", "rich"):
         yield _package(name)
-    for name in ("xgboost", "cloudpickle", "psutil", "tornado"):
-        yield _for_tuning(name)
+    for module, (purpose, extra) in _OPTIONAL.items():
+        yield _optional(module, purpose, extra)
     yield from _tvm(usable=all(versions.installed(name) == want for name, want in pins.items()))
     yield from _compilers()
     yield _cycle_model()
@@ -114,11 +125,11 @@ def _package(name: str, wanted: str | None = None) -> _Check:
     return _Check(name, "ok", found, "")
 
 
-def _for_tuning(module: str) -> _Check:
-    # XGBoost's package has several names; what is imported has one.
+def _optional(module: str, purpose: str, extra: str) -> _Check:
     found = find_spec(module) is not None
-    advice = "" if found else "pip install 'tvm-directconv[tune]'"
-    return _Check(f"{module}, for tuning", "ok" if found else "missing", "", advice, required=False)
+    advice = "" if found else f"pip install 'tvm-directconv[{extra}]'"
+    name = f"{_PACKAGES.get(module, module)}, for {purpose}"
+    return _Check(name, "ok" if found else "missing", "", advice, required=False)
 
 
 def _tvm(usable: bool) -> Iterator[_Check]:

@@ -18,6 +18,7 @@ from ._options import (
     add_specs,
     logs_of,
     positive,
+    threads,
     workloads_of,
 )
 from ._output import Row, add_format, render, write
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(best)
     best.add_argument(
         "--threads",
-        type=positive,
+        type=threads,
         metavar="N",
         help="threads that compute; default: as many as in the logs, 1 if there are none",
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ReportError
-from ._options import add_specs, positive, workloads_of
+from ._options import add_specs, positive, threads, workloads_of
 from ._output import note, status_line
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
@@ -125,10 +125,11 @@ def _names(text: str) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in MODELS]:
         raise argparse.ArgumentTypeError(
-            f"there is no network {unknown[0]!r}: expected some of {', '.join(MODELS)}"
+            f"there is no network {unknown[0]!r}: expected some of {', '.join(MODELS)}; layers of "
+            "a model are measured where it is given as SPEC"
         )
     return names
 
 
 def _numbers(text: str) -> list[int]:
-    return sorted({positive(part) for part in text.split(",")})
+    return sorted({threads(part) for part in text.split(",")})

@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f".npy file with the {name}, float32, {layout}; default: random small integers"
             + ("; for a network see below" if name == "input" else ""),
         )
-    parser.add_argument("--output", metavar="FILE", help=".npy file to write the output to, NCHW")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="file to write the output to, NCHW: .npy whatever it is called",
+    )
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--emulate",

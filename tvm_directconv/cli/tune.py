@@ -38,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--rpc-tracker",
         metavar="HOST:PORT",
-        help="on boards over TVM's RPC; default: $TVM_TRACKER_HOST and $TVM_TRACKER_PORT",
+        help="on boards over TVM's RPC; default with --rpc-key: $TVM_TRACKER_HOST and "
+        "$TVM_TRACKER_PORT",
     )
     where.add_argument(
         "--rpc-key",
         metavar="KEY",
-        help="key of these boards; all of them measure at once; default: $TVM_TRACKER_KEY",
+        help="key of these boards; all of them measure at once; default with --rpc-tracker: "
+        "$TVM_TRACKER_KEY",
     )
     where.add_argument(
         "--runner",

@@ -68,7 +68,7 @@ int directconv_threads(void);
 void directconv_stop(void);
 
 #ifndef DIRECTCONV_MAX_THREADS
-#define DIRECTCONV_MAX_THREADS 64
+#define DIRECTCONV_MAX_THREADS 1024
 #endif
 
 /* ---- Weights in a file. ---- */

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,12 @@ def _source(
     )
 
 
+def _described(port: Any) -> str:
+    """Return what values an input has, as its file has to hold them."""
+    shape = " x ".join(map(str, port.shape)) or "1"
+    return f"{prod(port.shape)} of {port.dtype}, {shape}, {port.nbytes} bytes"
+
+
 def _example(
     name: str, program: Program, arguments: Sequence[Argument], threads: int
 ) -> dict[str, str]:
@@ -251,7 +258,7 @@ def _example(
     buffers = _buffers(program, arguments, name.upper())
     read = [
         f"    read_input(argv[{n}], {a.variable}, sizeof {a.variable}, "
-        f'"{np.dtype(a.port.dtype).str}");'
+        f'"{np.dtype(a.port.dtype).str}",\n               "{_described(a.port)}");'
         for n, a in enumerate(inputs, start=1)
     ]
     weights = ""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import memory
 from ..errors import LibraryError, ModelError, ToolchainError
 
 if TYPE_CHECKING:
@@ -161,6 +162,12 @@ def _runs(
     shapes = [port.shape for port in manifest.outputs]
     if empty := [p for p in (*manifest.inputs, *manifest.outputs) if not p.nbytes]:
         raise Unavailable(f"{empty[0]} is empty")
+
+    sizes = manifest.memory()
+    # The library runs in another process, which has inputs and outputs of its own.
+    needed = sum(sizes.values()) + sizes["inputs"] + sizes["outputs"]
+    if needed > (free := memory.free()):
+        raise Unavailable(f"that takes {needed:,} bytes of memory, of which {free:,} are free")
 
     def run(inputs: Inputs) -> list[np.ndarray]:
         if link:

@@ -16,22 +16,13 @@ import numpy as np
 
 from .. import files, versions
 from .. import manifest as manifests
+from ..blocking import check_threads
 from ..build import BoundCall, load_library
 from ..denormals import FLUSH, MODE, checked_mode
 from ..device import Device
 from ..emit.program import Port, Unscheduled, memory_of
-from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, similar_file
-from ..kinds import (
-    COUNT,
-    TEXT,
-    THREADS,
-    Kind,
-    Table,
-    is_number,
-    is_text,
-    is_whole,
-    or_null,
-)
+from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, absence, path_of
+from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null, shown
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
 from ..workload import ConvWorkload, model_layer_name
@@ -287,8 +278,10 @@ def compile_network(
     DeviceError, LibraryError, ToolchainError
         If the device is unknown, the output cannot be written, there is no compiler for it, or the
         library is wrong.
+    BlockingError
+        If `threads` or `blocking` cannot be used.
     ArgumentError
-        If `denormals` is none of the two.
+        If `denormals` is none of the two, or `check` none of the three.
     """
     versions.check()
     from ..device import device as find_device
@@ -299,8 +292,11 @@ def compile_network(
     from .kernels import compile_kernels
     from .planning import conv_attributes_of
 
-    output = Path(output)
+    output = path_of(output, "the output", LibraryError)
     checked_mode(denormals)
+    check_threads(threads)
+    if check is not None and not isinstance(check, bool):
+        raise ArgumentError(f"check is {shown(check)}: expected True, False or None")
     if emit not in ("library", "c"):
         raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
     target = find_device(device)
@@ -328,8 +324,7 @@ def compile_network(
             continue
         workload = attributes.workload
         assert attributes.blocking is not None
-        # Where each output reads one pixel, the input is that matrix.
-        buffers.append(0 if workload.is_matrix_product else workload.im2col_bytes)
+        buffers.append(workload.im2col_bytes)
         layers.append(
             Layer(
                 objects[step.kernel][0],
@@ -391,6 +386,13 @@ def _said(manifest: NetworkManifest) -> str:
     )
 
 
+_SAVED = {
+    "ModelProto": "save it first: onnx.save(model, 'model.onnx')",
+    "ExportedProgram": "save it first: torch.export.save(model, 'model.pt2')",
+}
+"""What to do with models in memory, by their type."""
+
+
 def _is_onnx(model: str | Path | Any) -> bool:
     return isinstance(model, str | Path) and Path(model).suffix != ".pt2"
 
@@ -435,14 +437,23 @@ def import_model(
     input_values: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return a model as a Relax module; see :func:`compile_network`."""
+    from tvm import IRModule
+
     from .rewriter import prepared
 
+    if not isinstance(model, str | Path | IRModule):
+        advice = _SAVED.get(type(model).__name__, "save it to a file first")
+        raise ModelError(
+            f"the model is of type {type(model).__name__}: expected the path of an ONNX file, that "
+            f"of a file of torch.export (.pt2), or a tvm.IRModule; {advice}"
+        )
+    inputs = checked_inputs(input_shapes, input_values)
     if _is_onnx(model):
         from .onnx_import import import_onnx
 
         module = import_onnx(model, input_shapes, input_values)
     else:
-        for what, given in (("size", input_shapes), ("value", input_values)):
+        for what, given in inputs.items():
             if given:
                 name = repr(str(model)) if isinstance(model, str | Path) else "the module"
                 raise ModelError(
@@ -456,6 +467,25 @@ def import_model(
         else:
             module = model
     return prepared(module)
+
+
+def checked_inputs(
+    input_shapes: Mapping[str, Sequence[int]] | None, input_values: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """Return what is said of a model's inputs, under ``size`` and ``value``.
+
+    Raises
+    ------
+    ModelError
+        If one is no mapping.
+    """
+    inputs = {"size": input_shapes or {}, "value": input_values or {}}
+    for what, given in inputs.items():
+        if not isinstance(given, Mapping):
+            raise ModelError(
+                f"the {what}s of inputs are {shown(given)}: expected them by the inputs' names"
+            )
+    return inputs
 
 
 def network_workloads(
@@ -674,11 +704,10 @@ def load_network(path: str | Path) -> Network:
     versions.check()
     from ..toolchain import elf_info
 
-    path = Path(path)
+    path = path_of(path, "the library", LibraryError)
     if not os.path.isfile(path):
         raise LibraryError(
-            f"library {str(path)!r} does not exist{similar_file(path)}: expected one that "
-            "compiling a model wrote"
+            f"library {str(path)!r} {absence(path)}: expected one that compiling a model wrote"
         )
     manifest = NetworkManifest.read(path)
     if "__tvm_ffi_main" not in elf_info(path).defined:

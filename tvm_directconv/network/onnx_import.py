@@ -2,13 +2,14 @@
 
 import shlex
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError, said_by, similar_file
+from ..errors import ModelError, absence, said_by
+from ..kinds import is_whole, shown
 
 Shapes = Mapping[str, Sequence[int]]
 """Input sizes, by the names of the inputs."""
@@ -100,9 +101,7 @@ def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tu
 
 def _read(path: Path, onnx: Any) -> Any:
     if not path.is_file():
-        raise ModelError(
-            f"model {str(path)!r} does not exist{similar_file(path)}: expected an ONNX file"
-        )
+        raise ModelError(f"model {str(path)!r} {absence(path)}: expected an ONNX file")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions.
@@ -182,7 +181,10 @@ def _input_values(model: Any, values: Values) -> dict[str, np.ndarray]:
         tensor = inputs[name].type.tensor_type
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         sizes = [dim.dim_value if dim.dim_value > 0 else 0 for dim in tensor.shape.dim]
-        value = np.asarray(given)
+        try:
+            value = np.asarray(given)
+        except ValueError:  # Lists of different lengths in a list.
+            value = np.asarray(None)
         if value.size == 1 and 0 not in sizes:
             value = np.broadcast_to(value.reshape(()), sizes)
         numbers = value.dtype.kind in "biuf"
@@ -194,7 +196,7 @@ def _input_values(model: Any, values: Values) -> dict[str, np.ndarray]:
         )
         if not fits or not np.array_equal(cast, value):
             raise ModelError(
-                f"the value of input {name!r} is {given}: expected {dtype} of shape "
+                f"the value of input {name!r} is {shown(given)}: expected {dtype} of shape "
                 f"{_sizes(_described(inputs[name]))}"
             )
         known[name] = cast
@@ -233,7 +235,7 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
     for name, value in inputs.items():
         declared = value.type.tensor_type.shape.dim
         described = _described(value)
-        wanted = list(shapes.get(name, []))
+        wanted = _checked_sizes(name, shapes.get(name, []))
         if name not in shapes:
             if any(not isinstance(size, int) for size in described):
                 open_inputs.append((name, described))
@@ -255,11 +257,28 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
             dim.dim_value = size
     if open_inputs:
         listed = "; ".join(f"{name!r} is {_sizes(described)}" for name, described in open_inputs)
-        example = ",".join(str(s) if isinstance(s, int) else "N" for s in open_inputs[0][1])
+        name, described = open_inputs[0]
+        usual = [1, 3, 224, 224] if described == ["..."] else [1, *[224] * (len(described) - 1)]
+        sizes = described if len(described) == len(usual) else usual
+        example = ",".join(
+            str(s) if isinstance(s, int) else str(u) for s, u in zip(sizes, usual, strict=True)
+        )
         raise ModelError(
             f"the model leaves sizes of inputs open: {listed}. Memory is planned when compiling: "
-            f"give them, as in --input-shape {shlex.quote(f'{open_inputs[0][0]}:{example}')}"
+            f"give them, as in --input-shape {shlex.quote(f'{name}:{example}')}"
         )
+
+
+def _checked_sizes(name: str, given: Any) -> list[int]:
+    """Return the sizes that an input is given, which may be of NumPy's types."""
+    items = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    sizes: list[Any] = [int(size) if isinstance(size, np.integer) else size for size in items]
+    if not all(is_whole(size, -(2**40), 2**40) for size in sizes):
+        raise ModelError(
+            f"size of input {name!r} is {shown(given)}: expected whole numbers from 1, such as "
+            "[1, 3, 224, 224]"
+        )
+    return sizes
 
 
 def _sizes(sizes: Sequence[Any]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
 from tvm import relax
 from tvm.ir import Op
 from tvm.ir.expr import Call, GenericConst, Var
@@ -22,11 +21,7 @@ MAIN = "main"
 INPUT_NAMES, OUTPUT_NAMES = "directconv.inputs", "directconv.outputs"
 """Attributes of that function: what the model calls its inputs and outputs."""
 
-# What is raised in a pass goes through TVM, and comes out as what it was only if TVM knows it: by
-# its whole name, as TVM has a ScheduleError, too.
-for _error in vars(errors).values():
-    if isinstance(_error, type) and issubclass(_error, errors.DirectConvError):
-        tvm_ffi.register_error(f"{_error.__module__}.{_error.__name__}", _error)
+errors.go_through_tvm()
 
 WORK = "directconv.work"
 """Attribute of that function: what it multiplies and adds; see ``passes/count_work.py``."""

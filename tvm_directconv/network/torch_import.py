@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, similar_file
+from ..errors import ModelError, absence
 
 _TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -56,8 +56,7 @@ def import_torch(program: str | Path | Any) -> Any:
     if isinstance(program, str | Path):
         if not os.path.isfile(program):
             raise ModelError(
-                f"model {str(program)!r} does not exist{similar_file(program)}: expected a file "
-                "of torch.export"
+                f"model {str(program)!r} {absence(program)}: expected a file of torch.export"
             )
         try:
             with tensors_only():

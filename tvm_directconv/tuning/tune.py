@@ -16,11 +16,11 @@ import numpy as np
 from .. import files, logs, versions
 from ..bench.compare import Comparison, Failure
 from ..bench.disturbance import disturbance
-from ..blocking import Blocking
+from ..blocking import Blocking, check_threads
 from ..build import build
 from ..device import Device
 from ..device import device as find_device
-from ..errors import BlockingError, TuningError
+from ..errors import BlockingError, LogError, TuningError, path_of
 from ..kinds import is_positive
 from ..logs import Record
 from ..specs import workloads
@@ -591,6 +591,8 @@ def tune(
     TuningError
         If there is nothing to tune, the strategy or a limit is malformed, or nothing could be
         measured.
+    BlockingError, ArgumentError
+        If there cannot be so many threads, or this machine has fewer cores.
     WorkloadError, ModelError, DeviceError
         If there is no such convolution, model or device, or its code does not run here.
     LogError
@@ -598,7 +600,10 @@ def tune(
     """
     from .runners.local import LocalRunner
 
-    for name, value in (("threads", threads), ("trials", trials), ("patience", patience)):
+    check_threads(threads)
+    if logs is not None:
+        path_of(logs, "the folder of logs", LogError)
+    for name, value in (("trials", trials), ("patience", patience)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise TuningError(f"{name} is {value!r}: expected a whole number from 1")
     if seconds is not None and not is_positive(seconds):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import files, logs, reading
+from ... import files, logs, memory, reading
 from ...device import native
 from ...errors import ReportError
 from ...kinds import (
@@ -208,7 +208,9 @@ def copy_speed(threads: int) -> float:
 
     Each copies an array of its own that caches do not hold; the best of some copies counts.
     """
-    arrays = [(np.ones(_COPY_BYTES // 8), np.zeros(_COPY_BYTES // 8)) for _ in range(threads)]
+    # Of what is free, the half: machines with many cores need not have as much for each.
+    size = max(64, min(_COPY_BYTES, memory.free() // (4 * threads))) // 8
+    arrays = [(np.ones(size), np.zeros(size)) for _ in range(threads)]
     seconds = []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(_COPIES):
@@ -216,4 +218,4 @@ def copy_speed(threads: int) -> float:
             # NumPy lets other threads run while it copies.
             list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays))
             seconds.append(time.perf_counter() - start)
-    return 2 * threads * _COPY_BYTES / min(seconds) / 1e9
+    return 2 * threads * size * 8 / min(seconds) / 1e9

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...device import check_cores
 from ...errors import ReportError
 from ...workload import ConvWorkload
 from . import environment
@@ -257,10 +258,13 @@ def measure(
 
     Raises
     ------
+    ArgumentError
+        If there are fewer cores than threads.
     ReportError
         If the folder's rows are damaged, were measured in another environment, or cannot be
         written.
     """
+    check_cores(max(asked.threads))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

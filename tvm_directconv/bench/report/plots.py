@@ -607,7 +607,7 @@ def _draw_memory(results: Results, subjects: Sequence[Subject]) -> "Figure":
     figure, axes = _over_layers(subjects, -(-(len(points) + 2) // 5))
     formulas: dict[str, tuple[Callable[[Any], int | None], str]] = {
         "im2col matrix (formula)": (
-            lambda w: 0 if w.is_matrix_product else w.im2col_bytes,
+            lambda w: w.im2col_bytes,
             _style(results, IM2COL)[0],
         ),
         "Winograd F(4x4, 3x3) (formula)": (winograd_bytes, _style(results, "ncnn")[0]),

@@ -34,20 +34,22 @@ static void stop(const char *what, const char *why) {
 }
 
 /* Raw values, or NumPy's file of values of this type, whose beginning says what it holds. */
-static void read_input(const char *path, void *data, size_t bytes, const char *type) {
-    char start[128] = "", expected[64];
+static void read_input(const char *path, void *data, size_t bytes, const char *type,
+                       const char *shape) {
+    char start[128] = "", expected[64], why[192];
     FILE *file = fopen(path, "rb");
     if (!file) stop(path, "cannot be opened");
     if (fread(start, 1, sizeof start - 1, file) > 10 && memcmp(start, "\x93NUMPY", 6) == 0) {
         snprintf(expected, sizeof expected, "{'descr': '%s', 'fortran_order': False,", type);
-        if (strncmp(start + 10, expected, strlen(expected)) != 0)
-            stop(path, "holds values of another type, or columns before rows");
+        snprintf(why, sizeof why, "holds values of another type, or columns before rows: expected %s",
+                 shape);
+        if (strncmp(start + 10, expected, strlen(expected)) != 0) stop(path, why);
         fseek(file, 10 + (unsigned char)start[8] + 256 * (unsigned char)start[9], SEEK_SET);
     } else {
         rewind(file);
     }
-    if (fread(data, 1, bytes, file) != bytes || fgetc(file) != EOF)
-        stop(path, "holds more or fewer values than the input has");
+    snprintf(why, sizeof why, "holds more or fewer values than the input has: expected %s", shape);
+    if (fread(data, 1, bytes, file) != bytes || fgetc(file) != EOF) stop(path, why);
     fclose(file);
 }
 

@@ -112,16 +112,16 @@ def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[st
             values[name] = constant(graph.known[name])
         return values[name] if name else None
 
-    failed = None
+    failed: BaseException | None = None
     with builder.function(MAIN, params=[values[name] for name in inputs]):
         with builder.dataflow():
-            results = []
+            results: list[Any] = []
             try:
                 for node in nodes:
                     made = _converted(graph, node, list(map(value, node.inputs)), builder, importer)
                     values |= dict(zip(node.outputs, made, strict=False))
                 results = list(map(value, outputs))
-            except ModelError as error:  # A builder wants its function to be ended.
+            except BaseException as error:  # A builder wants its function to be ended.
                 failed = error
             result = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
         builder.emit_func_output(result)

@@ -10,7 +10,7 @@ from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...build import load
 from ...deploy.runner import RunFailure
-from ...device import Device, host_cpu, host_lacks, native
+from ...device import Device, check_cores, host_cpu, host_lacks, native
 from ...errors import DeviceError
 from ...layout import aligned_zeros
 from ..worker import Worker
@@ -49,6 +49,8 @@ class LocalRunner:
 
         Raises
         ------
+        ArgumentError
+            If there are fewer cores than threads.
         DeviceError
             If its code does not run here.
         """
@@ -57,6 +59,7 @@ class LocalRunner:
                 f"cannot measure code for {device.name} here: {reason}. Tune on the device, or "
                 "with --rpc-tracker, --runner or --llvm-mca"
             )
+        check_cores(threads)
         return cls(device, threads, time_limit)
 
     def measure(

@@ -26,7 +26,7 @@ from tvm_directconv.cli._options import TOLERANCE, add_inputs, inputs_of, thread
 from tvm_directconv.cli._output import render, status_line
 from tvm_directconv.device import cpu_of
 from tvm_directconv.emit.program import Port
-from tvm_directconv.network.network import NetworkManifest
+from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.toolchain import find_toolchain, target_port
 
 PROGRAM = "scripts/deploy_pi"

@@ -270,7 +270,8 @@ def _linked(networks: Sequence[_Network], folder: Path) -> Any:
 
 
 def _compared(case: Case, found: Outcome, network: _Network, library: Any) -> Outcome:
-    from tvm_directconv.network.network import Check, Network, NetworkManifest
+    from tvm_directconv.network.manifest import Check, NetworkManifest
+    from tvm_directconv.network.network import Network
 
     program = network.program
     main = library[f"main{network.source.parent.name}"]

@@ -28,7 +28,7 @@ from tvm_directconv.emit.c_source import DEPLOY, write_weights
 from tvm_directconv.emit.program import Port
 from tvm_directconv.errors import DirectConvError
 from tvm_directconv.layout import ActivationLayout
-from tvm_directconv.network.network import NetworkManifest
+from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.toolchain import elf_info, find_toolchain
 

@@ -13,7 +13,8 @@ from ..emit.program import Port
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import NETWORK, manifest_path, sort_of
-from ..network.network import Network, NetworkManifest, load_network
+from ..network.manifest import NetworkManifest
+from ..network.network import Network, load_network
 from ..reference import max_error
 from ._options import TOLERANCE
 from ._output import as_json, check_writable, render, save, time_of

@@ -16,7 +16,6 @@ follow the standard everywhere.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import memory
+from ..emit.program import Port
 from ..errors import LibraryError, ModelError, ToolchainError
+from .manifest import Check, NetworkManifest
 
 if TYPE_CHECKING:
-    from ..emit.program import Port
     from ..toolchain import Toolchain
-    from .network import NetworkManifest
 
 Inputs = Sequence[np.ndarray]
 
@@ -45,39 +44,6 @@ _LITTLE = 0.1  # A tolerance beyond which wrong results look like right ones.
 _LIMIT = 600  # seconds, for a library that does not end
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a library's results are beside those of a reference, on random input.
-
-    Attributes
-    ----------
-    by : str
-        The reference and its version, empty if there was no check.
-    output : str
-        Name of the output with the largest error.
-    error : float
-        Root mean square of the differences, over that of the reference's output.
-    tolerance : float
-        What it may be.
-    note : str
-        Why there was no check, or what else is to be known about it.
-    """
-
-    by: str = ""
-    output: str = ""
-    error: float = 0.0
-    tolerance: float = 0.0
-    note: str = ""
-
-    def __str__(self) -> str:
-        if not self.by:
-            return f"not checked: {self.note}"
-        return (
-            f"error {self.error:.2g} beside {self.by} on random input, tolerance "
-            f"{self.tolerance:.2g}" + (f"; {self.note}" if self.note else "")
-        )
-
-
 STANDARD = "ONNX's reference implementation"
 
 
@@ -87,7 +53,7 @@ class Unavailable(Exception):
 
 def check_library(
     library: Path,
-    manifest: "NetworkManifest",
+    manifest: NetworkManifest,
     model: Any,
     values: Mapping[str, Any] | None,
     precision: str,
@@ -141,7 +107,7 @@ def check_library(
 
 def _runs(
     library: Path,
-    manifest: "NetworkManifest",
+    manifest: NetworkManifest,
     asked: bool | None,
     link: "Callable[[Toolchain], None] | None",
 ) -> Callable[[Inputs], list[np.ndarray]]:
@@ -197,7 +163,7 @@ class _OnnxReference:
         self._known = input_values_of(path, values)
 
     def runner(
-        self, manifest: "NetworkManifest", moved: np.random.Generator | None = None
+        self, manifest: NetworkManifest, moved: np.random.Generator | None = None
     ) -> Callable[[Inputs], list[np.ndarray]]:
         """Return the function that the model is, with its weights `moved` if that is given.
 
@@ -225,7 +191,7 @@ class _OnnxReference:
             session.run, outputs, {**dict(zip(names, inputs, strict=True)), **self._known}
         )
 
-    def standard(self, manifest: "NetworkManifest", inputs: Inputs) -> list[np.ndarray]:
+    def standard(self, manifest: NetworkManifest, inputs: Inputs) -> list[np.ndarray]:
         """Return what ONNX's own implementation does, which says what is right where others differ.
 
         Raises
@@ -261,7 +227,7 @@ class _TorchReference:
         self._path = path
 
     def runner(
-        self, _manifest: "NetworkManifest", moved: np.random.Generator | None = None
+        self, _manifest: NetworkManifest, moved: np.random.Generator | None = None
     ) -> Callable[[Inputs], list[np.ndarray]]:
         """See :meth:`_OnnxReference.runner`."""
         import torch
@@ -287,7 +253,7 @@ class _TorchReference:
 
         return run
 
-    def standard(self, _manifest: "NetworkManifest", _inputs: Inputs) -> list[np.ndarray]:
+    def standard(self, _manifest: NetworkManifest, _inputs: Inputs) -> list[np.ndarray]:
         """See :meth:`_OnnxReference.standard`."""
         raise Unavailable("PyTorch says itself what is right")
 
@@ -330,7 +296,7 @@ def _moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _compared(
-    manifest: "NetworkManifest",
+    manifest: NetworkManifest,
     reference: _OnnxReference | _TorchReference,
     precision: str,
     run: Callable[[Inputs], list[np.ndarray]],
@@ -380,7 +346,7 @@ def _compared(
 
 def _worst(
     by: str,
-    manifest: "NetworkManifest",
+    manifest: NetworkManifest,
     errors: Sequence[float],
     allowed: Sequence[float],
     notes: Sequence[str],
@@ -400,7 +366,7 @@ _ADVICE = (
 
 
 def _usable_case(
-    ports: Sequence["Port"], by_reference: Callable[[Inputs], list[np.ndarray]]
+    ports: Sequence[Port], by_reference: Callable[[Inputs], list[np.ndarray]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return random inputs, and outputs: the first finite ones, or the first ones that there are.
 
@@ -425,7 +391,7 @@ def _usable_case(
     return cases[0]
 
 
-def _draws(ports: Sequence["Port"]) -> Iterator[list[np.ndarray]]:
+def _draws(ports: Sequence[Port]) -> Iterator[list[np.ndarray]]:
     """Yield random inputs: any numbers, and then such as roots and logarithms are defined for.
 
     Integers may be indices: they are small, and then smaller.
@@ -435,7 +401,7 @@ def _draws(ports: Sequence["Port"]) -> Iterator[list[np.ndarray]]:
         yield [_drawn(port, rng, only_positive, most) for port in ports]
 
 
-def _drawn(port: "Port", rng: np.random.Generator, only_positive: bool, most: int) -> np.ndarray:
+def _drawn(port: Port, rng: np.random.Generator, only_positive: bool, most: int) -> np.ndarray:
     dtype = np.dtype(port.dtype)
     if dtype.kind == "f":
         drawn = rng.random(port.shape) if only_positive else rng.standard_normal(port.shape)
@@ -449,7 +415,7 @@ def _drawn(port: "Port", rng: np.random.Generator, only_positive: bool, most: in
 
 
 def _movements(
-    manifest: "NetworkManifest",
+    manifest: NetworkManifest,
     reference: _OnnxReference | _TorchReference,
     inputs: Inputs,
     expected: Sequence[np.ndarray],

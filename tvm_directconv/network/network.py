@@ -6,9 +6,8 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,198 +17,18 @@ from .. import files, versions
 from .. import manifest as manifests
 from ..blocking import check_threads
 from ..build import BoundCall, load_library
-from ..denormals import FLUSH, MODE, checked_mode
+from ..denormals import FLUSH, checked_mode
 from ..device import Device
-from ..emit.program import Port, Unscheduled, memory_of
+from ..emit.program import Port
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, absence, path_of
-from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null, shown
+from ..kinds import shown
 from ..layout import ALIGNMENT, aligned_zeros
 from ..manifest import manifest_path
 from ..workload import ConvWorkload, model_layer_name
-from .check import Check, check_library
+from .check import check_library
+from .manifest import Check, Layer, NetworkManifest
 
 _LISTED = 4  # kinds of convolutions that a warning names
-_DIMENSIONS = 32  # of an array, with every version of NumPy
-_ELEMENTS = 2**44  # of an array, whose size in bytes everything can still count
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A step of a network.
-
-    Attributes
-    ----------
-    kernel : str
-        Symbol of its function, ``copy`` if it only copies.
-    workload : str
-        Descriptor of what it convolves, empty if it is no convolution.
-    epilogue : str
-        What the kernel does besides, as :meth:`Epilogue.parse` reads it; empty likewise.
-    blocking : dict or None
-        Block sizes.
-    blocking_source : str
-        Where they came from.
-    """
-
-    kernel: str
-    workload: str = ""
-    epilogue: str = ""
-    blocking: dict[str, Any] | None = None
-    blocking_source: str = ""
-
-    @property
-    def flops(self) -> int:
-        """Operations of the convolution, 0 if it is none."""
-        return ConvWorkload.parse(self.workload).flops if self.workload else 0
-
-
-_DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
-_DTYPES += ["float16", "float32", "float64", "bool"]
-_STRING = Kind("a string", lambda v: v == "" or is_text(v))
-_PORTS: list[Table] = [
-    {
-        "name": _STRING,
-        "shape": Kind(
-            "a list of whole numbers from 0, as many as arrays have dimensions",
-            lambda v: (
-                isinstance(v, list)
-                and len(v) <= _DIMENSIONS
-                and all(is_whole(extent, 0, 2**40) for extent in v)
-                and prod(v) <= _ELEMENTS
-            ),
-        ),
-        "dtype": Kind(f"one of {', '.join(_DTYPES)}", lambda v: v in _DTYPES),
-    }
-]
-_KINDS: Table = {
-    "device": TEXT,
-    "threads": THREADS,
-    "inputs": _PORTS,
-    "outputs": _PORTS,
-    "arena_bytes": COUNT,
-    "unshared_bytes": COUNT,
-    "weight_bytes": COUNT,
-    "im2col_bytes": COUNT,
-    "reorders": COUNT,
-    "denormals": MODE,
-    "layers": [
-        {
-            "kernel": TEXT,
-            "workload": _STRING,
-            "epilogue": _STRING,
-            "blocking": or_null(Kind("block sizes", lambda v: isinstance(v, dict))),
-            "blocking_source": _STRING,
-        }
-    ],
-    "multiply_adds": COUNT,
-    "unscheduled": [
-        {
-            "operator": _STRING,
-            "shapes": _STRING,
-            "reason": _STRING,
-            "count": COUNT,
-            "multiply_adds": COUNT,
-        }
-    ],
-    "check": {
-        "by": _STRING,
-        "output": _STRING,
-        "error": Kind("a number from 0", is_number),
-        "tolerance": Kind("a number from 0", is_number),
-        "note": _STRING,
-    },
-}
-
-
-@dataclass(frozen=True)
-class NetworkManifest:
-    """Everything about a compiled network that its code does not tell; JSON beside the library.
-
-    Attributes
-    ----------
-    device : str
-        Name of the device it was compiled for.
-    target : dict
-        TVM target.
-    threads : int
-        Threads that compute it; the code is serial if 1.
-    inputs, outputs : tuple of Port
-        Arguments of the library's function, in this order; then comes the arena.
-    arena_bytes : int
-        Memory for intermediates, which whoever runs the network provides.
-    unshared_bytes : int
-        What all intermediates take if no two of them share memory.
-    weight_bytes : int
-        Constants in the library, packed for the kernels.
-    im2col_bytes : int
-        What the largest im2col buffer would take: the memory that is saved.
-    reorders : int
-        Operations that only change layouts, within other kernels or on their own.
-    layers : tuple of Layer
-        The steps, in order.
-    multiply_adds : int
-        Of all convolutions and products of matrices in the model.
-    unscheduled : tuple of Unscheduled
-        Those that general code computes, the largest first.
-    check : Check
-        What came out when the library was run beside another implementation of the model.
-    denormals : str
-        ``flush`` if they count as zeros, ``keep`` if not.
-    """
-
-    device: str
-    target: dict[str, Any]
-    threads: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    arena_bytes: int
-    unshared_bytes: int
-    weight_bytes: int
-    im2col_bytes: int
-    reorders: int
-    layers: tuple[Layer, ...]
-    multiply_adds: int
-    unscheduled: tuple[Unscheduled, ...]
-    check: Check
-    denormals: str = FLUSH
-
-    @property
-    def unscheduled_share(self) -> float:
-        """How much of the multiply-adds general code does, from 0 to 1."""
-        return sum(u.multiply_adds for u in self.unscheduled) / (self.multiply_adds or 1)
-
-    def memory(self) -> dict[str, int]:
-        """Return where every byte of a run is, in bytes."""
-        return memory_of(self)
-
-    def to_dict(self, digest: str) -> dict[str, Any]:
-        """Return what is written beside the library with this SHA-256."""
-        return manifests.completed({"kind": manifests.NETWORK_KIND, **asdict(self)}, digest)
-
-    @classmethod
-    def read(cls, library: Path) -> "NetworkManifest":
-        """Read the manifest of a library.
-
-        Raises
-        ------
-        LibraryError
-            If library or manifest are missing or malformed, or were not written together.
-        """
-        path, digest = manifest_path(library), manifests.digest_of(library)
-        found = manifests.read(path, digest, manifests.NETWORK, _KINDS)
-        values = {field.name: found[field.name] for field in fields(cls)}
-        for key in ("inputs", "outputs"):
-            ports = (Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in found[key])
-            values[key] = tuple(ports)
-        values["layers"] = tuple(_known(Layer, layer) for layer in found["layers"])
-        values["unscheduled"] = tuple(_known(Unscheduled, u) for u in found["unscheduled"])
-        values["check"] = _known(Check, found["check"])
-        return cls(**values)
-
-
-def _known(kind: Any, values: Mapping[str, Any]) -> Any:
-    """Return an object of what is known of it; files may hold more."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def compile_network(

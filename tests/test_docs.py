@@ -263,7 +263,8 @@ def flags(text: str) -> set[str]:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_flags_exist(name: str) -> None:
     known = {sub: flags(command(sub, "--help")) for sub in COMMANDS}
-    everywhere = set().union(*known.values(), flags((ROOT / "scripts/_demo_board.py").read_text()))
+    scripts = (ROOT / "scripts/_demo_board.py", ROOT / "tests/conftest.py")
+    everywhere = set().union(*known.values(), *(flags(path.read_text()) for path in scripts))
     for code in inline_code(DOCUMENTS[name]):
         of_command = re.match(r"tvm-directconv (\w+)", code)
         assert flags(code) <= (known[of_command[1]] if of_command else everywhere), code

@@ -157,6 +157,7 @@ def refusal(module: Any, target: Any = None, **options: Any) -> DirectConvError:
 
 
 OTHER = "haswell" if NATIVE.name != "haswell" else "znver3"
+TRIPLE = str(NATIVE.target_options()["mtriple"])
 BARE = {"kind": "llvm", "mtriple": NATIVE.triple}
 
 
@@ -165,7 +166,7 @@ BARE = {"kind": "llvm", "mtriple": NATIVE.triple}
     [
         (BARE, "native", ("is not that of device", NATIVE.name)),
         (device(OTHER).target_options(), "native", (OTHER, "is not that of device", NATIVE.name)),
-        (NATIVE.target_options(), FOREIGN, (NATIVE.triple, "is not that of device", FOREIGN)),
+        (NATIVE.target_options(), FOREIGN, (TRIPLE, "is not that of device", FOREIGN)),
         ({"kind": "llvm", "mcpu": device(FOREIGN).mcpu}, None, ("mtriple", device(FOREIGN).triple)),
         (BARE, None, ("names no processor",)),
         ({"kind": "cuda", "arch": "sm_80"}, "native", ("cuda", NATIVE.name)),

@@ -208,15 +208,6 @@ def test_an_interrupt_is_quiet(run: Command, monkeypatch: pytest.MonkeyPatch) ->
     assert run("layers") == (130, "", "")
 
 
-def test_want_of_memory_is_an_error(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(args: argparse.Namespace) -> int:
-        raise MemoryError("no 80 GiB")
-
-    monkeypatch.setattr(layers, "run", greedy)
-    said = "tvm-directconv: error: there is not enough memory (no 80 GiB)\n"
-    assert run("layers") == (2, "", said)
-
-
 def test_an_interrupt_is_one_whatever_becomes_of_it(
     run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

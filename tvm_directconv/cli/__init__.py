@@ -84,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if arguments.verbose:
             traceback.print_exc()
-        said = one_line(str(error))
-        if isinstance(error, MemoryError):
-            said = f"there is not enough memory{said and f' ({said})'}"
+        said = one_line(str(error)) or "there is not enough memory"
         _end(sys.stderr, f"{_PROGRAM}: error: {said}\n")
         _end(sys.stdout)
         return 2

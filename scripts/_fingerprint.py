@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import tvm_directconv as dc
 from tvm_directconv import lowering
 from tvm_directconv.blocking import choose, default_input_layout
-from tvm_directconv.build import scheduled, symbol_of
-from tvm_directconv.compute import Epilogue
+from tvm_directconv.build import scheduled
+from tvm_directconv.compute import Epilogue, symbol_of
 
 # One for each instruction set, with the most different schedules.
 COMPILED = "x86-64-v3", "x86-64-v4", "cortex-a72"

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm_directconv.blocking import channel_block
 from tvm_directconv.device import device
 from tvm_directconv.emit.program import Program
-from tvm_directconv.network.network import Network, compile_network, load_network
+from tvm_directconv.network.compile import compile_network
+from tvm_directconv.network.network import Network, load_network
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.network.pipeline import passes
 from tvm_directconv.network.planning import program_of

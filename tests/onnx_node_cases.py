@@ -209,8 +209,8 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
         weights_source,
         write_weights,
     )
+    from tvm_directconv.network.compile import plan
     from tvm_directconv.network.kernels import compile_kernels
-    from tvm_directconv.network.network import plan
 
     model = onnx.ModelProto()
     model.CopyFrom(case.model)

@@ -22,8 +22,9 @@ from tvm_directconv.layout import WeightLayout
 from tvm_directconv.network import check as checks
 from tvm_directconv.network import planning
 from tvm_directconv.network.check import Unavailable, relative_error
+from tvm_directconv.network.compile import compile_network, import_model
 from tvm_directconv.network.manifest import NetworkManifest
-from tvm_directconv.network.network import compile_network, import_model, load_network
+from tvm_directconv.network.network import load_network
 from tvm_directconv.network.passes import blocked_layout, fuse_convolutions, merge_groups
 
 

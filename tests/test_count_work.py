@@ -14,8 +14,9 @@ from tvm import relax
 from tvm.script import relax as R
 
 from tvm_directconv.errors import ModelWarning
+from tvm_directconv.network.compile import compile_network
 from tvm_directconv.network.manifest import NetworkManifest
-from tvm_directconv.network.network import compile_network, load_network
+from tvm_directconv.network.network import load_network
 
 
 def compile_saying(model: Any, folder: Path) -> tuple[NetworkManifest, list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from onnx_models import Graph, saved
 
-from tvm_directconv.network.network import compile_network
+from tvm_directconv.network.compile import compile_network
 
 # TVM takes what it is told for the machine's cores: there are two, so that there is a pool.
 COMMON = """

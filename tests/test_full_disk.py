@@ -14,7 +14,7 @@ from onnx_models import Graph, compiled, saved
 import tvm_directconv as dc
 from tvm_directconv.cli import main
 from tvm_directconv.errors import DirectConvError
-from tvm_directconv.network.network import compile_network
+from tvm_directconv.network.compile import compile_network
 from tvm_directconv.toolchain import object_code
 
 LAYER = "ic8ih6oc8kh3ph1"

@@ -18,7 +18,8 @@ from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, S
 from tvm_directconv import Blocking, ConvWorkload, Device, build, device, lowering
 from tvm_directconv.assembly import innermost_loops, whole_function
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
-from tvm_directconv.build import scheduled, symbol_of
+from tvm_directconv.build import scheduled
+from tvm_directconv.compute import symbol_of
 from tvm_directconv.layout import ActivationLayout
 
 NAMES = ["x86-64-v3", "cortex-a72", "armv7"]

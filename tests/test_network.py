@@ -33,12 +33,8 @@ from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.device import host_lacks
 from tvm_directconv.errors import ArgumentError, DeviceError, LibraryError, ModelError
 from tvm_directconv.layout import aligned_zeros
-from tvm_directconv.network.network import (
-    Network,
-    compile_network,
-    load_network,
-    network_workloads,
-)
+from tvm_directconv.network.compile import compile_network, network_workloads
+from tvm_directconv.network.network import Network, load_network
 from tvm_directconv.toolchain import elf_info, find_toolchain
 
 

@@ -23,7 +23,8 @@ from onnx_models import (
 from tvm import relax
 
 from tvm_directconv.errors import ModelError
-from tvm_directconv.network.network import compile_network, load_network
+from tvm_directconv.network.compile import compile_network
+from tvm_directconv.network.network import load_network
 from tvm_directconv.network.onnx_graph import nodes, stage, upgrading
 from tvm_directconv.network.onnx_graph.nodes import FORM
 from tvm_directconv.network.onnx_import import import_onnx

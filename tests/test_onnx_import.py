@@ -20,7 +20,7 @@ from onnx_models import (
 )
 
 from tvm_directconv.errors import ModelError
-from tvm_directconv.network.network import network_workloads
+from tvm_directconv.network.compile import network_workloads
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.network.passes.simplify import Simplify
 

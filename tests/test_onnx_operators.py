@@ -16,7 +16,7 @@ from onnx_models import (
 )
 
 from tvm_directconv.errors import ModelError
-from tvm_directconv.network.network import compile_network
+from tvm_directconv.network.compile import compile_network
 
 
 def run(g: Graph, folder: Path, *outputs: str, opset: int = 17, **inputs: Any) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 
 import tvm_directconv as dc
 from tvm_directconv.errors import ModelError
-from tvm_directconv.network.network import network_workloads
+from tvm_directconv.network.compile import network_workloads
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from .device import Device, device, devices
 from .errors import DirectConvError, ModelWarning
 from .explain import explain
 from .logs import use_logs
-from .network.network import Network, compile_network, load_network
+from .network.compile import compile_network
+from .network.network import Network, load_network
 from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from .specs import networks, workloads
 from .versions import __version__

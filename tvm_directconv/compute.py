@@ -300,3 +300,8 @@ def conv2d(
         return ACTIVATIONS[epilogue.activation](value, epilogue.slope)
 
     return te.create_prim_func([*operands, te.compute(y.shape, finished, name=FINISH_NAME)])
+
+
+def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:
+    """Return the name of the function that computes a workload."""
+    return f"directconv_{workload}" + (f"_{epilogue}" if epilogue else "")

@@ -222,7 +222,7 @@ def plan(
     ModelError, DeviceError, BlockingError
         As there.
     """
-    from .network.network import import_model
+    from .network.compile import import_model
     from .network.pipeline import planned
     from .network.planning import conv_attributes_of
 

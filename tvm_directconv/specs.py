@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import reading
 from .errors import ModelError, WorkloadError, did_you_mean, similar_file
-from .network.network import checked_inputs, network_workloads
+from .network.compile import checked_inputs, network_workloads
 from .workload import EXAMPLE, ConvWorkload
 
 if TYPE_CHECKING:

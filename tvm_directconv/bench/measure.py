@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..build import BoundCall, CompiledConv
+from ..build import CompiledConv
 from ..device import Device
 from ..layout import aligned_zeros
 from ..reference import conv2d_reference, max_error, random_tensors
+from ..runtime import BoundCall
 from ..toolchain import find_toolchain
 from .compare import Timer, compare_in_places
 from .disturbance import disturbance

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..build import BoundCall
 from ..device import Device, check_cores
 from ..layout import aligned_zeros
 from ..lowering import PIPELINE, TILE
+from ..runtime import BoundCall
 from ..toolchain import find_toolchain, link_module
 
 # Additions and bitwise operations by turns, which no compiler can join: each waits one cycle for

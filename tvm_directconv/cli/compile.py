@@ -116,7 +116,7 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
                 f"--{option.replace('_', '-')} is {str(getattr(args, option))!r}: expected none, "
                 "the model says what follows its convolutions, and passes choose layouts"
             )
-    from ..network.network import compile_network
+    from ..network.compile import compile_network
 
     begin = time.perf_counter()
     try:

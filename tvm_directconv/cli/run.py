@@ -7,12 +7,13 @@ from statistics import median
 import numpy as np
 
 from ..arrays import Expected, read_arrays
-from ..build import CompiledConv, Manifest, library_bytes, load
+from ..build import CompiledConv, Manifest, load
 from ..deploy.emulated import emulated
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import manifest_path
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from ..runtime import library_bytes
 from ._network import (
     add_network_arguments,
     is_network,

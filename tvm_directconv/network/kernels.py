@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import cache, compute, exponential, lowering, versions
-from ..build import symbol_of
+from ..compute import symbol_of
 from ..device import Device
 from ..toolchain import object_code
 from .operators import KERNEL, ConvAttributes

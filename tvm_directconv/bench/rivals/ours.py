@@ -54,7 +54,7 @@ class Ours(Contestant):
         )
 
     def convert(self, onnx: Path, threads: int) -> Path:
-        from ...network.network import compile_network
+        from ...network.compile import compile_network
 
         library = onnx.with_suffix(".so")
         compile_network(onnx, library, threads=threads, blocking=self.blocking, check=False)

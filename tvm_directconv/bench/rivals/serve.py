@@ -21,8 +21,8 @@ from typing import Any, cast
 import numpy as np
 
 from ... import pool
-from ...build import BoundCall
 from ...layout import aligned_zeros
+from ...runtime import BoundCall
 from ...workload import ConvWorkload
 from .base import Contestant, Failed, NotHere, Prepared, Unsupported
 

@@ -14,7 +14,18 @@ from tvm_directconv.blocking import (
 )
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.device import Device
-from tvm_directconv.lowering import BASE, COLUMN, LANES, NEXT, PIXELS, STEP, TAIL, TAP, TILE, VECTOR
+from tvm_directconv.lowering.marks import (
+    BASE,
+    COLUMN,
+    LANES,
+    NEXT,
+    PIXELS,
+    STEP,
+    TAIL,
+    TAP,
+    TILE,
+    VECTOR,
+)
 from tvm_directconv.workload import ConvWorkload
 
 

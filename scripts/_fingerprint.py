@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterator
 
 import tvm_directconv as dc
-from tvm_directconv import lowering
 from tvm_directconv.blocking import choose, default_input_layout
 from tvm_directconv.build import scheduled
 from tvm_directconv.compute import Epilogue, symbol_of
+from tvm_directconv.lowering.pipeline import lower
 
 # One for each instruction set, with the most different schedules.
 COMPILED = "x86-64-v3", "x86-64-v4", "cortex-a72"
@@ -35,7 +35,7 @@ def lowered(layers: list[dc.ConvWorkload]) -> Iterator[str]:
                 layer, target, choose(layer, target, threads), threads, layout, None, epilogue
             )
             function = sch.mod[symbol_of(layer, epilogue)]
-            code = lowering.lower(function).script()
+            code = lower(function).script()
             yield f"{name} {layer} code {hashlib.sha256(code.encode()).hexdigest()[:16]}"
 
 

@@ -11,10 +11,11 @@ import pytest
 from conftest import LAYERS, chosen
 from tvm import tirx
 
-from tvm_directconv import Blocking, ConvWorkload, blocking, build, device, lowering, workloads
+from tvm_directconv import Blocking, ConvWorkload, blocking, build, device, workloads
 from tvm_directconv.assembly import Loop, innermost_loops, mca_cycles, whole_function
 from tvm_directconv.build import scheduled
 from tvm_directconv.errors import ToolchainError
+from tvm_directconv.lowering.pipeline import PIPELINE
 from tvm_directconv.tuning.runners.mca import loops_of_peak
 
 X86_64, AARCH64, ARM = "x86_64-linux-gnu", "aarch64-linux-gnu", "armv7l-linux-gnueabihf"
@@ -374,6 +375,6 @@ def test_a_tile_of_too_many_registers_spills(name: str) -> None:
     b = replace(chosen(layer, name), **tile)
     assert blocking.reasons_against(b, layer, target, layout)
     module = scheduled(layer, target, b, 1, layout).mod
-    text = tirx.build(module, target.target(1), pipeline=lowering.PIPELINE).inspect_source("asm")
+    text = tirx.build(module, target.target(1), pipeline=PIPELINE).inspect_source("asm")
     assert any(loop.spills >= 8 for loop in innermost_loops(text, target.triple))
     assert whole_function(text, target.triple).spills >= 8

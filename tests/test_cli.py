@@ -22,10 +22,11 @@ from conftest import COMMANDS, FOREIGN, Command, change_manifest
 from onnx_models import Graph, saved
 
 import tvm_directconv as dc
-from tvm_directconv import lowering, versions
+from tvm_directconv import versions
 from tvm_directconv.bench import measure as measure_module
 from tvm_directconv.cli import _output, bench, layers, main
 from tvm_directconv.cli import doctor as doctor_module
+from tvm_directconv.lowering import registers
 
 SMALL = "ic16ih9oc16oh9kh3ph1"
 OTHER = 'ic3ih12oc8oh6kh3sh2n"toy:first layer"'
@@ -234,7 +235,7 @@ def test_interrupts_come_through_tvm(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowering, "_marked", interrupted)  # In passes, which TVM calls.
+    monkeypatch.setattr(registers, "_marked", interrupted)  # In passes, which TVM calls.
     g = Graph(x=(1, 3, 8, 9))
     call = {
         "build": lambda: dc.build(SMALL),

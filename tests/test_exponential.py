@@ -10,8 +10,9 @@ from conftest import DEVICES
 from onnx_models import Graph, compiled
 from tvm import IRModule, te, tirx
 
-from tvm_directconv import ConvWorkload, Epilogue, build, device, lowering
+from tvm_directconv import ConvWorkload, Epilogue, build, device
 from tvm_directconv.deploy.runner import run_library
+from tvm_directconv.lowering.pipeline import PIPELINE
 from tvm_directconv.schedules.general import schedule_general
 from tvm_directconv.toolchain import elf_info, find_toolchain, link_module
 
@@ -28,7 +29,7 @@ def library(name: str, function: Callable[[Any], Any], size: int, folder: Path) 
     y = te.compute(x.shape, lambda *at: function(x(*at)), name="y")
     scheduled = schedule_general(te.create_prim_func([x, y]), target.lanes, 1)
     kernel = scheduled.with_attr({"global_symbol": "f", "target": target.target(1)})
-    module = tirx.build(IRModule({"f": kernel}), target.target(1), pipeline=lowering.PIPELINE)
+    module = tirx.build(IRModule({"f": kernel}), target.target(1), pipeline=PIPELINE)
     link_module(module, folder / "f.so", find_toolchain(target.triple))
     return folder / "f.so"
 

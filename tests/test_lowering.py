@@ -15,12 +15,13 @@ from tvm.ir.expr import TensorLoad, Var
 from tvm.script import tirx as T
 from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, SeqStmt
 
-from tvm_directconv import Blocking, ConvWorkload, Device, build, device, lowering
+from tvm_directconv import Blocking, ConvWorkload, Device, build, device
 from tvm_directconv.assembly import innermost_loops, whole_function
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
 from tvm_directconv.build import scheduled
 from tvm_directconv.compute import symbol_of
 from tvm_directconv.layout import ActivationLayout
+from tvm_directconv.lowering.pipeline import allocated_bytes, lower
 
 NAMES = ["x86-64-v3", "cortex-a72", "armv7"]
 
@@ -40,7 +41,7 @@ def lowered(
     on: str | Device, workload: ConvWorkload, blocking: Blocking, layout: str
 ) -> tirx.PrimFunc:
     sch = scheduled(workload, device(on), blocking, 1, ActivationLayout(layout))
-    return lowering.lower(sch.mod[symbol_of(workload)])
+    return lower(sch.mod[symbol_of(workload)])
 
 
 def products(name: str, workload: ConvWorkload, blocking: Blocking) -> int:
@@ -119,7 +120,7 @@ def test_every_sum_has_one_register(name: str, order: str) -> None:
     workload = conv(name, in_channels=32, in_width=11, out_channels=2 * lanes)
     blocking = tile(name, oc_vectors=2, ic_block=4, loop_order=order)
     function = lowered(name, workload, blocking, "NCHW4c")
-    assert lowering.allocated_bytes(function) == 4 * lanes
+    assert allocated_bytes(function) == 4 * lanes
     # Eight for whole tiles and six for the last; in the paper's order, zeros are stored before.
     parts = 1 if order == IC_INSIDE else 2
     assert str(function).count("T.alloc_buffer") == parts * (2 * 4 + 2 * 3)
@@ -130,10 +131,10 @@ def test_allocations_are_measured() -> None:
     def none(x: T.Buffer((4,), "float32")):
         x[0] = x[1]
 
-    assert lowering.allocated_bytes(none) == 0
+    assert allocated_bytes(none) == 0
     small, large = (tirx.decl_buffer((n, 8), "float32") for n in (2, 3))
     body = tirx.SeqStmt([tirx.AllocBuffer(small), tirx.AllocBuffer(large), none.body])
-    assert lowering.allocated_bytes(none.with_body(body)) == 4 * 3 * 8
+    assert allocated_bytes(none.with_body(body)) == 4 * 3 * 8
 
 
 @pytest.mark.parametrize("name", NAMES)

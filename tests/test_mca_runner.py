@@ -8,12 +8,13 @@ import pytest
 from conftest import chosen, compiled
 from tvm import tirx
 
-from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device, lowering
+from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device
 from tvm_directconv.assembly import innermost_loops, mca_cycles
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.blocking import default_input_layout, estimate, reasons_against
 from tvm_directconv.build import scheduled
 from tvm_directconv.errors import DeviceError, LibraryError, ToolchainError
+from tvm_directconv.lowering.pipeline import PIPELINE
 from tvm_directconv.tuning.runners import mca
 from tvm_directconv.tuning.runners.mca import McaRunner
 
@@ -141,7 +142,7 @@ def test_spills_cost(tmp_path: Path) -> None:
     module = scheduled(PLAIN, target, b, 1, layout).mod
     spilling = CompiledConv(
         replace(compiled(PLAIN, "cortex-a72").manifest, blocking=b),
-        tirx.build(module, target.target(1), pipeline=lowering.PIPELINE),
+        tirx.build(module, target.target(1), pipeline=PIPELINE),
     )
     found = McaRunner(target).cycles(exported(spilling, tmp_path))
     assert found > 1.1 * estimate(b, PLAIN, target).cycles

@@ -13,9 +13,12 @@ import tvm_ffi
 from onnx_models import Graph, assert_like_onnxruntime
 from tvm import IRModule, te, tirx
 
-from tvm_directconv import device, lowering
+from tvm_directconv import device
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.layout import aligned_zeros
+from tvm_directconv.lowering import pipeline
+from tvm_directconv.lowering.floats import hide_masks
+from tvm_directconv.lowering.pipeline import PIPELINE, lowered
 from tvm_directconv.schedules.general import schedule_general
 from tvm_directconv.toolchain import find_toolchain, link_module
 
@@ -105,7 +108,7 @@ def compiled(cases: Sequence[Case], name: str) -> Any:
     functions = {
         f"f{n}": case.function(f"f{n}", target, spec.lanes) for n, case in enumerate(cases)
     }
-    return tirx.build(IRModule(functions), target, pipeline=lowering.PIPELINE)
+    return tirx.build(IRModule(functions), target, pipeline=PIPELINE)
 
 
 def wrong(cases: Sequence[Case], run: Callable[[int, np.ndarray], np.ndarray]) -> list[Case]:
@@ -152,11 +155,9 @@ def test_on_arm(name: str, tmp_path: Path) -> None:
 
 def test_llvm_still_reads_beside_the_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, LLVM is mended and the pass can go."""
-    passes = lowering._lowered()
-    assert lowering.hide_masks in passes
-    monkeypatch.setattr(
-        lowering, "_lowered", lambda: [p for p in passes if p is not lowering.hide_masks]
-    )
+    passes = lowered()
+    assert hide_masks in passes
+    monkeypatch.setattr(pipeline, "lowered", lambda: [p for p in passes if p is not hide_masks])
     assert wrong_here(KNOWN, RUN_HERE[-1])
 
 
@@ -174,7 +175,7 @@ def test_remainders_are_those_of_floor_division() -> None:
     target = device("native").target(1)
     function = schedule_general(te.create_prim_func([x, y]), device("native").lanes, 1)
     function = function.with_attr({"global_symbol": "f", "target": target})
-    module = tirx.build(IRModule({"f": function}), target, pipeline=lowering.PIPELINE)
+    module = tirx.build(IRModule({"f": function}), target, pipeline=PIPELINE)
     given = np.arange(-32, 32, dtype=np.int32)
     found = tvm.runtime.tensor(np.zeros(64, np.int32))
     module["f"](tvm.runtime.tensor(given), found)

@@ -14,10 +14,10 @@ from tvm_directconv import (
     Epilogue,
     build,
     device,
-    lowering,
 )
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
 from tvm_directconv.build import scheduled
+from tvm_directconv.lowering.pipeline import allocated_bytes, lower
 from tvm_directconv.toolchain import elf_info, find_toolchain
 
 
@@ -53,7 +53,7 @@ def overhead(conv: CompiledConv, folder: Path, schedule: Path | None = None) -> 
     ).mod[m.symbol]
     symbols = set(elf_info(conv.export(folder / "conv.so")).defined)
     return Overhead(
-        lowering.allocated_bytes(lowering.lower(function)),
+        allocated_bytes(lower(function)),
         frozenset(symbols & {"__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"}),
         "__TVMBackendParallelLaunch" in symbols,
     )

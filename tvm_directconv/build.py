@@ -524,7 +524,8 @@ def unscheduled(
     """
     from tvm import IRModule
 
-    from . import compute, lowering
+    from . import compute
+    from .lowering.marks import SHAPES
 
     weight_layout, counted = blocking.weight_layout(), blocking.view(workload).output_shape
     func = compute.conv2d(workload, input_layout, weight_layout, epilogue, counted)
@@ -541,7 +542,7 @@ def unscheduled(
         pixels = list(blocking.output_layout().shape(workload.output_shape))
         flat = ("residual", func.params[-1].name)
         shapes = [pixels if p.name in flat else [*map(int, p.shape)] for p in func.params]
-        func = func.with_attr(lowering.SHAPES, shapes)
+        func = func.with_attr(SHAPES, shapes)
     return IRModule({symbol: func})
 
 
@@ -701,7 +702,8 @@ def build(
     checked_mode(denormals)
     from tvm import IRModule, tirx
 
-    from . import lowering
+    from .lowering.marks import DENORMALS
+    from .lowering.pipeline import PIPELINE
 
     if isinstance(workload, str):
         workload = ConvWorkload.parse(workload)
@@ -724,10 +726,10 @@ def build(
     begin = time.perf_counter()
     sch = scheduled(workload, target_device, chosen, threads, layout, schedule, epilogue)
     symbol = symbol_of(workload, epilogue)
-    function = sch.mod[symbol].with_attr(lowering.DENORMALS, denormals)
+    function = sch.mod[symbol].with_attr(DENORMALS, denormals)
     target = target_device.target(threads)
     try:
-        module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
+        module = tirx.build(IRModule({symbol: function}), target, pipeline=PIPELINE)
     except Exception as error:
         if schedule is None:
             raise

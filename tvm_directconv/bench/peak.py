@@ -9,7 +9,8 @@ import numpy as np
 
 from ..device import Device, check_cores
 from ..layout import aligned_zeros
-from ..lowering import PIPELINE, TILE
+from ..lowering.marks import TILE
+from ..lowering.pipeline import PIPELINE
 from ..runtime import BoundCall
 from ..toolchain import find_toolchain, link_module
 

@@ -10,6 +10,7 @@ from typing import Any
 from .. import cache, compute, exponential, lowering, versions
 from ..compute import symbol_of
 from ..device import Device
+from ..lowering.pipeline import PIPELINE
 from ..toolchain import object_code
 from .operators import KERNEL, ConvAttributes
 from .rewriter import compiling
@@ -68,8 +69,9 @@ def _readable(name: str, function: Any) -> str:
 
 def _circumstances(device: Device, threads: int) -> str:
     """Return what the code of all kernels depends on, besides their schedules."""
-    modules = lowering, exponential, compute
-    sources = [Path(module.__file__ or "").read_text("utf-8") for module in modules]
+    passes = sorted(Path(lowering.__path__[0]).glob("*.py"))
+    files = [*passes, *(Path(module.__file__ or "") for module in (exponential, compute))]
+    sources = [path.read_text("utf-8") for path in files]
     target = json.dumps(device.target_options(threads), sort_keys=True)
     pins = json.dumps(versions.pins(), sort_keys=True)
     return "\0".join([target, versions.__version__, pins, *sources])
@@ -86,5 +88,5 @@ def _compile(function: Any, symbol: str, device: Device, threads: int) -> bytes:
     target = device.target(threads)
     function = function.with_attr({"global_symbol": symbol, "target": target})
     with compiling(f"the step {symbol}"):
-        module = tirx.build(IRModule({symbol: function}), target, pipeline=lowering.PIPELINE)
+        module = tirx.build(IRModule({symbol: function}), target, pipeline=PIPELINE)
     return object_code(module)

@@ -200,7 +200,7 @@ def _im2col(workload: ConvWorkload, threads: int) -> Any:
     from tvm import IRModule, tirx
     from tvm.script import tirx as T
 
-    from ...lowering import PIPELINE
+    from ...lowering.pipeline import PIPELINE
 
     w = workload
     images, planes, height, width = w.batch, w.batch * w.in_channels, w.in_height, w.in_width

@@ -7,7 +7,7 @@ from tvm.tirx import PrimFunc
 
 from ...build import scheduled
 from ...device import Device
-from ...lowering import DENORMALS
+from ...lowering.marks import DENORMALS
 from ...registry import general_schedule
 from ..operators import KERNEL, ConvAttributes
 

@@ -1,0 +1,255 @@
+"""Floating-point numbers: exponentials, NaN, denormals, and what LLVM makes of remainders."""
+
+from math import isnan
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir.expr import Call, Var
+from tvm.tirx import (
+    AllocBuffer,
+    AttrStmt,
+    DeclBuffer,
+    Evaluate,
+    For,
+    ForKind,
+    IfThenElse,
+    IntImm,
+    PrimFunc,
+    SeqStmt,
+)
+
+from .. import exponential
+from ..denormals import FLUSH, KEEP
+from .marks import DENORMALS
+from .registers import is_pin
+from .statements import importing, is_x86, sequence, tir_pass, with_body
+
+# The same number, but LLVM does not see which.
+_OPAQUE = """
+define i{bits} @directconv_opaque{bits}(i{bits} %a) alwaysinline {{
+  %b = call i{bits} asm "", "=r,0"(i{bits} %a) nounwind willreturn memory(none)
+  ret i{bits} %b
+}}
+"""
+# Denormals are zeros from the first function on until the second one gets what the first returned.
+# Memory may change, so that no load moves out from between the two, and no store.
+_DENORMALS = """
+define i{bits} @directconv_flush() alwaysinline {{
+{flush}
+}}
+define void @directconv_restore(i{bits} %a) alwaysinline {{
+{restore}
+}}
+"""
+# MXCSR: flush to zero, denormals are zeros.
+_DENORMALS_X86 = _DENORMALS.format(
+    bits=32,
+    flush="""
+  %p = alloca i32
+  call void asm sideeffect "stmxcsr $0", "=*m,~{memory}"(ptr elementtype(i32) %p)
+  %a = load i32, ptr %p
+  %b = or i32 %a, 32832
+  store i32 %b, ptr %p
+  call void asm sideeffect "ldmxcsr $0", "*m,~{memory}"(ptr elementtype(i32) %p)
+  ret i32 %a""",
+    restore="""
+  %p = alloca i32
+  store i32 %a, ptr %p
+  call void asm sideeffect "ldmxcsr $0", "*m,~{memory}"(ptr elementtype(i32) %p)
+  ret void""",
+)
+# FPCR, in ARMv7 FPSCR: flush to zero, which is for operands, too.
+_DENORMALS_ARM = """
+  %a = call i{bits} asm sideeffect "{get}", "=r,~{{memory}}"()
+  %b = or i{bits} %a, 16777216
+  call void asm sideeffect "{put}", "r,~{{memory}}"(i{bits} %b)
+  ret i{bits} %a"""
+_RESTORE_ARM = """
+  call void asm sideeffect "{put}", "r,~{{memory}}"(i{bits} %a)
+  ret void"""
+_FLOAT = 2  # DLPack's number for floating point
+
+
+def _is_number(expression: Any) -> bool:
+    """Return whether this is a constant, the same in all lanes, and not NaN."""
+    if isinstance(expression, tirx.Broadcast):
+        expression = expression.value
+    return isinstance(expression, tirx.FloatImm) and not isnan(expression.value)
+
+
+@tir_pass
+def expand_exponentials(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Compute exponentials from arithmetic, which vectors are made of.
+
+    LLVM would call the C library for each lane.
+    """
+    formulas = {"tirx.exp": exponential.exp, "tirx.sigmoid": exponential.sigmoid}
+
+    def expanded(call: Call) -> Any:
+        formula = formulas.get(getattr(call.op, "name", ""))
+        return formula(call.args[0]) if formula and call.ty.dtype == "float32" else call
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (Call, expanded)))
+
+
+@tir_pass
+def propagate_nans(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Let maxima and minima of what is not a number be that, as in NumPy.
+
+    TVM's codegen makes ``a > b ? a : b`` of a maximum, which is `b` if one of the two is not a
+    number. On x86 that is one instruction: of a constant and a variable, it takes nothing but to
+    have the variable second; of two variables, it takes both orders. ARM's own maximum is right,
+    but LLVM knows none of float64 on ARMv7.
+    """
+    own = not is_x86(func)
+
+    def propagating(node: Any) -> Any:
+        dtype = node.ty.dtype
+        if dtype.type_code != _FLOAT:
+            return node
+        kind, a, b = type(node), node.a, node.b
+        if own and dtype.bits == 32:
+            name = "llvm.maximum" if kind is tirx.Max else "llvm.minimum"
+            return tirx.call_llvm_pure_intrin(str(dtype), name, a, b)
+        if _is_number(a):
+            return node
+        if _is_number(b):
+            return kind(b, a)
+        # Each order returns its second operand then: where they differ, one of the two has all bits
+        # of the exponent, and of the fraction some.
+        first, second = Var("first", str(dtype)), Var("second", str(dtype))
+        bits = str(dtype).replace("float", "int")
+        orders = kind(first, second), kind(second, first)
+        either = [tirx.reinterpret(bits, order) for order in orders]
+        joined = tirx.reinterpret(str(dtype), tirx.bitwise_or(*either))
+        return tirx.Let(first, a, tirx.Let(second, b, joined))
+
+    entries = [(kind, propagating) for kind in (tirx.Max, tirx.Min)]
+    return func.with_body(tvm_ffi.structural_map(func.body, entries))
+
+
+@tir_pass
+def hide_masks(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Compute remainders by powers of two so that LLVM takes them for any numbers.
+
+    It makes a mask of `n % 4`, and of the mask a counter of two bits that must not overflow. Where
+    the index around it must not overflow either, LLVM 20 to 22 takes the first condition to follow
+    from the second (``SCEVWrapPredicate::implies`` does not look at the widths), never tests it,
+    and makes vectors of elements that lie beside the input.
+    ``scripts/reproduce_llvm_remainders.py`` shows it without this package.
+
+    Convolutions stay as they are: LLVM makes no vectors of loops with pins in them.
+    """
+    masks: dict[tuple[int, int], Var] = {}
+    pins: list[Call] = []
+    tvm_ffi.structural_walk(func.body, (Call, lambda e: pins.append(e) if is_pin(e) else None))
+    if pins:
+        return func
+
+    def masked(remainder: Any) -> Any:
+        divisor, dtype = remainder.b, remainder.ty.dtype
+        if isinstance(divisor, tirx.Broadcast):
+            divisor = divisor.value
+        if not isinstance(divisor, IntImm) or int(divisor) & (int(divisor) - 1) or divisor <= 1:
+            return remainder
+        key = int(divisor), dtype.bits
+        if key not in masks:
+            masks[key] = Var(f"mask{int(divisor) - 1}", f"int{dtype.bits}")
+        mask: Any = masks[key]
+        return remainder.a & (tirx.Broadcast(mask, dtype.lanes) if dtype.lanes > 1 else mask)
+
+    body = tvm_ffi.structural_map(func.body, (tirx.FloorMod, masked))
+    bindings = [
+        tirx.Bind(
+            mask,
+            tirx.call_extern(
+                f"int{bits}", f"directconv_opaque{bits}", tirx.const(divisor - 1, f"int{bits}")
+            ),
+        )
+        for (divisor, bits), mask in masks.items()
+    ]
+    body = sequence([*bindings, body])
+    for bits in {bits for _, bits in masks}:
+        body = importing(_OPAQUE.format(bits=bits), body)
+    return func.with_body(body)
+
+
+def _denormal_code(triple: str) -> tuple[int, str]:
+    """Return the bits of the floating-point state, and functions that change and restore it."""
+    arch = triple.partition("-")[0]
+    if arch == "x86_64":
+        return 32, _DENORMALS_X86
+    if arch == "aarch64":
+        words = {"bits": 64, "get": "mrs $0, fpcr", "put": "msr fpcr, $0"}
+    else:
+        words = {"bits": 32, "get": "vmrs $0, fpscr", "put": "vmsr fpscr, $0"}
+    flush, restore = _DENORMALS_ARM.format(**words), _RESTORE_ARM.format(**words)
+    return int(str(words["bits"])), _DENORMALS.format(
+        bits=words["bits"], flush=flush, restore=restore
+    )
+
+
+@tir_pass
+def flush_denormals(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Let denormals count as zeros while a function runs, in all of its threads.
+
+    A processor can take a hundred times as long for one. What the state was before comes back when
+    the function, or a thread's part of it, ends; between, nothing can fail.
+    """
+    if func.attrs.get(DENORMALS, FLUSH) == KEEP:
+        return func
+    bits, code = _denormal_code(str(func.attrs["target"].attrs["mtriple"]))
+
+    def guarded(statement: Any) -> SeqStmt:
+        before = Var("before", f"int{bits}")
+        return SeqStmt(
+            [
+                tirx.Bind(before, tirx.call_extern(f"int{bits}", "directconv_flush")),
+                statement,
+                Evaluate(tirx.call_extern("void", "directconv_restore", before)),
+            ]
+        )
+
+    def visited(statement: Any) -> Any:
+        if not _is_parallel(statement):
+            return guarded(statement)
+        if isinstance(statement, SeqStmt):
+            declarations = tirx.Bind, AllocBuffer, DeclBuffer
+            return SeqStmt(
+                [
+                    part if isinstance(part, declarations) else visited(part)
+                    for part in statement.seq
+                ]
+            )
+        if isinstance(statement, AttrStmt):
+            body = visited(statement.body)
+            return AttrStmt(statement.node, statement.attr_key, statement.value, body)
+        if isinstance(statement, IfThenElse):
+            other = statement.else_case
+            return IfThenElse(
+                statement.condition,
+                visited(statement.then_case),
+                None if other is None else visited(other),
+            )
+        assert isinstance(statement, For)
+        if statement.kind != ForKind.PARALLEL:
+            return with_body(statement, visited(statement.body))
+        # Each thread runs all that is within this mark: the loop is what its threads share out.
+        return AttrStmt(
+            tirx.const(0, "int32"),
+            "pragma_parallel_launch_point",
+            tirx.const(1, "int32"),
+            guarded(statement),
+        )
+
+    return func.with_body(importing(code, visited(func.body)))
+
+
+def _is_parallel(statement: Any) -> bool:
+    """Return whether there is a parallel loop in a statement."""
+    found: list[For] = []
+    tvm_ffi.structural_walk(
+        statement, (For, lambda f: found.append(f) if f.kind == ForKind.PARALLEL else None)
+    )
+    return bool(found)

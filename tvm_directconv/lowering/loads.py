@@ -1,0 +1,175 @@
+"""How steps load the input: several channels at once, and from one address on."""
+
+from math import gcd
+from typing import Any
+
+import tvm_ffi
+from tvm import sym, tirx
+from tvm.ir.expr import Call, TensorLoad
+from tvm.tirx import (
+    AllocBuffer,
+    BufferStore,
+    DeclBuffer,
+    IntImm,
+    PrimFunc,
+    SeqStmt,
+)
+
+from ..compute import INPUT_NAME
+from .registers import BASE_MARK, LANES_MARK, after_marks
+from .statements import importing, tir_pass
+
+# The same address, but LLVM does not see of what it was made.
+_BASE = """
+define ptr @directconv_base(ptr %a) alwaysinline {
+  %b = call ptr asm "", "=r,0"(ptr %a)
+  ret ptr %b
+}
+"""
+
+
+@tir_pass
+def stay_in_rows(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Turn ``(14 * n + 3) // 28`` into ``(14 * n) // 28``, and remainders likewise.
+
+    Where tiles lie within a row of the image, their pixels then are at constant distances. Else
+    each has an address of its own, of which LLVM makes vectors, and sums leave their registers.
+    TVM itself sees it if `n` is one loop, but not if it is rows and tiles.
+    """
+    analyzer = sym.Analyzer()
+
+    def divided(division: Any) -> Any:
+        number, row = division.a, division.b
+        if not (isinstance(number, tirx.Add) and isinstance(row, IntImm)):
+            return division
+        first, more = number.a, number.b
+        if not isinstance(more, IntImm):
+            return division
+        known = analyzer.modular_set(first)
+        step = gcd(int(known.coeff), int(row))
+        if not 0 <= int(more) < step - int(known.base) % step:
+            return division
+        if isinstance(division, tirx.FloorDiv):
+            return tirx.floordiv(first, row)
+        return tirx.floormod(first, row) + more
+
+    entries = [(kind, divided) for kind in (tirx.FloorDiv, tirx.FloorMod)]
+    return func.with_body(tvm_ffi.structural_map(func.body, entries))
+
+
+class _Places:
+    """Where elements of the input are, each as a distance from one of a few indices."""
+
+    def __init__(self) -> None:
+        self.bases: list[Any] = []
+        self._analyzer = sym.Analyzer()
+
+    def of(self, load: TensorLoad) -> tuple[int, int] | None:
+        """Return the number of an index, and the distance from it; None if another is loaded."""
+        if load.source.name != INPUT_NAME or load.ty.dtype.lanes > 1:
+            return None
+        (index,) = load.indices
+        for number, base in enumerate(self.bases):
+            distance = self._analyzer.simplify(index - base)
+            if isinstance(distance, IntImm):
+                return number, int(distance)
+        self.bases.append(index)
+        return len(self.bases) - 1, 0
+
+
+@tir_pass
+def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Load neighbouring elements of the input as one vector, where steps in a row use one each.
+
+    That is for processors whose multiply-adds take a lane of a register for every lane: of four
+    channels, a pixel then is one load in place of four.
+    """
+
+    def unconditional(statement: Any) -> bool:
+        """Return whether this is a store that loads all that is in it, whatever holds."""
+        conditions: list[Call] = []
+        tvm_ffi.structural_walk(
+            statement,
+            (Call, lambda e: conditions.append(e) if e.op.name == "prim.if_then_else" else None),
+        )
+        return isinstance(statement, BufferStore) and not conditions
+
+    def in_vectors(statements: list[Any], lanes: int) -> list[Any]:
+        places = _Places()
+        loads: dict[tuple[int, int], TensorLoad] = {}
+
+        def note(load: TensorLoad) -> None:
+            if found := places.of(load):
+                loads.setdefault(found, load)
+
+        for part in filter(unconditional, statements):
+            tvm_ffi.structural_walk(part, (TensorLoad, note))
+        vectors: list[Any] = []
+        lane_of: dict[tuple[int, int], Any] = {}
+        for number, distance in sorted(loads):
+            row = [(number, distance + lane) for lane in range(lanes)]
+            if row[0] in lane_of or any(element not in loads for element in row):
+                continue
+            first = loads[row[0]]
+            register = tirx.decl_buffer((lanes,), "float32", name=f"lanes{len(vectors) // 2}")
+            value = tirx.BufferLoad(first.source, [tirx.Ramp(first.indices[0], 1, lanes)])
+            vectors += [
+                AllocBuffer(register),
+                BufferStore(register, value, [tirx.Ramp(0, 1, lanes)]),
+            ]
+            for lane, element in enumerate(row):
+                lane_of[element] = tirx.BufferLoad(register, [lane])
+        if not vectors:
+            return statements
+
+        def replaced(load: TensorLoad) -> Any:
+            found = places.of(load)
+            return lane_of.get(found, load) if found else load
+
+        changed = [
+            tvm_ffi.structural_map(part, (TensorLoad, replaced)) if unconditional(part) else part
+            for part in statements
+        ]
+        # After the pins of the first step: before, vectors would be there together with those of
+        # the steps that end here, and sums be spilled.
+        begin = next(i for i, part in enumerate(statements) if not part.same_as(changed[i]))
+        return [*changed[:begin], *vectors, *changed[begin:]]
+
+    return after_marks(func, LANES_MARK, in_vectors)
+
+
+@tir_pass
+def read_from_one_base(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Keep the address from which steps read the input in one register.
+
+    LLVM would rather have the array's address in one and the index in another, which saves an
+    addition. But where the load is part of a multiply-add, processors split such an instruction in
+    two: a tile of one vector, which is all of these, was 8 % slower.
+    """
+
+    def from_base(statements: list[Any], _value: int) -> list[Any]:
+        places = _Places()
+        sources: list[Any] = []
+
+        def note(load: TensorLoad) -> None:
+            if places.of(load):
+                sources.append(load.source)
+
+        for part in statements:
+            tvm_ffi.structural_walk(part, (TensorLoad, note))
+        if len(places.bases) != 1:
+            return statements
+        first = tirx.address_of(tirx.BufferLoad(sources[0], places.bases))
+        base = tirx.decl_buffer(sources[0].shape, "float32", name="base")
+
+        def replaced(load: TensorLoad) -> Any:
+            found = places.of(load)
+            return tirx.BufferLoad(base, [found[1]]) if found else load
+
+        changed = [
+            DeclBuffer(base, data=tirx.call_extern(first.ty, "directconv_base", first)),
+            *(tvm_ffi.structural_map(part, (TensorLoad, replaced)) for part in statements),
+        ]
+        return [importing(_BASE, SeqStmt(changed))]
+
+    return after_marks(func, BASE_MARK, from_base)

@@ -1,0 +1,210 @@
+"""The sums of a tile stay in registers, and LLVM keeps the order of the steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir.expr import Call, TensorLoad
+from tvm.tirx import (
+    AllocBuffer,
+    AttrStmt,
+    BufferStore,
+    Evaluate,
+    For,
+    PrimFunc,
+    SeqStmt,
+)
+
+from .marks import BASE, LANES, STEP, TILE
+from .statements import importing, is_x86, sequence, tir_pass, with_body
+
+_MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
+LANES_MARK = "directconv_lanes"  # Stands before steps whose input may be loaded as vectors.
+BASE_MARK = "directconv_base"  # Stands before steps whose input is read from one address on.
+
+# No instruction comes of this function either. For LLVM it may change the memory and its argument:
+# no load moves from one step into another, and no step begins before that sum is done. Without
+# it, LLVM merges the loads of neighbouring kernel columns, hoists those of later steps and puts
+# off FMAs; more values live at once than there are registers, and sums are spilled.
+# It can only reach memory that may alias, which is why functions must not carry tirx.noalias.
+# On x86 it may change %rbp as well, so that no step loads from there on. Processors seem to take
+# such loads for the stack's: a line of a stream from the second-level cache took up to 10 % longer
+# than by way of any other register (measured with AVX-512), and tiles of 64 x 6, fed by one, 7 %.
+_PIN_NAME = "directconv_pin"
+_PIN = """
+define <{n} x float> @directconv_pin(<{n} x float> %a) {{
+  %b = call <{n} x float> asm sideeffect "", "{constraints}"(<{n} x float> %a)
+  ret <{n} x float> %b
+}}
+"""
+
+
+def _marked(statement: Any, name: str) -> int | None:
+    """Return the value of a mark, None if the statement is no mark of that name."""
+    call = statement.value if isinstance(statement, Evaluate) else None
+    if not (isinstance(call, Call) and call.op.name == "tirx.call_extern"):
+        return None
+    return int(call.args[1]) if call.args[0].value == name else None
+
+
+def is_pin(call: Call) -> bool:
+    """Return whether a call is one that LLVM does not see through."""
+    return call.op.name == "tirx.call_extern" and call.args[0].value == _PIN_NAME
+
+
+@tir_pass
+def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Put a mark before each step, which stays there when loops are unrolled."""
+
+    def mark(name: str, value: Any) -> Evaluate:
+        return Evaluate(tirx.call_extern("int32", name, value))
+
+    def marked(loop: For) -> Any:
+        found: Any = loop
+        if STEP in loop.annotations:
+            body = SeqStmt([mark(_MARK, loop.annotations[STEP]), loop.body])
+            found = with_body(found, body, done=STEP)
+        for annotation, name in ((LANES, LANES_MARK), (BASE, BASE_MARK)):
+            if annotation in loop.annotations:
+                steps = with_body(found, found.body, done=annotation)
+                found = SeqStmt([mark(name, loop.annotations[annotation]), steps])
+        return found
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
+
+
+@tir_pass
+def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Keep the outputs of a tile in one register each, from their first product to their last.
+
+    Within a tile, every vector of outputs gets a buffer of its own size, which LLVM turns into a
+    register. Sums that other products went into before are loaded first (the paper's loop order);
+    all are stored at the end. Marks between steps become :data:`_PIN`.
+    """
+    widths: set[int] = set()
+
+    def promoted(tile: AttrStmt) -> Any:
+        if tile.attr_key != TILE:
+            return tile
+        # For each vector of outputs: where it is stored, and its register.
+        sums: dict[Any, tuple[BufferStore, Any]] = {}
+        begun = []
+
+        def key(buffer: Any, indices: Any) -> Any:
+            return tvm_ffi.StructuralKey(tvm_ffi.convert([buffer, *indices]))
+
+        def note(store: BufferStore) -> None:
+            place = key(store.buffer, store.indices)
+            if place in sums:
+                return
+            lanes = store.value.ty.dtype.lanes
+            widths.add(lanes)
+            register = tirx.decl_buffer((lanes,), "float32", name=f"sum{len(sums)}")
+            sums[place] = store, register
+            earlier = []
+            tvm_ffi.structural_walk(
+                store.value,
+                (
+                    TensorLoad,
+                    lambda e: earlier.append(e) if e.source.same_as(store.buffer) else None,
+                ),
+            )
+            if earlier:
+                begun.append(place)
+
+        tvm_ffi.structural_walk(tile.body, (BufferStore, note), order="pre")
+
+        def check(load: TensorLoad) -> None:
+            if any(load.source.same_as(output.buffer) for output, _ in sums.values()):
+                # An epilogue would read what is not stored yet.
+                assert key(load.source, load.indices) in sums, "a tile reads no sum of its own"
+
+        tvm_ffi.structural_walk(tile.body, (TensorLoad, check))
+
+        def read(register: Any) -> Any:
+            return tirx.BufferLoad(register, whole(register))
+
+        def load(expression: TensorLoad) -> Any:
+            found = sums.get(key(expression.source, expression.indices))
+            return read(found[1]) if found else expression
+
+        def store(statement: BufferStore) -> BufferStore:
+            found = sums.get(key(statement.buffer, statement.indices))
+            if not found:
+                return statement
+            return BufferStore(found[1], statement.value, whole(found[1]))
+
+        def pin(statement: Evaluate) -> Any:
+            wanted = _marked(statement, _MARK)
+            if wanted is None:
+                return statement
+            registers = [register for _, register in sums.values()]
+            if wanted:
+                apart = max(1, len(registers) // (wanted + 1))
+                registers = registers[apart::apart] or registers
+            return sequence([pinned(register) for register in registers] or [Evaluate(0)])
+
+        def pinned(register: Any) -> BufferStore:
+            kind = f"float32x{int(register.shape[0])}"
+            same = tirx.call_extern(kind, _PIN_NAME, read(register))
+            return BufferStore(register, same, whole(register))
+
+        body = tvm_ffi.structural_map(
+            tile.body, [(TensorLoad, load), (BufferStore, store), (Evaluate, pin)]
+        )
+        before: list[Any] = [AllocBuffer(register) for _, register in sums.values()]
+        for place in begun:
+            output, register = sums[place]
+            value = tirx.BufferLoad(output.buffer, output.indices)
+            before.append(BufferStore(register, value, whole(register)))
+        after = [
+            BufferStore(output.buffer, read(register), output.indices)
+            for output, register in sums.values()
+        ]
+        # Nothing is summed up where all products are with padding.
+        return sequence([*before, body, *after])
+
+    def whole(register: Any) -> list[Any]:
+        lanes = int(register.shape[0])
+        return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
+
+    body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
+    constraints = "=v,0,~{memory},~{rbp}" if is_x86(func) else "=w,0,~{memory}"
+    for lanes in widths:
+        body = importing(_PIN.format(n=lanes, constraints=constraints), body)
+    return func.with_body(body)
+
+
+def after_marks(
+    func: PrimFunc, name: str, changed: Callable[[list[Any], int], list[Any]]
+) -> PrimFunc:
+    """Return a function with other statements after each mark of a name.
+
+    `changed` gets the mark's value and the statements from there to the next mark, to a loop, which
+    has marks of its own, or to the end of the sequence.
+    """
+
+    def flat(statement: Any) -> list[Any]:
+        if isinstance(statement, SeqStmt):
+            return [part for inner in statement.seq for part in flat(inner)]
+        return [statement]
+
+    def visited(sequence: SeqStmt) -> SeqStmt:
+        statements = flat(sequence)
+        marks = [i for i, part in enumerate(statements) if _marked(part, name) is not None]
+        if not marks:
+            return sequence
+        done = statements[: marks[0]]
+        for mark, following in zip(marks, [*marks[1:], len(statements)], strict=True):
+            value = _marked(statements[mark], name) or 0
+            after = statements[mark + 1 : following]
+            end = next((i for i, part in enumerate(after) if isinstance(part, For)), len(after))
+            done += [Evaluate(0), *changed(after[:end], value), *after[end:]]
+        return SeqStmt(done)
+
+    def unused(statement: Evaluate) -> Evaluate:
+        return Evaluate(0) if _marked(statement, name) is not None else statement
+
+    body = tvm_ffi.structural_map(func.body, (SeqStmt, visited))
+    return func.with_body(tvm_ffi.structural_map(body, (Evaluate, unused)))

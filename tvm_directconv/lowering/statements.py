@@ -1,0 +1,71 @@
+"""What passes do with statements and expressions again and again."""
+
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir.expr import StringImm, Var
+from tvm.tirx import (
+    AttrStmt,
+    For,
+    ForKind,
+    PrimFunc,
+    SeqStmt,
+)
+
+
+def tir_pass(function: Any) -> Any:
+    """Make a pass of TVM of a function that changes functions."""
+    return tirx.transform.prim_func_pass(function, opt_level=0, name=function.__name__)
+
+
+def with_body(
+    loop: For, body: Any, kind: ForKind | None = None, done: str = "", extent: Any = None
+) -> For:
+    """Return a loop with another body, kind or extent, without the annotation that is done with."""
+    return For(
+        loop.loop_var,
+        loop.min,
+        loop.extent if extent is None else extent,
+        loop.kind if kind is None else kind,
+        body,
+        loop.thread_binding,
+        {key: value for key, value in loop.annotations.items() if key != done},
+        loop.step,
+    )
+
+
+def sequence(statements: list[Any]) -> Any:
+    """Return statements one after the other; TVM takes no sequence of one."""
+    return statements[0] if len(statements) == 1 else SeqStmt(statements)
+
+
+def replaced(code: Any, variable: Var, value: Any) -> Any:
+    """Return an expression or statement with a value in place of a variable."""
+    return tvm_ffi.structural_map(code, (Var, lambda v: value if v.same_as(variable) else v))
+
+
+def importing(code: str, body: Any) -> AttrStmt:
+    """Return a statement with the LLVM functions that it calls."""
+    return AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
+
+
+def is_x86(func: PrimFunc) -> bool:
+    """Return whether a function is for x86-64."""
+    return str(func.attrs["target"].attrs["mtriple"]).startswith("x86_64")
+
+
+def uses(expression: Any, variable: Var) -> bool:
+    """Return whether a variable is in an expression."""
+    found = []
+    tvm_ffi.structural_walk(
+        expression, (Var, lambda v: found.append(v) if v.same_as(variable) else None)
+    )
+    return bool(found)
+
+
+def conjuncts(condition: Any) -> list[Any]:
+    """Return the conditions that all hold where one does."""
+    if isinstance(condition, tirx.And):
+        return conjuncts(condition.a) + conjuncts(condition.b)
+    return [condition]

@@ -12,6 +12,7 @@ from tvm import compile as tvm_compile
 from tvm import s_tir, te
 from tvm.target import Target, codegen
 
+from tvm_directconv.architecture import architecture
 from tvm_directconv.device import Device, Vector, device, devices, native
 from tvm_directconv.errors import DeviceError
 
@@ -438,8 +439,8 @@ def test_native_works_here():
 
 
 def test_only_devices_of_this_architecture_run_here():
-    here = module._arch(codegen.llvm_get_system_triple())
-    assert all(module._arch(d.triple) == here for d in DEVICES.values() if d.is_host_runnable)
+    here = architecture(codegen.llvm_get_system_triple())
+    assert all(architecture(d.triple) is here for d in DEVICES.values() if d.is_host_runnable)
 
 
 @pytest.fixture

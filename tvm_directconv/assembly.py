@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .architecture import AARCH64, ARM, X86_64, architecture
 from .errors import ToolchainError
 
 __all__ = ["Loop", "find_mca", "innermost_loops", "mca_cycles", "whole_function"]
@@ -309,17 +310,16 @@ _ARM = _Machine(
 )
 
 
+_MACHINES = {X86_64: _X86_64, AARCH64: _AARCH64, ARM: _ARM}
+
+
 def _machine(triple: str) -> _Machine:
-    architecture = triple.split("-")[0]
-    if architecture in ("x86_64", "amd64"):
-        return _X86_64
-    if architecture in ("aarch64", "arm64"):
-        return _AARCH64
-    if architecture.startswith("arm"):
-        return _ARM
-    raise ToolchainError(
-        f"cannot read the assembly of {triple!r}: expected an x86-64, AArch64 or ARMv7 triple"
-    )
+    found = architecture(triple)
+    if found is None:
+        raise ToolchainError(
+            f"cannot read the assembly of {triple!r}: expected an x86-64, AArch64 or ARMv7 triple"
+        )
+    return _MACHINES[found]
 
 
 # --- Control flow -------------------------------------------------------------------------------

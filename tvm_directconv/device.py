@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tvm_directconv import reading
+from tvm_directconv.architecture import AARCH64, ARM, X86_64, architecture
 from tvm_directconv.errors import ArgumentError, DeviceError, did_you_mean
 from tvm_directconv.kinds import (
     FLAG,
@@ -266,8 +267,7 @@ def _options(spec: Device, cores: int, mattr: Iterable[str] | None = None) -> di
 @functools.cache
 def _features(spec: Device) -> frozenset[str]:
     """Return what LLVM takes the device to have, after checking that it knows what it is told."""
-    arch = _arch(spec.triple)
-    if arch not in ("x86_64", "aarch64", "arm"):
+    if architecture(spec.triple) is None:
         raise DeviceError(
             f"device {spec.name!r}: triple is {spec.triple!r}: expected one of an x86-64, AArch64 "
             "or ARMv7 system, such as 'aarch64-linux-gnu'"
@@ -314,20 +314,11 @@ def _bare(triple: str) -> "Target":
     return Target({"kind": "llvm", "mtriple": triple})
 
 
-def _arch(triple: str) -> str:
-    arch = triple.split("-")[0].lower()
-    if arch in ("amd64", "x86_64h"):
-        return "x86_64"
-    if arch in ("arm64", "aarch64"):
-        return "aarch64"
-    # armv6 and older have no NEON.
-    return "arm" if re.fullmatch(r"arm|armhf|(arm|thumb)v[78]\w*", arch) else arch
-
-
 def _platform(triple: str) -> tuple[str, str, str]:
     """Return what decides whether code runs: architecture, system and ABI, without the vendor."""
     parts = triple.lower().split("-")
-    return _arch(triple), "linux" if "linux" in parts else "", parts[-1]
+    known = architecture(triple)
+    return known.name if known else parts[0], "linux" if "linux" in parts else "", parts[-1]
 
 
 def _plain(triple: str) -> str:
@@ -676,7 +667,7 @@ def _check_abi(options: Mapping[str, object], found: Device, text: str) -> None:
     """Raise if a target asks for another system, float ABI or features than a device has."""
     triple = options.get("mtriple")
     if triple and _platform(str(triple)) != _platform(found.triple):
-        if _arch(str(triple)) != _arch(found.triple):
+        if architecture(str(triple)) is not architecture(found.triple):
             advice = "correct one of the two"
         else:
             advice = f"leave it out, or {_derived(found, 'triple', triple)}"
@@ -742,14 +733,14 @@ def _flags(mattr: object, text: str) -> list[str]:
 
 
 def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
-    arch = _arch(triple) if triple else None
+    arch = architecture(triple) if triple else None
     if mcpu == "native":
         return native()
     if mcpu in (None, "generic"):
         # Every Armv8-A processor has NEON and FMA, so there the triple says enough.
-        if arch == "aarch64":
+        if arch is AARCH64:
             return _build("aarch64", _shipped())
-        if arch == "arm":
+        if arch is ARM:
             return _build("armv7", _shipped())
         raise DeviceError(
             f"target {text!r} names no processor (mcpu): TVM would silently compile for the oldest "
@@ -764,7 +755,7 @@ def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
             f"{_choices()}"
         )
     # The 64-bit cores run 32-bit code too, and the device for that is always the same.
-    if arch == "arm" and found.schedule == "arm":
+    if arch is ARM and found.schedule == "arm":
         return _build("armv7", _shipped())
     return found
 
@@ -790,9 +781,10 @@ def native() -> Device:
     """
     triple = str(_llvm("llvm_get_system_triple"))
     cpu = str(_llvm("llvm_get_system_cpu"))
-    nearest = {"x86_64": "x86-64-v4", "aarch64": "aarch64", "arm": "armv7"}.get(_arch(triple))
-    if nearest is None:
+    here = architecture(triple)
+    if here is None:
         raise DeviceError(f"this machine's triple is {triple!r}: expected x86-64 or ARM")
+    nearest = {X86_64: "x86-64-v4", AARCH64: "aarch64", ARM: "armv7"}[here]
     match = _named(cpu) if nearest != "armv7" else None
     for name, file in _shipped().items():
         if file.keys.get("told_by") in _host_features():

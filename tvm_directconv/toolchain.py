@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_directconv import files
+from tvm_directconv.architecture import ARCHITECTURES, Architecture
 from tvm_directconv.errors import LibraryError, ToolchainError
 
 __all__ = [
@@ -35,45 +36,6 @@ __all__ = [
     "object_code",
     "run_cc",
 ]
-
-
-@dataclass(frozen=True)
-class _Port:
-    """What is known about one supported architecture."""
-
-    triple: str
-    pattern: str
-    """Spellings of the triple, as a regular expression."""
-    emulator: str
-    cc_package: str
-    """The Debian package of the cross compiler."""
-    libc_package: str
-    """The Debian package of the C library that emulated programs load."""
-
-
-_PORTS = (
-    _Port(
-        triple="x86_64-linux-gnu",
-        pattern=r"(x86_64|amd64)((-\w+)?-linux(-gnu)?)?",
-        emulator="qemu-x86_64",
-        cc_package="gcc-x86-64-linux-gnu",
-        libc_package="libc6-amd64-cross",
-    ),
-    _Port(
-        triple="aarch64-linux-gnu",
-        pattern=r"(aarch64|arm64)((-\w+)?-linux(-gnu)?)?",
-        emulator="qemu-aarch64",
-        cc_package="gcc-aarch64-linux-gnu",
-        libc_package="libc6-arm64-cross",
-    ),
-    _Port(
-        triple="arm-linux-gnueabihf",
-        pattern=r"(arm|armv7\w*|armv8l)((-\w+)?-linux-(gnu)?eabihf)?",
-        emulator="qemu-arm",
-        cc_package="gcc-arm-linux-gnueabihf",
-        libc_package="libc6-armhf-cross",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -386,23 +348,23 @@ sys.stdout.buffer.write(memory.read())
 """
 
 
-def _port(triple: str) -> _Port:
-    for port in _PORTS:
-        if re.fullmatch(port.pattern, triple):
+def _port(triple: str) -> Architecture:
+    for port in ARCHITECTURES:
+        if re.fullmatch(port.triples, triple):
             return port
     raise ToolchainError(
         f"unsupported target triple {triple!r}: expected one of "
-        f"{', '.join(port.triple for port in _PORTS)} (32-bit ARM only with hard float). "
+        f"{', '.join(port.triple for port in ARCHITECTURES)} (32-bit ARM only with hard float). "
         "For another system, link the object file with that system's own tools."
     )
 
 
-def _is_host(port: _Port) -> bool:
+def _is_host(port: Architecture) -> bool:
     machine = platform.machine()
     if machine == "aarch64" and sys.maxsize < 2**32:
         # A 32-bit system on a 64-bit kernel, common on small boards: its cc makes 32-bit code.
         machine = "armv7l"
-    return platform.system() == "Linux" and re.fullmatch(port.pattern, machine) is not None
+    return platform.system() == "Linux" and re.fullmatch(port.triples, machine) is not None
 
 
 @dataclass(frozen=True)
@@ -432,7 +394,7 @@ class ElfInfo:
     defined: tuple[str, ...]
 
 
-_MACHINES = {40: "arm", 62: "x86_64", 183: "aarch64"}
+_MACHINES = {each.elf: each.name for each in ARCHITECTURES}
 _RELOCATABLE, _SHARED = 1, 3
 _SYMTAB, _DYNSYM, _VERSIONS = 2, 11, 0x6FFFFFFF
 _LOCAL, _WEAK = 0, 2

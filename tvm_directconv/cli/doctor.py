@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from .. import versions
+from ..architecture import ARCHITECTURES
 from ..assembly import find_mca
 from ..errors import DirectConvError, ToolchainError
 from ..toolchain import Toolchain, find_toolchain
@@ -20,7 +21,6 @@ _NARROWEST = 40
 _COMMAND = re.compile(r"\b(?:pip|apt) install [^,;:]+")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _FOREIGN = ("aarch64", "armv7l")
-_ARCHITECTURES = ("x86_64", "aarch64", "arm")
 
 # By what is imported, as XGBoost's package has several names: what for, and the extra it is in.
 _OPTIONAL = {
@@ -143,7 +143,7 @@ def _tvm(usable: bool) -> Iterator[_Check]:
         from tvm.target import codegen
 
         known = [str(target) for target in codegen.llvm_get_targets()]
-        lacking = [name for name in _ARCHITECTURES if name not in known]
+        lacking = [each.name for each in ARCHITECTURES if each.name not in known]
         yield _Check(
             names[0],
             "wrong" if lacking else "ok",

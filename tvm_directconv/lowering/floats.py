@@ -20,10 +20,11 @@ from tvm.tirx import (
 )
 
 from .. import exponential
+from ..architecture import AARCH64, ARM, X86_64
 from ..denormals import FLUSH, KEEP
 from .marks import DENORMALS
 from .registers import is_pin
-from .statements import importing, is_x86, sequence, tir_pass, with_body
+from .statements import architecture_of, importing, sequence, tir_pass, with_body
 
 # The same number, but LLVM does not see which.
 _OPAQUE = """
@@ -102,7 +103,7 @@ def propagate_nans(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     have the variable second; of two variables, it takes both orders. ARM's own maximum is right,
     but LLVM knows none of float64 on ARMv7.
     """
-    own = not is_x86(func)
+    own = architecture_of(func) is not X86_64
 
     def propagating(node: Any) -> Any:
         dtype = node.ty.dtype
@@ -175,19 +176,18 @@ def hide_masks(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(body)
 
 
-def _denormal_code(triple: str) -> tuple[int, str]:
-    """Return the bits of the floating-point state, and functions that change and restore it."""
-    arch = triple.partition("-")[0]
-    if arch == "x86_64":
-        return 32, _DENORMALS_X86
-    if arch == "aarch64":
-        words = {"bits": 64, "get": "mrs $0, fpcr", "put": "msr fpcr, $0"}
-    else:
-        words = {"bits": 32, "get": "vmrs $0, fpscr", "put": "vmsr fpscr, $0"}
+def _arm_code(bits: int, get: str, put: str) -> tuple[int, str]:
+    words = {"bits": bits, "get": get, "put": put}
     flush, restore = _DENORMALS_ARM.format(**words), _RESTORE_ARM.format(**words)
-    return int(str(words["bits"])), _DENORMALS.format(
-        bits=words["bits"], flush=flush, restore=restore
-    )
+    return bits, _DENORMALS.format(bits=bits, flush=flush, restore=restore)
+
+
+# The bits of the floating-point state, and functions that change and restore it.
+_STATES = {
+    X86_64: (32, _DENORMALS_X86),
+    AARCH64: _arm_code(64, "mrs $0, fpcr", "msr fpcr, $0"),
+    ARM: _arm_code(32, "vmrs $0, fpscr", "vmsr fpscr, $0"),
+}
 
 
 @tir_pass
@@ -199,7 +199,7 @@ def flush_denormals(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """
     if func.attrs.get(DENORMALS, FLUSH) == KEEP:
         return func
-    bits, code = _denormal_code(str(func.attrs["target"].attrs["mtriple"]))
+    bits, code = _STATES[architecture_of(func)]
 
     def guarded(statement: Any) -> SeqStmt:
         before = Var("before", f"int{bits}")

@@ -17,7 +17,7 @@ from tvm.tirx import (
 )
 
 from .marks import BASE, LANES, STEP, TILE
-from .statements import importing, is_x86, sequence, tir_pass, with_body
+from .statements import architecture_of, importing, sequence, tir_pass, with_body
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
 LANES_MARK = "directconv_lanes"  # Stands before steps whose input may be loaded as vectors.
@@ -170,7 +170,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
 
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
-    constraints = "=v,0,~{memory},~{rbp}" if is_x86(func) else "=w,0,~{memory}"
+    constraints = architecture_of(func).pin
     for lanes in widths:
         body = importing(_PIN.format(n=lanes, constraints=constraints), body)
     return func.with_body(body)

@@ -13,6 +13,8 @@ from tvm.tirx import (
     SeqStmt,
 )
 
+from ..architecture import Architecture, architecture
+
 
 def tir_pass(function: Any) -> Any:
     """Make a pass of TVM of a function that changes functions."""
@@ -50,9 +52,11 @@ def importing(code: str, body: Any) -> AttrStmt:
     return AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
 
 
-def is_x86(func: PrimFunc) -> bool:
-    """Return whether a function is for x86-64."""
-    return str(func.attrs["target"].attrs["mtriple"]).startswith("x86_64")
+def architecture_of(func: PrimFunc) -> Architecture:
+    """Return what a function is for."""
+    found = architecture(str(func.attrs["target"].attrs["mtriple"]))
+    assert found is not None
+    return found
 
 
 def uses(expression: Any, variable: Var) -> bool:

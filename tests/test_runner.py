@@ -601,7 +601,7 @@ def test_bad_command_lines(machine: Machine, array: np.ndarray, tmp_path: Path) 
         (library, "serial", "--guard"): "--guard (nothing): expected begin or end",
         (library, "serial", "--guard", "both"): "--guard both: expected begin or end",
         (library, "serial", "--align", "2"): "--align 2: expected a whole number from 4",
-        (library, "serial", "--threads", "65"): "cannot start 65 threads: expected 1 to 64",
+        (library, "serial", "--threads", "1025"): "cannot start 1025 threads: expected 1 to 1024",
         (library, "serial", *["out:o:1"] * 257): "more than 256 tensors",
         (library, "serial", good, "out:/nonexistent/o:60,32"): "cannot write output /nonexistent/o",
     }

@@ -513,7 +513,7 @@ def test_parallel_failures_and_nested_loops(machine: Machine, tmp_path: Path) ->
     """
     library = compile_c(code, tmp_path, machine.toolchain)
     run_library(library, "nested", [], [], machine.toolchain, threads=3, repeat=20)
-    with pytest.raises(LibraryError, match='ValueError: a "quoted"\nmessage'):
+    with pytest.raises(LibraryError, match='ValueError: a "quoted" message'):
         run_library(library, "failing", [], [], machine.toolchain, threads=3)
 
 

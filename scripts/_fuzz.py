@@ -572,7 +572,8 @@ def network(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             names = [value.name for value in model.graph.input]
-            wanted = session.run(None, dict(zip(names, inputs, strict=True)))
+            feeds = dict(zip(names, inputs, strict=True))
+            wanted = session.run(None, feeds)
         except Exception:
             model = None  # The reference cannot say what is right.
             continue
@@ -597,7 +598,6 @@ def network(
     else:
         result = dc.load_network(library).run(*inputs)
         found = list(result) if isinstance(result, tuple) else [result]
-    feeds = dict(zip(names, inputs, strict=True))
     if not (wrong := difference(found, wanted)):
         return "right"
     # Where runtimes do not follow the standard, its own implementation says what is right.

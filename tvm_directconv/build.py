@@ -530,7 +530,7 @@ def unscheduled(
     weight_layout, counted = blocking.weight_layout(), blocking.view(workload).output_shape
     func = compute.conv2d(workload, input_layout, weight_layout, epilogue, counted)
     symbol = symbol_of(workload, epilogue)
-    # See lowering: loads must not be merged across steps.
+    # See lowering/registers.py: loads must not be merged across steps.
     func = func.with_attr(
         {
             "global_symbol": symbol,

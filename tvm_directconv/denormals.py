@@ -3,7 +3,8 @@
 Of float32, these are the ones below 2^-126. They come from dead or pruned channels and from folded
 batch normalisations, and nothing can be told from them: while compiled code runs, they count as
 zeros, and constants have none. The state that decides it belongs to the thread, so code sets it
-where it begins and restores it where it ends (:func:`tvm_directconv.lowering.flush_denormals`).
+where it begins and restores it where it ends: ``flush_denormals`` in
+:mod:`tvm_directconv.lowering.floats`.
 """
 
 import numpy as np

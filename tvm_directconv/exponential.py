@@ -56,7 +56,7 @@ def exp(x: Any) -> Any:
     # The bits of 1.5 x 2^23 itself are moved out.
     exponent = tirx.reinterpret("int32", shifted) + tirx.const(_BIAS, "int32")
     power = tirx.reinterpret("float32", exponent << tirx.const(_MANTISSA_BITS, "int32"))
-    # Minima and maxima of what is not a number are that: lowering.propagate_nans.
+    # Minima and maxima of what is not a number are that: lowering.floats.propagate_nans.
     bindings = [
         (limited, tirx.Max(number(_LOWEST), tirx.Min(number(_HIGHEST), x))),
         (shifted, limited * number(log2(e)) + number(_ROUND)),

@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,12 @@ class Argument:
     def elements(self) -> int:
         """How many there are."""
         return self.port.nbytes // np.dtype(self.port.dtype).itemsize
+
+    @property
+    def contents(self) -> str:
+        """What a file with its values has to hold."""
+        shape = " x ".join(map(str, self.port.shape)) or "1"
+        return f"{self.elements} of {self.port.dtype}, {shape}, {self.port.nbytes} bytes"
 
 
 def identifier(name: str) -> str:
@@ -243,12 +248,6 @@ def _source(
     )
 
 
-def _described(port: Any) -> str:
-    """Return what values an input has, as its file has to hold them."""
-    shape = " x ".join(map(str, port.shape)) or "1"
-    return f"{prod(port.shape)} of {port.dtype}, {shape}, {port.nbytes} bytes"
-
-
 def _example(
     name: str, program: Program, arguments: Sequence[Argument], threads: int
 ) -> dict[str, str]:
@@ -258,7 +257,7 @@ def _example(
     buffers = _buffers(program, arguments, name.upper())
     read = [
         f"    read_input(argv[{n}], {a.variable}, sizeof {a.variable}, "
-        f'"{np.dtype(a.port.dtype).str}",\n               "{_described(a.port)}");'
+        f'"{np.dtype(a.port.dtype).str}",\n               "{a.contents}");'
         for n, a in enumerate(inputs, start=1)
     ]
     weights = ""

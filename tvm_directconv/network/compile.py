@@ -218,7 +218,7 @@ def plan(
     input_values: Mapping[str, Any] | None = None,
     denormals: str = FLUSH,
 ) -> tuple[Any, str]:
-    """Return the :class:`~.program.Program` of a model, and the coarsest type that it computes in.
+    """Return the program of a model, and the coarsest type that it computes in.
 
     Parameters and errors are those of :func:`compile_network`.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import cache, compute, exponential, lowering, versions
+from .. import architecture, cache, compute, exponential, lowering, versions
 from ..compute import symbol_of
 from ..device import Device
 from ..lowering.pipeline import PIPELINE
@@ -70,7 +70,8 @@ def _readable(name: str, function: Any) -> str:
 def _circumstances(device: Device, threads: int) -> str:
     """Return what the code of all kernels depends on, besides their schedules."""
     passes = sorted(Path(lowering.__path__[0]).glob("*.py"))
-    files = [*passes, *(Path(module.__file__ or "") for module in (exponential, compute))]
+    modules = architecture, exponential, compute
+    files = [*passes, *(Path(module.__file__ or "") for module in modules)]
     sources = [path.read_text("utf-8") for path in files]
     target = json.dumps(device.target_options(threads), sort_keys=True)
     pins = json.dumps(versions.pins(), sort_keys=True)

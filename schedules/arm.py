@@ -14,7 +14,7 @@ block of weights in the first level, matters more here than on x86; the model de
 from typing import Any
 
 from tvm_directconv.blocking import Blocking
-from tvm_directconv.device import Device
+from tvm_directconv.hardware.device import Device
 from tvm_directconv.workload import ConvWorkload
 
 from .common import direct

@@ -13,7 +13,7 @@ from tvm_directconv.blocking import (
     weights_take_time,
 )
 from tvm_directconv.compute import BLOCK_NAME
-from tvm_directconv.device import Device
+from tvm_directconv.hardware.device import Device
 from tvm_directconv.lowering.marks import (
     BASE,
     COLUMN,

@@ -14,7 +14,7 @@ the smaller of the two operand sets and one more register have to fit the regist
 from typing import Any
 
 from tvm_directconv.blocking import Blocking
-from tvm_directconv.device import Device
+from tvm_directconv.hardware.device import Device
 from tvm_directconv.workload import ConvWorkload
 
 from .common import direct

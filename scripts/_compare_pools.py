@@ -20,7 +20,7 @@ from tvm_directconv import ConvWorkload, DirectConvError, build
 from tvm_directconv.cli._options import add_specs, positive, threads, workloads_of
 from tvm_directconv.cli._output import Row, add_format, for_people, render
 from tvm_directconv.deploy import runner
-from tvm_directconv.device import native
+from tvm_directconv.hardware.host import native
 from tvm_directconv.toolchain import find_toolchain, run_cc
 
 LAYERS = [

@@ -24,8 +24,8 @@ from tvm_directconv.bench.models import model
 from tvm_directconv.cli._network import read_arrays
 from tvm_directconv.cli._options import TOLERANCE, add_inputs, inputs_of, threads
 from tvm_directconv.cli._output import render, status_line
-from tvm_directconv.device import cpu_of
 from tvm_directconv.emit.program import Port
+from tvm_directconv.hardware.host import cpu_of
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.toolchain import find_toolchain, target_port
 

@@ -11,8 +11,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from tvm_directconv.blocking import channel_block
-from tvm_directconv.device import device
 from tvm_directconv.emit.program import Program
+from tvm_directconv.hardware.lookup import device
 from tvm_directconv.network.compile import compile_network
 from tvm_directconv.network.network import Network, load_network
 from tvm_directconv.network.onnx_import import import_onnx

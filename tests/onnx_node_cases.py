@@ -202,13 +202,13 @@ def array(value: Any) -> np.ndarray:
 
 
 def _network(case: Case, constant: set[int], folder: Path) -> _Network:
-    from tvm_directconv.device import device
     from tvm_directconv.emit.c_source import (
         packed_functions,
         tables,
         weights_source,
         write_weights,
     )
+    from tvm_directconv.hardware.lookup import device
     from tvm_directconv.network.compile import plan
     from tvm_directconv.network.kernels import compile_kernels
 
@@ -257,8 +257,8 @@ def _linked(networks: Sequence[_Network], folder: Path) -> Any:
     """Link networks into one library, which has a function ``main`` and a number for each."""
     import tvm_ffi
 
-    from tvm_directconv.device import device
     from tvm_directconv.emit.c_source import DEPLOY
+    from tvm_directconv.hardware.lookup import device
     from tvm_directconv.toolchain import find_toolchain, link_shared
 
     objects = dict.fromkeys(path for network in networks for path in network.objects)

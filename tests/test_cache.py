@@ -12,8 +12,8 @@ from onnx_models import Graph, assert_like_onnxruntime
 
 from tvm_directconv import cache
 from tvm_directconv.deploy.runner import build_runner
-from tvm_directconv.device import native
 from tvm_directconv.errors import ToolchainError
+from tvm_directconv.hardware.host import native
 from tvm_directconv.toolchain import find_toolchain
 
 KERNEL = b"\x7fELF, and what follows"

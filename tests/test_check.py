@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -383,9 +382,8 @@ def test_a_reference_whose_results_differ_from_run_to_run(
 
 def test_machines_without_an_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(everything(), tmp_path)
-    device = import_module("tvm_directconv.device")
     here = dc.device("native")
-    monkeypatch.setattr(device, "host_lacks", lambda target: "it lacks avx9")
+    monkeypatch.setattr(checks, "host_lacks", lambda target: "it lacks avx9")
     check = compile_network(path, tmp_path / "a.so", here, blocking="model").check
     assert "it lacks avx9" in check.note and "emulator" not in check.note
     with pytest.raises(ModelError, match=r"cannot be checked: .*it lacks avx9"):

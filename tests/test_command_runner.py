@@ -18,8 +18,8 @@ from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.blocking import channel_block
 from tvm_directconv.build import Manifest, manifest_path
 from tvm_directconv.cli import main
-from tvm_directconv.device import host_cpu
 from tvm_directconv.errors import ToolchainError
+from tvm_directconv.hardware.host import host_cpu
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.command import CommandRunner

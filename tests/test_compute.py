@@ -1,7 +1,6 @@
 """The algorithm on random workloads in random blockings: every result equals the reference."""
 
 from dataclasses import fields, replace
-from importlib import import_module
 from math import ceil
 
 import numpy as np
@@ -30,8 +29,9 @@ from tvm_directconv.blocking import (
     registers,
 )
 from tvm_directconv.compute import ACTIVATIONS, Epilogue
-from tvm_directconv.device import Vector
 from tvm_directconv.errors import ArgumentError, WorkloadError
+from tvm_directconv.hardware import target as targets
+from tvm_directconv.hardware.device import Vector
 from tvm_directconv.layout import ActivationLayout
 
 SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27]
@@ -179,9 +179,8 @@ def test_random_blockings_for_wide_vectors(
     # That is too slow to be of use, so devices are checked; here it shows that AVX-512's blocks
     # of channels are computed correctly, wherever the tests run.
     monkeypatch.setattr("tvm_directconv.schedules.common.STEP", "not.pinned")
-    devices = import_module("tvm_directconv.device")
-    twice = [(feature, 2 * lanes) for feature, lanes in devices._LEGAL_LANES]
-    monkeypatch.setattr(devices, "_LEGAL_LANES", twice)
+    twice = [(feature, 2 * lanes) for feature, lanes in targets._LEGAL_LANES]
+    monkeypatch.setattr(targets, "_LEGAL_LANES", twice)
     vectors = tuple(Vector(2 * v.lanes, v.fma_per_cycle / 2) for v in wide.vectors)
     check_random(replace(wide, vectors=vectors), chunk, 30)
 

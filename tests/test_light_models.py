@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_models import SCORES_REORDERED, by_onnxruntime, compiled
 
-from tvm_directconv.device import device
+from tvm_directconv.hardware.lookup import device
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 

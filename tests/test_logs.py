@@ -25,8 +25,8 @@ import tvm_directconv as dc
 from tvm_directconv import blocking as blocks
 from tvm_directconv import logs
 from tvm_directconv.build import scheduled
-from tvm_directconv.device import HostCpu, cpu_of, host_cpu
 from tvm_directconv.errors import LogError
+from tvm_directconv.hardware.host import HostCpu, cpu_of, host_cpu
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import LogWarning, Record
 

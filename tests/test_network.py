@@ -30,8 +30,8 @@ from onnx_models import (
 
 import tvm_directconv as dc
 from tvm_directconv.deploy.runner import run_library
-from tvm_directconv.device import host_lacks
 from tvm_directconv.errors import ArgumentError, DeviceError, LibraryError, ModelError
+from tvm_directconv.hardware.target import host_lacks
 from tvm_directconv.layout import aligned_zeros
 from tvm_directconv.network.compile import compile_network, network_workloads
 from tvm_directconv.network.network import Network, load_network

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tvm_directconv.deploy import runner
-from tvm_directconv.device import native
+from tvm_directconv.hardware.host import native
 from tvm_directconv.toolchain import find_toolchain, run_cc
 
 DEPLOY = Path(runner.__file__).parent

@@ -24,8 +24,8 @@ from conftest import described
 from tvm_directconv import ConvWorkload, device, logs
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import CompiledConv, Manifest, build
-from tvm_directconv.device import host_cpu
 from tvm_directconv.errors import LibraryError, RpcError
+from tvm_directconv.hardware.host import host_cpu
 from tvm_directconv.toolchain import find_toolchain, run_cc
 from tvm_directconv.tuning.runners import rpc
 from tvm_directconv.tuning.runners.rpc import RpcRunner, Server, Tracker, find_tracker

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from .blocking import Blocking
 from .build import CompiledConv, build, load
 from .compute import Epilogue
-from .device import Device, device, devices
 from .errors import DirectConvError, ModelWarning
 from .explain import explain
+from .hardware.device import Device
+from .hardware.device_files import devices
+from .hardware.lookup import device
 from .logs import use_logs
 from .network.compile import compile_network
 from .network.network import Network, load_network

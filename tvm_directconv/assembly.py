@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .architecture import AARCH64, ARM, X86_64, architecture
 from .errors import ToolchainError
+from .hardware.architecture import AARCH64, ARM, X86_64, architecture
 
 __all__ = ["Loop", "find_mca", "innermost_loops", "mca_cycles", "whole_function"]
 

@@ -19,8 +19,8 @@ from itertools import pairwise
 from math import ceil, gcd
 from typing import Any
 
-from .device import Device
 from .errors import BlockingError, did_you_mean
+from .hardware.device import Device
 from .kinds import FLAG, THREADS, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import MAX_ELEMENTS, ConvWorkload

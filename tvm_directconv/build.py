@@ -16,8 +16,6 @@ from . import manifest as manifests
 from .blocking import Blocking
 from .compute import Epilogue, symbol_of
 from .denormals import FLUSH, MODE, checked_mode, flushed
-from .device import Device, host_lacks
-from .device import device as find_device
 from .errors import (
     ArgumentError,
     BlockingError,
@@ -31,6 +29,9 @@ from .errors import (
     said_by,
     similar_file,
 )
+from .hardware.device import Device
+from .hardware.lookup import device as find_device
+from .hardware.target import host_lacks
 from .kinds import TEXT, THREADS, Kind, Table, printable, shown
 from .layout import (
     ActivationLayout,

@@ -25,8 +25,8 @@ from .blocking import (
     tile_columns,
     usable_registers,
 )
-from .device import Device, Vector
-from .device import device as find_device
+from .hardware.device import Device, Vector
+from .hardware.lookup import device as find_device
 from .layout import ActivationLayout
 from .logs import best
 from .workload import ConvWorkload

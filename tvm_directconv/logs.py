@@ -28,8 +28,10 @@ from typing import Any, NamedTuple
 from . import blocking as blocks
 from . import files, reading, versions
 from .blocking import Blocking
-from .device import Device, devices, host_cpu, native
 from .errors import BlockingError, LogError, WorkloadError
+from .hardware.device import Device
+from .hardware.device_files import devices
+from .hardware.host import host_cpu, native
 from .kinds import TEXT, THREADS, Kind, is_positive, is_text, is_whole, or_null, problem, shown
 from .layout import ActivationLayout
 from .workload import ConvWorkload
@@ -171,8 +173,8 @@ class Record:
     measured_by : str
         One of :data:`MEASURED_BY`; :data:`MODELLED` stands for a cycle model instead.
     cpu : str, optional
-        Processor that it was measured on, see :func:`tvm_directconv.device.host_cpu`; None if it
-        was not measured.
+        Processor that it was measured on, see :func:`tvm_directconv.hardware.host.host_cpu`; None
+        if it was not measured.
     cpu_name : str, optional
         What the vendor calls this processor.
     cpu_device : str

@@ -16,8 +16,9 @@ import numpy as np
 from . import logs
 from .blocking import Blocking, check_threads, default_input_layout, estimate
 from .build import resolve_blocking
-from .device import Device, devices
-from .device import device as find_device
+from .hardware.device import Device
+from .hardware.device_files import devices
+from .hardware.lookup import device as find_device
 from .layout import ActivationLayout
 from .workload import ConvWorkload
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .device import Device
 from .errors import ScheduleError, absence, path_of, said_by
+from .hardware.device import Device
 
 _PARAMETERS = ("sch", "workload", "device", "blocking", "threads")
 

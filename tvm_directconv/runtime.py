@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import files, pool, reading
-from .device import host_lacks
 from .errors import LibraryError, similar_file
+from .hardware.target import host_lacks
 
 
 def library_bytes(path: Path) -> bytes:

@@ -20,7 +20,7 @@ from .network.compile import checked_inputs, network_workloads
 from .workload import EXAMPLE, ConvWorkload
 
 if TYPE_CHECKING:
-    from .device import Device
+    from .hardware.device import Device
 
 MODELS = (".onnx", ".pt2")
 """How files of models end: ONNX, and torch.export."""

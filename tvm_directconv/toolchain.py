@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_directconv import files
-from tvm_directconv.architecture import ARCHITECTURES, Architecture
 from tvm_directconv.errors import LibraryError, ToolchainError
+from tvm_directconv.hardware.architecture import ARCHITECTURES, Architecture
 
 __all__ = [
     "ElfInfo",

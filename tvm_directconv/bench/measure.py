@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import files
 from ..build import CompiledConv
-from ..device import Device
+from ..hardware.device import Device
 from ..layout import aligned_zeros
 from ..reference import conv2d_reference, max_error, random_tensors
 from ..runtime import BoundCall

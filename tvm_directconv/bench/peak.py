@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..device import Device, check_cores
+from ..hardware.device import Device
+from ..hardware.host import check_cores
 from ..layout import aligned_zeros
 from ..lowering.marks import TILE
 from ..lowering.pipeline import PIPELINE

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..device import Device
 from ..errors import ArgumentError, LogError
+from ..hardware.device import Device
 from ..kinds import THREADS
 from ..logs import use_logs
 from ..specs import workloads

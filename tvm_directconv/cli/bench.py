@@ -9,9 +9,10 @@ from typing import Any
 from .. import versions
 from ..bench.disturbance import left_out
 from ..build import build
-from ..device import Device, host_lacks
-from ..device import device as find_device
 from ..errors import DeviceError, LibraryError
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
+from ..hardware.target import host_lacks
 from ..workload import ConvWorkload
 from ._options import (
     TOLERANCE,

@@ -3,8 +3,9 @@
 import argparse
 from dataclasses import asdict
 
-from ..device import Device, devices
-from ..device import device as find_device
+from ..hardware.device import Device
+from ..hardware.device_files import devices
+from ..hardware.lookup import device as find_device
 from ._output import Row, add_format, for_people, render, write
 
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from .. import versions
-from ..architecture import ARCHITECTURES
 from ..assembly import find_mca
 from ..errors import DirectConvError, ToolchainError
+from ..hardware.architecture import ARCHITECTURES
 from ..toolchain import Toolchain, find_toolchain
 from ._output import add_format, render, write
 
@@ -159,7 +159,7 @@ def _tvm(usable: bool) -> Iterator[_Check]:
 
 
 def _native(name: str) -> _Check:
-    from ..device import native
+    from ..hardware.host import native
 
     try:
         here = native()

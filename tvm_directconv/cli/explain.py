@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import prediction
-from ..device import Device
-from ..device import device as find_device
 from ..explain import explain
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
 from ..prediction import Experience, Plan, Prediction
 from ..specs import is_model
 from ._options import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .. import blocking as blocks
 from .. import logs
-from ..device import Device
-from ..device import device as find_device
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
 from ..layout import ActivationLayout
 from ..workload import ConvWorkload
 from ._options import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..device import device as find_device
 from ..errors import LibraryError
+from ..hardware.lookup import device as find_device
 from ..network.network import load_network
 from ._network import is_network
 from ._options import positive

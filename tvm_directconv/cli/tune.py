@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-from ..device import Device
-from ..device import device as find_device
 from ..errors import TuningError
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
 from ..tuning.layer import Layer
 from ..tuning.outcome import Outcome
 from ..tuning.runners import TIME_LIMIT, Runner

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..device import device as find_device
 from ..errors import DeviceError
+from ..hardware.lookup import device as find_device
 from ..toolchain import Toolchain, find_toolchain
 from .runner import run_library
 

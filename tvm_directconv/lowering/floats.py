@@ -20,8 +20,8 @@ from tvm.tirx import (
 )
 
 from .. import exponential
-from ..architecture import AARCH64, ARM, X86_64
 from ..denormals import FLUSH, KEEP
+from ..hardware.architecture import AARCH64, ARM, X86_64
 from .marks import DENORMALS
 from .registers import is_pin
 from .statements import architecture_of, importing, sequence, tir_pass, with_body

@@ -13,7 +13,7 @@ from tvm.tirx import (
     SeqStmt,
 )
 
-from ..architecture import Architecture, architecture
+from ..hardware.architecture import Architecture, architecture
 
 
 def tir_pass(function: Any) -> Any:

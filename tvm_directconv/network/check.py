@@ -25,6 +25,7 @@ import numpy as np
 from .. import memory
 from ..emit.program import Port
 from ..errors import LibraryError, ModelError, ToolchainError
+from ..hardware.target import host_lacks
 from .manifest import Check, NetworkManifest
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def _runs(
 ) -> Callable[[Inputs], list[np.ndarray]]:
     """Return what runs a library here."""
     from ..deploy.emulated import emulated, toolchain_of
-    from ..device import host_lacks
 
     toolchain = toolchain_of(manifest)
     reason = host_lacks(manifest.target)

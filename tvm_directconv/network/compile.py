@@ -13,8 +13,9 @@ from .. import files, versions
 from .. import manifest as manifests
 from ..blocking import check_threads
 from ..denormals import FLUSH, checked_mode
-from ..device import Device
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, path_of
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
 from ..kinds import shown
 from ..manifest import manifest_path
 from ..workload import ConvWorkload, model_layer_name
@@ -96,7 +97,6 @@ def compile_network(
         If `denormals` is none of the two, or `check` none of the three.
     """
     versions.check()
-    from ..device import device as find_device
     from ..emit.c_folder import check_folder, write_folder
     from ..emit.library import link_network
     from ..emit.program import COPY
@@ -325,7 +325,6 @@ def network_workloads(
         If the model cannot be read.
     """
     versions.check()
-    from ..device import device as find_device
     from .pipeline import convolutions
 
     name = model if isinstance(model, str | Path) else "network"

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import architecture, cache, compute, exponential, lowering, versions
+from .. import cache, compute, exponential, lowering, versions
 from ..compute import symbol_of
-from ..device import Device
+from ..hardware import architecture
+from ..hardware.device import Device
 from ..lowering.pipeline import PIPELINE
 from ..toolchain import object_code
 from .operators import KERNEL, ConvAttributes

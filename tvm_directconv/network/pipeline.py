@@ -7,10 +7,11 @@ from tvm import relax
 
 from ..blocking import check_threads
 from ..denormals import FLUSH, checked_mode
-from ..device import Device, check_target
-from ..device import device as find_device
 from ..emit.program import Program
 from ..errors import BlockingError, did_you_mean
+from ..hardware.device import Device
+from ..hardware.lookup import check_target
+from ..hardware.lookup import device as find_device
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
 from .kernels import compile_kernels

@@ -14,7 +14,6 @@ from tvm import relax
 from tvm.ir.expr import GlobalVar
 
 from ..denormals import FLUSH, flushed
-from ..device import Device
 from ..emit.program import (
     ARENA,
     COPY,
@@ -27,6 +26,7 @@ from ..emit.program import (
     packed,
 )
 from ..errors import ModelError
+from ..hardware.device import Device
 from ..layout import ALIGNMENT
 from .operators import KERNEL, ConvAttributes
 from .rewriter import (

@@ -8,9 +8,9 @@ from pathlib import Path
 from .. import blocking as blocks
 from .. import files, versions
 from ..build import scheduled, unscheduled
-from ..device import Device
-from ..device import device as find_device
 from ..errors import DeviceError, LogError
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
 from ..layout import ActivationLayout
 from ..logs import Record, lines, ranked, warn_of
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import blocking as blocks
 from ..blocking import IC_INSIDE, Blocking
-from ..device import Device
+from ..hardware.device import Device
 from ..layout import ActivationLayout
 from ..workload import ConvWorkload
 

@@ -18,9 +18,9 @@ from ..bench.compare import Comparison, Failure
 from ..bench.disturbance import disturbance
 from ..blocking import Blocking, check_threads
 from ..build import build
-from ..device import Device
-from ..device import device as find_device
 from ..errors import BlockingError, LogError, TuningError, path_of
+from ..hardware.device import Device
+from ..hardware.lookup import device as find_device
 from ..kinds import is_positive
 from ..logs import Record
 from ..specs import workloads

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ... import files, logs, memory, reading
-from ...device import native
 from ...errors import ReportError
+from ...hardware.host import native
 from ...kinds import (
     COUNT,
     NAMES,

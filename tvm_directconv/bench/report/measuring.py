@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...device import check_cores
 from ...errors import ReportError
+from ...hardware.host import check_cores
 from ...workload import ConvWorkload
 from . import environment
 from .rows import OURS, SUBJECTS, Row, Subject, appending, layer_subject, network_subject, now, read

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ... import files
-from ...device import device
+from ...hardware.lookup import device
 from ...workload import ConvWorkload
 from .base import NETWORK_SHAPE, Contestant, Failed, Prepared, only_plain, run_converter
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...build import CompiledConv, build
-from ...device import device
+from ...hardware.lookup import device
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
 from .base import DIRECT, Contestant, Prepared

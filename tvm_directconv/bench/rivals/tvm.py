@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ... import files
-from ...device import device
+from ...hardware.lookup import device
 from ...layout import aligned_zeros
 from ...pool import size_pool
 from ...workload import ConvWorkload

@@ -9,7 +9,7 @@ from tvm.ir.expr import Call, Var
 
 from ...blocking import default_input_layout
 from ...build import resolve_blocking
-from ...device import Device
+from ...hardware.device import Device
 from ...layout import ActivationLayout, pack_channels
 from ..operators import (
     CONV2D,

@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 
 from ...blocking import channel_block
-from ...device import Device
+from ...hardware.device import Device
 from ..operators import CONV2D, ConvAttributes, conv2d, conv_attributes
 from ..rewriter import Rewriter, constant, op_name, rewriting, value_of
 

@@ -6,7 +6,7 @@ import tvm
 from tvm.tirx import PrimFunc
 
 from ...build import scheduled
-from ...device import Device
+from ...hardware.device import Device
 from ...lowering.marks import DENORMALS
 from ...registry import general_schedule
 from ..operators import KERNEL, ConvAttributes

@@ -27,8 +27,9 @@ from ...deploy.runner import (
     runner_arguments,
     tensor_argument,
 )
-from ...device import Device, cpu_of
 from ...errors import ToolchainError
+from ...hardware.device import Device
+from ...hardware.host import cpu_of
 from ...toolchain import find_toolchain
 from . import TIME_LIMIT
 from .problem import differing, problem

@@ -10,8 +10,10 @@ from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...build import load
 from ...deploy.runner import RunFailure
-from ...device import Device, check_cores, host_cpu, host_lacks, native
 from ...errors import DeviceError
+from ...hardware.device import Device
+from ...hardware.host import check_cores, host_cpu, native
+from ...hardware.target import host_lacks
 from ...layout import aligned_zeros
 from ..worker import Worker
 from . import TIME_LIMIT

@@ -10,8 +10,8 @@ from ...assembly import Loop, find_mca, innermost_loops, mca_cycles
 from ...bench.compare import Comparison, Failure
 from ...blocking import Blocking, estimate, taps_inside, tile_columns
 from ...build import Manifest, manifest_path
-from ...device import Device
 from ...errors import DeviceError, ToolchainError
+from ...hardware.device import Device
 from ...workload import ConvWorkload
 
 _HERTZ = 1e9  # Device files have no clock.

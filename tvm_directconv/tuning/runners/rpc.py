@@ -33,8 +33,9 @@ from ... import deploy, files
 from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
 from ...build import Manifest, manifest_path
-from ...device import Device, cpu_of
 from ...errors import DirectConvError, RpcError
+from ...hardware.device import Device
+from ...hardware.host import cpu_of
 from ...toolchain import find_toolchain, run_cc
 from ..worker import Worker
 from . import TIME_LIMIT

@@ -1,7 +1,6 @@
-"""Device files, the TVM targets made of them, and the ways to name a device."""
+"""Device files, the TVM targets made of them, the ways to name a device, and this machine."""
 
 import functools
-import importlib
 import json
 import re
 from dataclasses import replace
@@ -12,12 +11,15 @@ from tvm import compile as tvm_compile
 from tvm import s_tir, te
 from tvm.target import Target, codegen
 
-from tvm_directconv.architecture import architecture
-from tvm_directconv.device import Device, Vector, device, devices, native
 from tvm_directconv.errors import DeviceError
+from tvm_directconv.hardware import host
+from tvm_directconv.hardware import target as targets
+from tvm_directconv.hardware.architecture import architecture
+from tvm_directconv.hardware.device import Device, Vector
+from tvm_directconv.hardware.device_files import devices, shipped
+from tvm_directconv.hardware.host import native
+from tvm_directconv.hardware.lookup import device
 
-# Not by attribute: a package may offer the function under the same name.
-module = importlib.import_module("tvm_directconv.device")
 DEVICES = {d.name: d for d in devices()}
 ABSTRACT = {"generic", "generic-arm", "generic-x86"}
 
@@ -448,14 +450,12 @@ def machine(monkeypatch, tmp_path):
     """Pretend to be a machine with this triple, processor name and instruction set."""
 
     def pretend(triple: str, cpu: str, like: str = "") -> None:
-        real = module._llvm
-        names = {"llvm_get_system_triple": triple, "llvm_get_system_cpu": cpu}
-        monkeypatch.setattr(
-            module, "_llvm", lambda name, *args: names[name] if name in names else real(name, *args)
-        )
-        host = module._features(DEVICES[like]) if like else frozenset()
-        monkeypatch.setattr(module, "_host_features", lambda: host)
-        monkeypatch.setattr(module, "_CACHES", tmp_path)
+        monkeypatch.setattr(codegen, "llvm_get_system_triple", lambda: triple)
+        monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: cpu)
+        features = DEVICES[like].features() if like else frozenset()
+        monkeypatch.setattr(targets, "host_features", lambda: features)
+        monkeypatch.setattr(host, "host_features", lambda: features)
+        monkeypatch.setattr(host, "_CACHES", tmp_path)
 
     return pretend
 
@@ -491,9 +491,9 @@ def test_native_finds_the_nearest_device_that_runs(machine, triple, cpu, like, n
 
 
 def test_telling_features_are_those_of_one_device():
-    for name, file in module._shipped().items():
+    for name, file in shipped().items():
         if feature := file.keys.get("told_by"):
-            assert [d.name for d in DEVICES.values() if feature in module._features(d)] == [name]
+            assert [d.name for d in DEVICES.values() if feature in d.features()] == [name]
 
 
 def test_native_elsewhere_keeps_the_systems_triple(machine):
@@ -545,7 +545,7 @@ def test_native_takes_the_caches_of_this_machine(machine, tmp_path):
 
 
 def test_messages_name_no_vendor_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
-    triples = {"llvm_get_system_triple": "riscv64-conda-linux-gnu"}
-    monkeypatch.setattr(module, "_llvm", lambda name, *_: triples[name])
-    reason = module.host_lacks({"mtriple": "x86_64-linux-gnu"})
+    here = "riscv64-conda-linux-gnu"
+    monkeypatch.setattr(codegen, "llvm_get_system_triple", lambda: here)
+    reason = targets.host_lacks({"mtriple": "x86_64-linux-gnu"})
     assert reason == "the code is for x86_64-linux-gnu, this machine is riscv64-linux-gnu"

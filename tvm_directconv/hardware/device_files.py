@@ -1,0 +1,226 @@
+"""Device files: their keys, what they inherit, and the devices that they describe.
+
+The facts stand in ``schedules/devices/*.toml``, one small file per processor
+core, each inheriting from a more general one; ``generic.toml`` explains the
+keys.
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import reading
+from ..errors import DeviceError, did_you_mean
+from ..kinds import FLAG, Kind, is_positive, is_text, is_whole, problem
+from .device import Device, Vector
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_ROOT = "generic"
+_MOST = 65536  # of what is counted: cores, registers, lanes
+
+
+def _is_flag_list(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(flag, str) and re.fullmatch(r"[+-][\w.-]+", flag) for flag in value
+    )
+
+
+def _is_vector_list(value: object) -> bool:
+    if not (isinstance(value, list) and value and all(isinstance(v, dict) for v in value)):
+        return False
+    if not all(
+        v.keys() == {"lanes", "fma_per_cycle"}
+        and is_whole(v["lanes"], 1, _MOST)
+        and is_positive(v["fma_per_cycle"])
+        for v in value
+    ):
+        return False
+    lanes = [v["lanes"] for v in value]
+    return lanes == sorted(set(lanes), reverse=True)
+
+
+def _is_line_of_text(value: object) -> bool:
+    return is_text(value) and str(value).isprintable()
+
+
+_RATE = Kind("a number above 0", is_positive)
+_COUNT = Kind(f"a whole number from 1 to {_MOST}", lambda v: is_whole(v, 1, _MOST))
+_WHOLE = Kind(f"a whole number from 0 to {_MOST}", lambda v: is_whole(v, 0, _MOST))
+_BYTES = Kind("a whole number of bytes from 0", lambda v: is_whole(v, 0, 2**63 - 1))
+_LINE = Kind("a whole number of bytes from 1", lambda v: is_whole(v, 1, 2**63 - 1))
+_TEXT = Kind("a non-empty string of one line", _is_line_of_text)
+_NAMES = Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_line_of_text, v)))
+FLAGS = Kind("a list of features, each with + or - in front", _is_flag_list)
+_KEYS = {
+    "parent": _TEXT,
+    "abstract": FLAG,
+    "description": _TEXT,
+    "aliases": _NAMES,
+    "boards": _NAMES,
+    "ghz": _RATE,
+    "told_by": _TEXT,
+    "schedule": _TEXT,
+    "triple": _TEXT,
+    "mcpu": _TEXT,
+    "mattr": FLAGS,
+    "mfloat_abi": Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
+    "fma": FLAG,
+    "vectors": Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
+    "vector_registers": _COUNT,
+    "spare_registers": _WHOLE,
+    "fma_latency": _RATE,
+    "loads_per_cycle": _RATE,
+    "scalar_loads_per_cycle": _RATE,
+    "l2_bytes_per_cycle": _RATE,
+    "l3_bytes_per_cycle": _RATE,
+    "memory_operand_broadcast": FLAG,
+    "lane_operand": FLAG,
+    "l1d_bytes": _LINE,
+    "l2_bytes": _BYTES,
+    "l3_bytes": _BYTES,
+    "cache_line_bytes": _LINE,
+    "cores": _COUNT,
+    "qemu_cpu": _TEXT,
+    "mca_cpu": _TEXT,
+}
+_NOT_INHERITED = {"abstract", "aliases", "boards", "ghz", "told_by"}
+_OPTIONAL = {"mcpu", "mfloat_abi", "qemu_cpu", "mca_cpu", *_NOT_INHERITED}
+
+
+class DeviceFile(NamedTuple):
+    """One device file, as it stands."""
+
+    source: str
+    keys: dict[str, Any]
+
+
+def _read(path: "Traversable") -> DeviceFile:
+    source = str(path)
+    try:
+        keys = tomllib.loads(reading.text(source))
+    except reading.Unreadable as error:
+        raise DeviceError(
+            f"device file {source}: cannot be read ({error}): expected a TOML file"
+        ) from None
+    except ValueError as error:
+        raise DeviceError(
+            f"device file {source}: not valid TOML: {error}. Correct it there"
+        ) from None
+    except RecursionError:
+        raise DeviceError(
+            f"device file {source}: not valid TOML: it is nested too deeply. Correct it there"
+        ) from None
+    for key in keys:
+        if key not in _KEYS:
+            raise DeviceError(
+                f"device file {source}: unknown key {key!r}{did_you_mean(key, _KEYS)}: expected "
+                f"one of {', '.join(_KEYS)}"
+            )
+    if wrong := problem(keys, _KEYS, optional=tuple(_KEYS)):
+        raise DeviceError(f"device file {source}: {wrong}")
+    return DeviceFile(source, keys)
+
+
+@functools.cache
+def shipped() -> dict[str, DeviceFile]:
+    """Return the device files of this package by name, abstract ones included."""
+    folder = files("tvm_directconv.schedules") / "devices"
+    paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    return {
+        path.name.removesuffix(".toml"): _read(path)
+        for path in paths
+        if path.name.endswith(".toml")
+    }
+
+
+def resolve(name: str, known: Mapping[str, DeviceFile]) -> Device:
+    """Make the device of a file, filling in what it inherits."""
+    source = known[name].source
+    if known[name].keys.get("abstract"):
+        raise DeviceError(
+            f"device {name!r} is abstract, nothing can be built for it: expected one of "
+            f"{', '.join(device_names())}"
+        )
+    values = dict(known[name].keys)
+    chain = [name]
+    while chain[-1] != _ROOT:
+        last = known[chain[-1]]
+        if "parent" not in last.keys:
+            raise DeviceError(
+                f"device file {last.source}: the key 'parent' is missing: expected the device to "
+                f"inherit from, {_ROOT!r} if nothing is nearer"
+            )
+        parent = last.keys["parent"]
+        if parent not in known:
+            raise DeviceError(
+                f"device file {last.source}: parent is {parent!r}, which is no device of this "
+                f"package{did_you_mean(parent, shipped())}: expected one of "
+                f"{', '.join(shipped())}"
+            )
+        if parent in chain:
+            raise DeviceError(
+                f"device file {last.source}: parent is {parent!r}, which closes the circle "
+                f"{' -> '.join([*chain, parent])}: expected a chain that ends in {_ROOT!r}"
+            )
+        chain.append(parent)
+        inherited = known[parent].keys.items()
+        values = {k: v for k, v in inherited if k not in _NOT_INHERITED} | values
+    missing = [key for key in _KEYS if key not in values and key not in _OPTIONAL]
+    if missing:
+        raise DeviceError(
+            f"device file {source}: the key {missing[0]!r} is missing and not inherited from "
+            f"{' -> '.join(chain[1:])}: expected {_KEYS[missing[0]].expected}"
+        )
+    values["vectors"] = tuple(Vector(**vector) for vector in values["vectors"])
+    for key in ("mattr", "boards", "aliases"):
+        values[key] = tuple(values.get(key, ()))
+    known_fields = {field.name for field in fields(Device)}
+    return Device(
+        name=name,
+        chain=tuple(chain),
+        **{key: value for key, value in values.items() if key in known_fields},
+    )
+
+
+def from_file(path: Path) -> Device:
+    """Return the device that a user's own file describes."""
+    name = path.stem
+    if name in shipped():
+        raise DeviceError(
+            f"device file {path}: the name {name!r} is taken by a device of this package, and "
+            "tuning logs are kept by name: rename the file"
+        )
+    return resolve(name, {**shipped(), name: _read(path)})
+
+
+def device_names() -> list[str]:
+    """Return the names of the devices that can be built for."""
+    return [name for name, file in shipped().items() if not file.keys.get("abstract")]
+
+
+def devices() -> list[Device]:
+    """Return all devices that can be built for, sorted by name.
+
+    Returns
+    -------
+    list of Device
+        Those of this package; users' own files are not searched.
+    """
+    return [resolve(name, shipped()) for name in device_names()]
+
+
+def named(name: str) -> Device | None:
+    """Return the device that has this name or alias."""
+    if name in shipped():
+        return resolve(name, shipped())
+    for candidate in devices():
+        if name in candidate.aliases:
+            return candidate
+    return None

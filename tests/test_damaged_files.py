@@ -19,15 +19,17 @@ from onnx_models import Graph, saved
 from PIL import Image
 
 import tvm_directconv as dc
-from tvm_directconv import cache, logs
+from tvm_directconv import cache
 from tvm_directconv.bench.report import environment, rows
 from tvm_directconv.build import resolve_blocking, scheduled
 from tvm_directconv.cli import _network
 from tvm_directconv.deploy.runner import build_cached, read_report
 from tvm_directconv.emit.c_source import DEPLOY, write_weights
 from tvm_directconv.emit.program import Port
-from tvm_directconv.errors import DirectConvError
+from tvm_directconv.errors import DirectConvError, LogWarning
 from tvm_directconv.layout import ActivationLayout
+from tvm_directconv.logs import choice, log_file
+from tvm_directconv.logs import record as records
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.network.onnx_import import import_onnx
 from tvm_directconv.toolchain import elf_info, find_toolchain
@@ -110,7 +112,7 @@ def blocking_file(folder: Path) -> Case:
 
 
 def device_file(folder: Path) -> Case:
-    devices = Path(logs.__file__).parents[1] / "schedules/devices"
+    devices = Path(dc.__file__).parents[1] / "schedules/devices"
     right = "\n".join((devices / f"{name}.toml").read_text() for name in ("generic", "haswell"))
     lines = [line for line in right.splitlines() if not line.startswith(("#", "abstract"))]
     unique = {line.partition("=")[0]: line for line in lines}
@@ -123,16 +125,16 @@ def device_file(folder: Path) -> Case:
 
 
 def log(folder: Path) -> Case:
-    shipped = Path(logs.__file__).parents[1] / "tuning_logs/x86-64-v3.jsonl"
+    shipped = Path(dc.__file__).parents[1] / "tuning_logs/x86-64-v3.jsonl"
     right = b"".join(shipped.read_bytes().splitlines(keepends=True)[:4])
 
     def use(path: Path) -> object:
-        with warnings.catch_warnings(), logs.use_logs(folder):
-            warnings.simplefilter("ignore", logs.LogWarning)
-            for record in logs.read(path):
+        with warnings.catch_warnings(), dc.use_logs(folder):
+            warnings.simplefilter("ignore", LogWarning)
+            for record in log_file.read(path):
                 layout = ActivationLayout(record.input_layout)
-                logs.best(record.workload, dc.device("x86-64-v3"), record.threads, layout)
-        for line in logs.lines(path):
+                choice.best(record.workload, dc.device("x86-64-v3"), record.threads, layout)
+        for line in log_file.lines(path):
             assert line.record or (line.problem and "\n" not in line.problem)
         return None
 
@@ -168,7 +170,7 @@ def rows_of_a_report(folder: Path) -> Case:
 
 def environment_of_a_report(folder: Path) -> Case:
     absent = {"layer": ["not installed"], "network": []}
-    runs = [{"date": logs.now(), "threads": [1], "repeats": 3, "cpus": [0], "absent": absent}]
+    runs = [{"date": records.now(), "threads": [1], "repeats": 3, "cpus": [0], "absent": absent}]
     found = {**environment.here(), "copy_gb_per_s": {"1": 9.5}, "runs": runs}
 
     def use(path: Path) -> object:

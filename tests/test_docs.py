@@ -22,7 +22,7 @@ import tvm_directconv as dc
 from tvm_directconv.bench.report import page
 from tvm_directconv.bench.report.figures import Results
 from tvm_directconv.cli import _parse, main
-from tvm_directconv.logs import folders
+from tvm_directconv.logs.folders import folders
 from tvm_directconv.toolchain import find_toolchain
 
 ROOT = Path(__file__).resolve().parents[1]

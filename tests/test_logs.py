@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 
 import tvm_directconv as dc
 from tvm_directconv import blocking as blocks
-from tvm_directconv import logs
 from tvm_directconv.build import scheduled
-from tvm_directconv.errors import LogError
+from tvm_directconv.errors import LogError, LogWarning
 from tvm_directconv.hardware.host import HostCpu, cpu_of, host_cpu
 from tvm_directconv.layout import ActivationLayout
-from tvm_directconv.logs import LogWarning, Record
+from tvm_directconv.logs import choice, log_file, upkeep
+from tvm_directconv.logs import record as records
+from tvm_directconv.logs.folders import folders, log_path
+from tvm_directconv.logs.record import Record
 
 LAYER = dc.ConvWorkload.parse('ic16ih14oc32oh14kh3ph1n"toy:conv"')
 LARGER = dc.ConvWorkload.parse("mb2ic16ih20oc32oh20kh3ph1")
@@ -73,7 +75,7 @@ def record(number: int = 0, **changes: Any) -> Record:
     if changes.get("status", "ok") != "ok":
         facts |= dict.fromkeys(("seconds_p20", "seconds_p50", "seconds_p80"))
         facts |= {"of_peak": None, "over_model": None, "repeats": 0}
-    if changes.get("measured_by") == logs.MODELLED:
+    if changes.get("measured_by") == records.MODELLED:
         facts |= dict.fromkeys(("seconds_p20", "seconds_p50", "seconds_p80", "cpu", "cpu_name"))
     return Record(**{**facts, **changes})
 
@@ -86,7 +88,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def written(*records: Record) -> Path:
-    return [logs.append(r) for r in records][-1]
+    return [log_file.append(r) for r in records][-1]
 
 
 def line(**changes: Any) -> str:
@@ -200,37 +202,37 @@ def test_bad_lines_are_left_out_and_named(mistake: str, tmp_path: Path) -> None:
     good = record().to_line().encode()
     path.write_bytes(b"\n".join([good, b"", raw, record(1).to_line().encode(), b""]))
     with pytest.warns(LogWarning, match=re.escape(reason)) as found:
-        assert logs.read(path) == [record(), record(1)]
+        assert log_file.read(path) == [record(), record(1)]
     (warning,) = found
     assert str(warning.message).startswith(f"{path}:3: ")
 
 
 def test_no_log_and_an_empty_log_hold_nothing(tmp_path: Path) -> None:
-    assert logs.read(tmp_path / "none.jsonl") == []
+    assert log_file.read(tmp_path / "none.jsonl") == []
     (tmp_path / "empty.jsonl").touch()
-    assert logs.read(tmp_path / "empty.jsonl") == []
+    assert log_file.read(tmp_path / "empty.jsonl") == []
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").mkdir()
     with pytest.warns(LogWarning, match="Is a directory"):
-        assert logs.read(tmp_path / "x.jsonl") == []
+        assert log_file.read(tmp_path / "x.jsonl") == []
 
 
 def test_a_log_is_read_again_only_when_it_has_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[object] = []
-    content = logs._content
-    monkeypatch.setattr(logs, "_content", lambda path: reads.append(path) or content(path))
+    content = log_file._content
+    monkeypatch.setattr(log_file, "_content", lambda path: reads.append(path) or content(path))
     path = written(record())
     for _ in range(3):
-        assert logs.read(path) == [record()]
+        assert log_file.read(path) == [record()]
     assert len(reads) == 1
     written(record(1))
-    assert logs.read(path) == [record(), record(1)]
+    assert log_file.read(path) == [record(), record(1)]
     path.unlink()
-    assert logs.read(path) == []
+    assert log_file.read(path) == []
 
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -241,22 +243,23 @@ def test_a_log_that_was_cut_off_goes_on(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     written(record(2))
     with pytest.warns(LogWarning, match=r":2: .* not JSON"):
-        assert logs.read(path) == [record(), record(2)]
+        assert log_file.read(path) == [record(), record(2)]
 
 
 def test_logs_are_joined_with_cat(tmp_path: Path) -> None:
-    a, b = (logs.append(record(n), tmp_path / str(n)) for n in range(2))
+    a, b = (log_file.append(record(n), tmp_path / str(n)) for n in range(2))
     (tmp_path / "c").write_bytes(subprocess.check_output(["cat", a, b]))
-    assert logs.read(tmp_path / "c") == [record(), record(1)]
+    assert log_file.read(tmp_path / "c") == [record(), record(1)]
 
 
 WRITER = """
 import sys
-from tvm_directconv import logs
-r = logs.Record.from_line(sys.argv[1])
+from tvm_directconv.logs.log_file import append
+from tvm_directconv.logs.record import Record
+r = Record.from_line(sys.argv[1])
 from dataclasses import replace
 for seed in range(int(sys.argv[3]), int(sys.argv[4])):
-    logs.append(replace(r, seed=seed), sys.argv[2])
+    append(replace(r, seed=seed), sys.argv[2])
     print(seed, flush=True)
 """
 
@@ -280,7 +283,7 @@ def test_a_killed_writer_loses_nothing_that_it_had_written(tmp_path: Path) -> No
         process.wait()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)  # One line may be cut off each time.
-        found = [r.seed for r in logs.read(tmp_path / "cortex-a72.jsonl")]
+        found = [r.seed for r in log_file.read(tmp_path / "cortex-a72.jsonl")]
     assert len(reported) > 5 and reported <= set(found)
     assert len(found) == len(set(found))
 
@@ -288,33 +291,33 @@ def test_a_killed_writer_loses_nothing_that_it_had_written(tmp_path: Path) -> No
 def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     processes = [writer(tmp_path, begin, begin + 200) for begin in (0, 1000)]
     assert [process.wait() for process in processes if process.communicate()] == [0, 0]
-    found = [r.seed for r in logs.read(tmp_path / "cortex-a72.jsonl")]
+    found = [r.seed for r in log_file.read(tmp_path / "cortex-a72.jsonl")]
     assert sorted(found) == [*range(200), *range(1000, 1200)]
 
 
 def test_pruning_meanwhile_loses_nothing(tmp_path: Path) -> None:
     """What waits for the lock while the file is replaced must not write into the old one."""
-    logs.append(record(chosen=True, seed=-1), tmp_path)
+    log_file.append(record(chosen=True, seed=-1), tmp_path)
     path, done = tmp_path / "cortex-a72.jsonl", threading.Event()
 
     def write() -> None:
         for seed in range(200):
-            logs.append(record(chosen=True, seed=seed), tmp_path)
+            log_file.append(record(chosen=True, seed=seed), tmp_path)
         done.set()
 
     thread = threading.Thread(target=write)
     thread.start()
     while not done.is_set():
-        logs.prune(path)
+        upkeep.prune(path)
     thread.join()
-    assert [r.seed for r in logs.read(path)] == [*range(-1, 200)]
+    assert [r.seed for r in log_file.read(path)] == [*range(-1, 200)]
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for act in (
-        lambda: logs.append(record(), tmp_path / "file"),
-        lambda: logs.check_appendable("cortex-a72", tmp_path / "file"),
+        lambda: log_file.append(record(), tmp_path / "file"),
+        lambda: log_file.check_appendable("cortex-a72", tmp_path / "file"),
     ):
         with pytest.raises(LogError, match=r"cannot write .*file/cortex-a72.jsonl.* --logs DIR"):
             act()
@@ -333,9 +336,9 @@ def test_a_read_only_disk(folder: Path, exists: bool, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(LogError, match="Read-only file system"):
-        logs.check_appendable("cortex-a72")
+        log_file.check_appendable("cortex-a72")
     with pytest.raises(LogError, match="Read-only file system"):
-        logs.append(record())
+        log_file.append(record())
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(
@@ -344,16 +347,16 @@ def test_a_full_disk_leaves_no_part_of_a_line(
     path, usual = written(record()), os.write
     monkeypatch.setattr(os, "write", lambda file, data: usual(file, data[:50]))
     with pytest.raises(LogError, match="the disk is full"):
-        logs.append(record(1))
+        log_file.append(record(1))
     assert path.read_text() == record().to_line() + "\n"
 
 
 def test_a_check_leaves_nothing_behind(folder: Path) -> None:
-    logs.check_appendable("cortex-a72")
+    log_file.check_appendable("cortex-a72")
     assert list(folder.iterdir()) == []
     path = written(record())
-    logs.check_appendable("cortex-a72")
-    assert logs.read(path) == [record()]
+    log_file.check_appendable("cortex-a72")
+    assert log_file.read(path) == [record()]
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -361,20 +364,20 @@ def test_a_check_leaves_nothing_behind(folder: Path) -> None:
 
 def test_where_logs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path / "variable"))
-    assert logs.folders() == [tmp_path / "variable"]
+    assert folders() == [tmp_path / "variable"]
     with dc.use_logs(tmp_path / "outer"):
         with dc.use_logs(str(tmp_path / "inner")):
-            assert logs.folders() == [tmp_path / "inner"]
-        assert logs.folders() == [tmp_path / "outer"]
+            assert folders() == [tmp_path / "inner"]
+        assert folders() == [tmp_path / "outer"]
     monkeypatch.setenv("TVM_DIRECTCONV_LOGS", "")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    own, shipped = logs.folders()
+    own, shipped = folders()
     assert own == tmp_path / "tvm_directconv" / "tuning_logs"
     assert (shipped / "__init__.py").is_file()
-    assert logs.log_path("znver4") == own / "znver4.jsonl"
+    assert log_path("znver4") == own / "znver4.jsonl"
     monkeypatch.setenv("XDG_DATA_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert logs.folders()[0] == tmp_path / ".local/share/tvm_directconv/tuning_logs"
+    assert folders()[0] == tmp_path / ".local/share/tvm_directconv/tuning_logs"
 
 
 def test_a_folder_that_is_none() -> None:
@@ -387,15 +390,15 @@ def test_the_users_own_choice_comes_before_the_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, shipped = tmp_path / "own", tmp_path / "shipped"
-    monkeypatch.setattr(logs, "folders", lambda: [own, shipped])
+    monkeypatch.setattr(choice, "folders", lambda: [own, shipped])
     late = record(0, chosen=True, date="2027-01-01T00:00:00Z")
-    logs.append(late, shipped)
+    log_file.append(late, shipped)
     assert best() == OTHER[0]
-    logs.append(record(1, over_model=9.0), own)
+    log_file.append(record(1, over_model=9.0), own)
     assert best() == OTHER[0]  # Not a choice.
-    logs.append(record(2, chosen=True), own)
+    log_file.append(record(2, chosen=True), own)
     assert best() == OTHER[2]
-    logs.append(late, own)
+    log_file.append(late, own)
     assert best() == OTHER[0]
 
 
@@ -405,7 +408,7 @@ def test_the_users_own_choice_comes_before_the_packages(
 def best(
     workload: dc.ConvWorkload = LAYER, device: dc.Device = DEVICE, threads: int = 1
 ) -> dc.Blocking | None:
-    found = logs.best(workload, device, threads)
+    found = choice.best(workload, device, threads)
     return found[0] if found else None
 
 
@@ -439,7 +442,7 @@ def test_which_is_the_best(rank: str, turned: bool, folder: Path) -> None:
     assert best() == LIKED[0]
     measured = [r for r in both if r.workload == LAYER and r.threads == 1]
     if len(measured) == 2:
-        assert logs.ranked(reversed(both))[0] == logs.ranked(both)[0] == both[0]
+        assert choice.ranked(reversed(both))[0] == choice.ranked(both)[0] == both[0]
 
 
 def test_of_equals_the_last_one_counts(folder: Path) -> None:
@@ -491,7 +494,7 @@ def test_near_ones_must_please_the_model(folder: Path) -> None:
 def test_the_nearest_size(folder: Path) -> None:
     far = dc.ConvWorkload.parse("mb8ic16ih60oc32oh60kh3ph1")
     written(record(blocking=MODEL, workload=LARGER), record(workload=far, over_model=2.0))
-    assert logs.best(LAYER, DEVICE) == (
+    assert choice.best(LAYER, DEVICE) == (
         MODEL,
         "log cortex-a72.jsonl: nearest, measured for mb2ic16ih20oc32oh20kh3ph1, 2026-11-22, "
         "not confirmed",
@@ -510,7 +513,7 @@ def test_the_nearest_size(folder: Path) -> None:
 )
 def test_the_source_says_why(changes: dict[str, Any], said: str, folder: Path) -> None:
     written(record(blocking=MODEL, **changes))
-    assert logs.best(LAYER, DEVICE) == (MODEL, f"log cortex-a72.jsonl: {said}")
+    assert choice.best(LAYER, DEVICE) == (MODEL, f"log cortex-a72.jsonl: {said}")
 
 
 V3 = dc.device("x86-64-v3")
@@ -545,10 +548,10 @@ def test_who_is_trusted(
     trusted: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logs, "_runs_here", lambda device: runs_here)
+    monkeypatch.setattr(choice, "_runs_here", lambda device: runs_here)
     r = record(device=device.name, cpu=cpu, cpu_device=cpu_device)
-    assert logs.is_trusted(r, device) == trusted
-    assert logs.is_trusted(record(device=device.name, cpu_device=device.name, **MCA), device)
+    assert choice.is_trusted(r, device) == trusted
+    assert choice.is_trusted(record(device=device.name, cpu_device=device.name, **MCA), device)
 
 
 def test_what_is_not_trusted_is_not_taken(folder: Path) -> None:
@@ -557,7 +560,7 @@ def test_what_is_not_trusted_is_not_taken(folder: Path) -> None:
 
 
 def test_instruction_sets_are_told_from_cores() -> None:
-    found = {d.name for d in dc.devices() if logs._names_no_core(d)}
+    found = {d.name for d in dc.devices() if choice._names_no_core(d)}
     assert found == {"x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64", "armv7"}
 
 
@@ -596,11 +599,11 @@ def test_processors_are_told_apart(text: str, cpu: HostCpu) -> None:
 
 
 def test_what_is_said_about_this_machine() -> None:
-    here = logs.here()
+    here = records.here()
     r = record(**here)
     assert (r.cpu, r.cpu_device) == (host_cpu().id, dc.device("native").name)
     assert set(r.versions) == {"tvm-directconv", "apache-tvm", "llvm"}
-    assert logs.now() >= r.date
+    assert records.now() >= r.date
 
 
 # --- Building ---------------------------------------------------------------------------------
@@ -631,7 +634,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Command) -> Comman
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path / "logs"))
     for r in (record(1, over_model=1.05), record(2, chosen=True), record(3, status="timeout")):
-        logs.append(r, tmp_path / "logs")
+        log_file.append(r, tmp_path / "logs")
     (tmp_path / "spoilt.jsonl").write_text(f"{line()}\n{{\n{line(format=9)}\n{line(seed=1)}\n")
     return run
 
@@ -657,7 +660,7 @@ def test_show(run: Command) -> None:
 
 
 def test_best(run: Command) -> None:
-    logs.append(record(4, threads=2, chosen=True), "logs")
+    log_file.append(record(4, threads=2, chosen=True), "logs")
     words = ["--device", "cortex-a72", "--format", "json"]
     status, out, err = run("logs", "best", *words)
     assert (status, err) == (0, "")
@@ -690,7 +693,7 @@ def test_bench_takes_a_folder_of_logs(run: Command) -> None:
     model = blocks.choose(LAYER, here)
     other = next(b for b in blocks.candidates(LAYER, here, layout) if b != model)
     facts = {"device": here.name, "input_layout": str(layout), "blocking": other, "chosen": True}
-    logs.append(record(**facts, **logs.here() | {"date": "2026-11-22T13:00:00Z"}), "mine")
+    log_file.append(record(**facts, **records.here() | {"date": "2026-11-22T13:00:00Z"}), "mine")
     words = ["bench", str(LAYER), "--repeat", "1", "--format", "json"]
     (row,) = json.loads(run(*words, "--logs", "mine")[1])
     assert row["blocking"] == str(other) and row["blocking_source"].startswith("log ")
@@ -744,7 +747,7 @@ def test_prune(run: Command) -> None:
     os.chmod("p.jsonl", 0o640)
     status, out, _ = run("logs", "prune", "p.jsonl", "--keep", "2")
     assert (status, out) == (0, "p.jsonl: 9 of 21 lines left\n")
-    assert logs.read("p.jsonl") == keep
+    assert log_file.read("p.jsonl") == keep
     assert os.stat("p.jsonl").st_mode & 0o777 == 0o640
     _, _, err = run("logs", "prune", "spoilt.jsonl")
     assert "spoilt.jsonl:2: " in err
@@ -768,7 +771,9 @@ def test_export(run: Command) -> None:
     chosen = blocks.choose(flat, DEVICE, 2)
     assert chosen.view(flat) != flat
     layout = blocks.default_input_layout(flat, DEVICE)
-    logs.append(record(workload=flat, blocking=chosen, threads=2, input_layout=str(layout)), "logs")
+    log_file.append(
+        record(workload=flat, blocking=chosen, threads=2, input_layout=str(layout)), "logs"
+    )
     assert run("logs", "export", LOG, "-o", "db") == (0, "db: 2 records\n", "")
     found = JSONDatabase(work_dir="db").get_all_tuning_records()
     expected = [
@@ -799,7 +804,7 @@ def test_export_to_a_full_disk(run: Command) -> None:
 
 def test_export_of_a_device_of_ones_own(run: Command) -> None:
     Path("my-board.toml").write_text('parent = "cortex-a72"\n')
-    logs.append(record(device="my-board", cpu_device="my-board"), "logs")
+    log_file.append(record(device="my-board", cpu_device="my-board"), "logs")
     status, _, err = run("logs", "export", "logs/my-board.jsonl", "-o", "db")
     assert status == 2 and "give its file with --device FILE" in err
     words = ["logs/my-board.jsonl", "--device", "my-board.toml", "-o", "db"]
@@ -807,7 +812,7 @@ def test_export_of_a_device_of_ones_own(run: Command) -> None:
 
 
 def test_export_does_without_what_is_slow_to_import(tmp_path: Path) -> None:
-    path = logs.append(record(), tmp_path)
+    path = log_file.append(record(), tmp_path)
     code = (
         "import sys; from tvm_directconv.tuning.database import export\n"
         "assert export(sys.argv[1], sys.argv[2]) == 1\n"
@@ -865,7 +870,7 @@ def test_the_packages_logs_are_good() -> None:
     folder = Path(__file__).parents[1] / "tuning_logs"
     for path in folder.glob("*.jsonl"):
         device = dc.device(path.stem)
-        for found in logs.lines(path):
+        for found in log_file.lines(path):
             r = found.record
             assert r, f"{path}:{found.number}: {found.problem}"
             assert r.device == device.name, f"{path}:{found.number}"
@@ -888,11 +893,11 @@ def test_a_folder_that_is_missing_is_told_once(
 ) -> None:
     layer = dc.ConvWorkload.parse("ic8ih7oc16oh7kh3ph1")
     with dc.use_logs(tmp_path / "none"):
-        with pytest.warns(logs.LogWarning, match="there is no folder '.*none' of tuning logs"):
+        with pytest.warns(LogWarning, match="there is no folder '.*none' of tuning logs"):
             dc.build(layer)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             dc.build(layer)
     monkeypatch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path / "nowhere"))
-    with pytest.warns(logs.LogWarning, match="there is no folder '.*nowhere' of tuning logs"):
+    with pytest.warns(LogWarning, match="there is no folder '.*nowhere' of tuning logs"):
         dc.build(layer)

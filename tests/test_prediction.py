@@ -12,7 +12,8 @@ from onnx_models import Graph, saved
 from tvm_directconv import ConvWorkload, compile_network, device, use_logs, workloads
 from tvm_directconv import blocking as blocks
 from tvm_directconv.errors import BlockingError
-from tvm_directconv.logs import Record, append
+from tvm_directconv.logs.log_file import append
+from tvm_directconv.logs.record import Record
 from tvm_directconv.prediction import Experience, experience, plan, predict
 
 SMALL, OTHER = "ic16ih9oc16oh9kh3ph1", "ic8ih4oc8oh4kh1"

@@ -21,11 +21,12 @@ from typing import NamedTuple
 import pytest
 from conftest import described
 
-from tvm_directconv import ConvWorkload, device, logs
+from tvm_directconv import ConvWorkload, device
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import CompiledConv, Manifest, build
 from tvm_directconv.errors import LibraryError, RpcError
 from tvm_directconv.hardware.host import host_cpu
+from tvm_directconv.logs import log_file
 from tvm_directconv.toolchain import find_toolchain, run_cc
 from tvm_directconv.tuning.runners import rpc
 from tvm_directconv.tuning.runners.rpc import RpcRunner, Server, Tracker, find_tracker
@@ -370,7 +371,7 @@ def test_a_run_survives_the_loss_of_boards(farm: Farm, tmp_path: Path) -> None:
         (layer,) = tuner.run()
     finally:
         runner.close()
-    records = logs.read(tuner.log)
+    records = log_file.read(tuner.log)
     kinds = Counter(record.status for record in records)
     # A board that was not in use costs nothing.
     assert kinds.pop("ok") >= 31 and kinds <= Counter({"rpc_lost": 1, "timeout": 1}), kinds

@@ -21,14 +21,14 @@ import pytest
 from conftest import FOREIGN, described
 
 import tvm_directconv as dc
-from tvm_directconv import logs
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.build import Manifest, build
 from tvm_directconv.cli import main
 from tvm_directconv.cli._options import duration
 from tvm_directconv.errors import LogError, TuningError
 from tvm_directconv.layout import ActivationLayout
-from tvm_directconv.logs import Record
+from tvm_directconv.logs import log_file
+from tvm_directconv.logs.record import Record, here
 from tvm_directconv.toolchain import find_toolchain, run_cc
 from tvm_directconv.tuning import plot, tune
 from tvm_directconv.tuning.layer import Layer
@@ -139,7 +139,7 @@ def tuner(runner: FakeRunner, folder: Path, *layers: dc.ConvWorkload, **options:
 
 
 def log_of(folder: Path) -> list[Record]:
-    return logs.read(folder / f"{NATIVE.name}.jsonl")
+    return log_file.read(folder / f"{NATIVE.name}.jsonl")
 
 
 def best_of(space: Space) -> Speeds:
@@ -264,13 +264,13 @@ def test_what_seems_faster_is_measured_again(folder: Path) -> None:
 def test_a_trial_begins_when_the_one_before_is_logged(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = logs.append
+    append = log_file.append
 
     def slowly(record: Record, to: Path) -> None:
         time.sleep(0.01)  # Long enough for the next trial to begin too early.
         append(record, to)
 
-    monkeypatch.setattr(logs, "append", slowly)
+    monkeypatch.setattr(log_file, "append", slowly)
     begun: list[int] = []
     # Each is faster than all before: what is measured next has to be compared with it.
     runner = FakeRunner(lambda name, point: 1 / (1 + begun.index(point)), before=begun.append)
@@ -658,7 +658,7 @@ def test_records_of_other_cases_are_not_taken_over(folder: Path, changes: dict[s
     own = log_of(folder)
     other = folder.parent / "other"
     for record in own:
-        logs.append(replace(record, **changes), other)
+        log_file.append(replace(record, **changes), other)
     assert tuner(FakeRunner(), other).layers[0].resumed == 0
     # The same without the change: it is the change that matters.
     assert tuner(FakeRunner(), folder).layers[0].resumed == 32
@@ -671,7 +671,7 @@ def test_what_was_compared_with_another_choice_of_the_model_is_not_taken_over(
     other = folder.parent / "other"
     for record in log_of(folder):
         if record.blocking != Space(LAYER, NATIVE).points[0]:
-            logs.append(record, other)
+            log_file.append(record, other)
     (layer,) = tuner(FakeRunner(), other, strategy="exhaustive").run()
     assert (layer.resumed, layer.trials) == (0, 32)
     assert layer.chosen
@@ -807,7 +807,7 @@ def test_measures_here(local: LocalRunner, library: Path) -> None:
     compared = local.measure(library, library, 5, thorough=True)
     assert isinstance(compared, Comparison)
     assert len(compared.over_incumbent) == 5 and all(map(math.isfinite, compared.of_peak))
-    assert local.cpu == logs.here()["cpu"]
+    assert local.cpu == here()["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -878,7 +878,7 @@ def test_tune_and_use_what_was_found(
     assert "<svg" in plot.read_text()
     log = folder / f"{NATIVE.name}.jsonl"
     assert f"log: {log}" in err and re.search(r"\[[\d.]+ s\] layer .*, trials 6, .*decided", err)
-    records = logs.read(log)
+    records = log_file.read(log)
     assert [r.chosen for r in records].index(True) == len(records) - 1 >= 6
     assert {r.measured_by for r in records} == {"local"} and len({r.seed for r in records}) == 1
     assert str(records[-1].blocking) == row["blocking"]
@@ -1032,7 +1032,7 @@ def test_kill(folder: Path) -> None:
             else:
                 process.kill()
         assert process.returncode == -signal.SIGKILL
-        records = [line.record for line in logs.lines(log)]
+        records = [line.record for line in log_file.lines(log)]
         tried = {record.blocking for record in records if record}
         assert len(tried) >= reported >= enough
         # At most the last line, which was being written.
@@ -1044,7 +1044,7 @@ def test_kill(folder: Path) -> None:
             time.sleep(0.1)
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
-    records = logs.read(log)
+    records = log_file.read(log)
     assert records[-1].chosen and not any(record.chosen for record in records[:-1])
     # Nothing was measured twice, but for the confirmation.
     trials = [r.blocking for r in records[:-1] if r.repeats != tune._CONFIRMING_REPEATS]
@@ -1067,7 +1067,7 @@ def test_interrupt(folder: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert len(logs.read(folder / f"{NATIVE.name}.jsonl")) >= 5
+    assert len(log_file.read(folder / f"{NATIVE.name}.jsonl")) >= 5
     end = time.monotonic() + 60
     while processes_of(folder):
         assert time.monotonic() < end, "workers are left over"

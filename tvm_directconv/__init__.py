@@ -14,7 +14,7 @@ from .explain import explain
 from .hardware.device import Device
 from .hardware.device_files import devices
 from .hardware.lookup import device
-from .logs import use_logs
+from .logs.folders import use_logs
 from .network.compile import compile_network
 from .network.network import Network, load_network
 from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors

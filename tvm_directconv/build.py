@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import blocking as blocks
-from . import files, logs, reading, versions
+from . import files, reading, versions
 from . import manifest as manifests
 from .blocking import Blocking
 from .compute import Epilogue, symbol_of
@@ -41,6 +41,7 @@ from .layout import (
     checked_plain,
     pack_channels,
 )
+from .logs import choice
 from .manifest import manifest_path
 from .registry import find_schedule
 from .runtime import BoundCall, library_bytes, load_library
@@ -618,7 +619,7 @@ def resolve_blocking(
         If it is none of these, or cannot be used.
     """
     if blocking is None or blocking == "auto":
-        if tuned := logs.best(workload, device, threads, input_layout):
+        if tuned := choice.best(workload, device, threads, input_layout):
             return tuned
         blocking = "model"
     if blocking == "model":

@@ -135,6 +135,10 @@ class ModelError(DirectConvError, ValueError):
     """A model file cannot be read, or has something that cannot be compiled."""
 
 
+class LogWarning(UserWarning):
+    """Something in a tuning log cannot be used and is left out."""
+
+
 class ModelWarning(UserWarning):
     """A model is compiled, but parts of it to slow code."""
 

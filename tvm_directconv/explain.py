@@ -28,7 +28,7 @@ from .blocking import (
 from .hardware.device import Device, Vector
 from .hardware.lookup import device as find_device
 from .layout import ActivationLayout
-from .logs import best
+from .logs.choice import best
 from .workload import ConvWorkload
 
 _ALTERNATIVES = 3

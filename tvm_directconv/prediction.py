@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from . import logs
 from .blocking import Blocking, check_threads, default_input_layout, estimate
 from .build import resolve_blocking
 from .hardware.device import Device
 from .hardware.device_files import devices
 from .hardware.lookup import device as find_device
 from .layout import ActivationLayout
+from .logs import log_file
+from .logs.folders import folders, log_path
+from .logs.record import MODELLED
 from .workload import ConvWorkload
 
 LEFT_OUT = (
@@ -172,10 +174,10 @@ def _ratios(device: Device) -> list[float]:
     """Return measured over predicted times of what tuning chose in the end."""
     return [
         estimate(record.blocking, record.workload, device, record.threads).of_peak / record.of_peak
-        for folder in logs.folders()
-        if (path := logs.log_path(device.name, folder)).is_file()
-        for record in logs.read(path)
-        if record.chosen and record.of_peak and record.measured_by != logs.MODELLED
+        for folder in folders()
+        if (path := log_path(device.name, folder)).is_file()
+        for record in log_file.read(path)
+        if record.chosen and record.of_peak and record.measured_by != MODELLED
     ]
 
 

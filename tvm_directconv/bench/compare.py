@@ -60,7 +60,7 @@ class Failure:
     Attributes
     ----------
     kind : str
-        A status of :class:`tvm_directconv.logs.Record` other than ``ok``.
+        A status of :class:`tvm_directconv.logs.record.Record` other than ``ok``.
     message : str
         What happened.
     """

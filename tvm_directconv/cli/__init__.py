@@ -19,9 +19,8 @@ from typing import Any, TextIO
 
 from .. import versions
 from ..cache import CacheWarning
-from ..errors import DirectConvError, ModelWarning, did_you_mean
+from ..errors import DirectConvError, LogWarning, ModelWarning, did_you_mean
 from ..kinds import one_line
-from ..logs import LogWarning
 from ._output import be_quiet
 from ._parser import Parser, add_verbosity, leaves
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ArgumentError, LogError
 from ..hardware.device import Device
 from ..kinds import THREADS
-from ..logs import use_logs
+from ..logs.folders import use_logs
 from ..specs import workloads
 from ..workload import ConvWorkload
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import blocking as blocks
-from .. import logs
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..layout import ActivationLayout
+from ..logs import log_file, upkeep
+from ..logs.choice import ranked
+from ..logs.folders import folders, log_path
+from ..logs.record import Record
 from ..workload import ConvWorkload
 from ._options import (
     add_device,
@@ -109,11 +112,11 @@ def _show(args: argparse.Namespace) -> int:
     """List what was measured, the best of each convolution first."""
     wanted = {str(workload) for workload in workloads_of(args, args.device)}
     device = find_device(args.device).name if args.device else None
-    cases: dict[tuple[object, ...], list[logs.Record]] = {}
+    cases: dict[tuple[object, ...], list[Record]] = {}
     source: dict[int, str] = {}
     with logs_of(args):
         for path in _files():
-            for record in logs.read(path):
+            for record in log_file.read(path):
                 if device not in (None, record.device):
                     continue
                 if wanted and str(record.workload) not in wanted:
@@ -122,14 +125,14 @@ def _show(args: argparse.Namespace) -> int:
                     case = (record.device, record.workload, record.threads, record.input_layout)
                     cases.setdefault(case, []).append(record)
                     source[id(record)] = str(path)
-        found = [record for records in cases.values() for record in logs.ranked(records)]
+        found = [record for records in cases.values() for record in ranked(records)]
         _write_rows([_row(r, source[id(r)]) for r in found], [_short_row(r) for r in found], args)
     return 0
 
 
 def _files() -> list[Path]:
     # The last folder's first, so that of equal records the user's own come first.
-    return [path for folder in reversed(logs.folders()) for path in sorted(folder.glob("*.jsonl"))]
+    return [path for folder in reversed(folders()) for path in sorted(folder.glob("*.jsonl"))]
 
 
 def _write_rows(rows: list[Row], people: list[Row], args: argparse.Namespace) -> None:
@@ -138,11 +141,11 @@ def _write_rows(rows: list[Row], people: list[Row], args: argparse.Namespace) ->
         return
     if args.format == "json":
         write("[]")
-    where = ", ".join(map(str, logs.folders()))
+    where = ", ".join(map(str, folders()))
     print(f"nothing found in the tuning logs in {where}", file=sys.stderr)
 
 
-def _row(r: logs.Record, path: str) -> Row:
+def _row(r: Record, path: str) -> Row:
     return {
         "network": r.workload.network,
         "layer": r.workload.layer,
@@ -172,7 +175,7 @@ def _row(r: logs.Record, path: str) -> Row:
     }
 
 
-def _short_row(r: logs.Record) -> Row:
+def _short_row(r: Record) -> Row:
     return {
         "layer": r.workload.name or str(r.workload),
         "device": r.device,
@@ -196,8 +199,8 @@ def _best(args: argparse.Namespace) -> int:
     layout = ActivationLayout(args.input_layout) if args.input_layout else None
     with logs_of(args):
         known: dict[ConvWorkload, set[int]] = {}
-        for folder in logs.folders():
-            for record in logs.read(logs.log_path(device.name, folder)):
+        for folder in folders():
+            for record in log_file.read(log_path(device.name, folder)):
                 if record.device == device.name and record.status == "ok":
                     known.setdefault(record.workload, set()).add(record.threads)
         asked = workloads_of(args, device) or list(known)
@@ -245,21 +248,21 @@ def _chosen(
 
 def _merge(args: argparse.Namespace) -> int:
     """Write one log with the lines of several; equal ones once."""
-    written, found = logs.merge(args.input, args.output, args.force)
+    written, found = upkeep.merge(args.input, args.output, args.force)
     print(f"{args.output}: {written} records, {found - written} given repeatedly")
     return 0
 
 
 def _prune(args: argparse.Namespace) -> int:
     """Leave only the best records in a log."""
-    left, before = logs.prune(args.file, args.keep)
+    left, before = upkeep.prune(args.file, args.keep)
     print(f"{args.file}: {left} of {before} lines left")
     return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
     """Check every line of logs; status 1 if one is bad."""
-    found = {path: logs.lines(path) for path in args.file}
+    found = {path: log_file.lines(path) for path in args.file}
     for path, all_lines in found.items():
         bad = [line for line in all_lines if line.record is None]
         for line in bad:

@@ -75,7 +75,7 @@ class RunFailure(LibraryError):
     ----------
     kind : str
         ``crash``, ``timeout``, ``wrong_result`` or ``rpc_lost``, as
-        :data:`tvm_directconv.logs.STATUSES` has them.
+        :data:`tvm_directconv.logs.record.STATUSES` has them.
     reason : str
         What happened.
     """

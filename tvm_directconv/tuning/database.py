@@ -12,7 +12,9 @@ from ..errors import DeviceError, LogError
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..layout import ActivationLayout
-from ..logs import Record, lines, ranked, warn_of
+from ..logs.choice import ranked
+from ..logs.log_file import lines, warn_of
+from ..logs.record import Record
 
 _DATABASE = ("database_workload.json", "database_tuning_record.json")
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..logs import Record
+from ..logs.record import Record
 from ..workload import ConvWorkload
 from .search import FAILED, Search
 from .space import Space

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import files, logs, versions
+from .. import files, versions
 from ..bench.compare import Comparison, Failure
 from ..bench.disturbance import disturbance
 from ..blocking import Blocking, check_threads
@@ -22,7 +22,9 @@ from ..errors import BlockingError, LogError, TuningError, path_of
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..kinds import is_positive
-from ..logs import Record
+from ..logs import log_file
+from ..logs.folders import log_path
+from ..logs.record import MODELLED, Record, here
 from ..specs import workloads
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
@@ -85,7 +87,7 @@ class Tuner:
     seed : int
         Of the search.
     folder : str or path, optional
-        Of the log; see :func:`tvm_directconv.logs.folders`.
+        Of the log; see :func:`tvm_directconv.logs.folders.folders`.
     on_trial : callable, optional
         Called with the tuner after each trial and each decision.
 
@@ -127,10 +129,10 @@ class Tuner:
             unique.setdefault(str(workload), workload)
         if not unique:
             raise TuningError("there is nothing to tune: expected at least one convolution")
-        logs.check_appendable(device.name, folder)
+        log_file.check_appendable(device.name, folder)
         if runner.suffix == ".so":
             find_toolchain(device.triple)
-        self.log = logs.log_path(device.name, folder)
+        self.log = log_path(device.name, folder)
         self.device, self.threads, self.seed = device, threads, seed
         self.budget = budget or Budget()
         self.strategy = strategy
@@ -195,7 +197,7 @@ class Tuner:
 
     def _resume(self) -> None:
         """Take over what the log knows from this machine."""
-        records = logs.read(self.log)
+        records = log_file.read(self.log)
         for layer in self.layers:
             for record in records:
                 point = layer.space.number_of(record.blocking)
@@ -222,7 +224,7 @@ class Tuner:
         )
 
     def _cpu(self) -> str | None:
-        if self._runner.measured_by == logs.MODELLED:
+        if self._runner.measured_by == MODELLED:
             return None
         return self._runner.cpu or _UNKNOWN
 
@@ -287,7 +289,7 @@ class Tuner:
             if failure is None:
                 return
             record = self._failed(layer, point, failure)
-            logs.append(record, self._folder)
+            log_file.append(record, self._folder)
             layer.add(point, record)
 
     def _first(self, layer: Layer, builders: "_Builders") -> None:
@@ -403,12 +405,12 @@ class Tuner:
         ):
             if record.chosen and cost(record) < cost(layer.chosen):
                 layer.chosen = record
-            logs.append(replace(record, chosen=False), self._folder)
-        logs.append(layer.chosen, self._folder)
+            log_file.append(replace(record, chosen=False), self._folder)
+        log_file.append(layer.chosen, self._folder)
         self._report(self)
 
     def _log(self, layer: Layer, point: int, record: Record) -> None:
-        logs.append(record, self._folder)
+        log_file.append(record, self._folder)
         layer.add(point, record)
         layer.trials += 1
         layer.failures += record.status != "ok"
@@ -456,7 +458,7 @@ class Tuner:
             blocking=layer.space.points[point],
             measured_by=runner.measured_by,
             seed=self.seed,
-            **{**logs.here(), **where, **measured},
+            **{**here(), **where, **measured},
         )
 
 

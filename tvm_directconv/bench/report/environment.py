@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import files, logs, memory, reading
+from ... import files, memory, reading
 from ...errors import ReportError
 from ...hardware.host import native
 from ...kinds import (
@@ -30,6 +30,7 @@ from ...kinds import (
     problem,
     shown,
 )
+from ...logs import record
 from .rows import SUBJECTS
 
 FORMAT = 1
@@ -98,7 +99,7 @@ def read(path: Path) -> dict[str, Any] | None:
 def here() -> dict[str, Any]:
     """Return the environment of this process, without runs."""
     machine = native()
-    about = logs.here()
+    about = record.here()
     return {
         "format": FORMAT,
         "cpu": about["cpu"],
@@ -184,7 +185,7 @@ def begin(
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     found["runs"].append(
         {
-            "date": logs.now(),
+            "date": record.now(),
             "threads": list(threads),
             "repeats": repeats,
             "cpus": cpus,

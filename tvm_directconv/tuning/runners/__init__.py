@@ -26,8 +26,8 @@ class Runner(Protocol):
     slots : int
         How many candidates may be measured at once, each on hardware of its own.
     cpu, cpu_name, cpu_device : str or None
-        What measures, as it stands in the log; see :class:`tvm_directconv.logs.Record`. Known
-        when the first measurement is.
+        What measures, as it stands in the log; see :class:`tvm_directconv.logs.record.Record`.
+        Known when the first measurement is.
     """
 
     measured_by: str

@@ -57,7 +57,7 @@ NOT_FOLLOWED = (
     ["scripts/reproduce_paper"],
     ["scripts/test"],
     ["pip", "install", "."],
-    ["pip", "install", ".[onnx]"],
+    ["pip", "install", ".[compare]"],
     ["python", "-m", "tvm.exec.rpc_tracker"],
     ["python", "-m", "tvm.exec.rpc_server"],
     ["ssh", "-L", "9090:127.0.0.1:9090"],

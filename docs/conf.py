@@ -25,15 +25,18 @@ nitpick_ignore_regex = [("py:.*", r"(numpy|pathlib|collections|contextlib|os|tvm
 
 def exists(name: str) -> bool:
     """Return whether a full name is that of a module or of something in one."""
-    module, _, attribute = name.rpartition(".")
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
+    module, attributes = name, []
+    while module:
         try:
-            return hasattr(importlib.import_module(module), attribute) if module else False
+            found = importlib.import_module(module)
         except ModuleNotFoundError:
-            return False
-    return True
+            module, _, last = module.rpartition(".")
+            attributes.insert(0, last)
+        else:
+            for attribute in attributes:
+                found = getattr(found, attribute, None)
+            return found is not None
+    return False
 
 
 def show_as_code(_app: Any, _env: Any, node: Any, content: Any) -> Any:

@@ -34,8 +34,13 @@ def exists(name: str) -> bool:
             attributes.insert(0, last)
         else:
             for attribute in attributes:
-                found = getattr(found, attribute, None)
-            return found is not None
+                # Fields of dataclasses without a default are no attributes of the class.
+                if attribute in getattr(found, "__annotations__", ()):
+                    return True
+                if not hasattr(found, attribute):
+                    return False
+                found = getattr(found, attribute)
+            return True
     return False
 
 

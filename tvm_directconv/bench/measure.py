@@ -49,7 +49,7 @@ def measure(
     Returns
     -------
     dict
-        One row; keys as the README lists them. Times in seconds, sizes in bytes.
+        One row; keys as docs/benchmarking.md explains them. Times in seconds, sizes in bytes.
     """
     workload = conv.workload
     x, weight = random_tensors(workload, seed=0)

@@ -61,7 +61,7 @@ class Layer:
     workload : str
         Descriptor of what it convolves, empty if it is no convolution.
     epilogue : str
-        What the kernel does besides, as :meth:`Epilogue.parse` reads it; empty likewise.
+        What the kernel does besides, for :meth:`tvm_directconv.Epilogue.parse`; empty likewise.
     blocking : dict or None
         Block sizes.
     blocking_source : str

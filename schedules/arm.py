@@ -13,19 +13,12 @@ block of weights in the first level, matters more here than on x86; the model de
 
 from typing import Any
 
-from tvm_directconv.blocking import Blocking
-from tvm_directconv.hardware.device import Device
-from tvm_directconv.workload import ConvWorkload
+from tvm_directconv.tiling import Tiling
 
 from .common import direct
 
 
-def schedule(
-    sch: Any, workload: ConvWorkload, device: Device, blocking: Blocking, threads: int
-) -> None:
+def schedule(sch: Any, tiling: Tiling) -> None:
     """Schedule a convolution for an ARM processor; parameters as in :mod:`.x86`."""
-    # Sums, pixels and weights of a step, all at once; one register stays free, as 12 x 7 needs it.
-    needed = blocking.oc_vectors * blocking.ow_tile + blocking.ow_tile + blocking.oc_vectors
-    by_lane = device.lane_operand and needed < device.vector_registers
     # LLVM's models of in-order cores put off whatever is not finished by force.
-    direct(sch, workload, device, blocking, threads, finished=0, by_lane=by_lane)
+    direct(sch, tiling, finished=0)

@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_directconv.blocking import (
-    IC_OUTSIDE,
-    Blocking,
-    border_tiles,
-    moved_columns,
-    neighbours,
-    unrolls,
-    weights_take_time,
-)
+from tvm_directconv.blocking import IC_OUTSIDE
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.hardware.device import Device
 from tvm_directconv.lowering.marks import (
@@ -26,7 +18,10 @@ from tvm_directconv.lowering.marks import (
     TILE,
     VECTOR,
 )
-from tvm_directconv.workload import ConvWorkload
+from tvm_directconv.tiling import LANE, MEMORY, Tiling, unrolls
+
+# With more pixels, the weights' way from memory is less than one in a hundred cycles.
+_FEW_PIXELS = 1200
 
 
 @dataclass
@@ -47,27 +42,24 @@ class Loops:
     lane: Any
 
 
-def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loops:
-    """Cut the loops into register tiles and blocks, and put them into the order of `blocking`.
+def split_and_order(sch: Any, tiling: Tiling) -> Loops:
+    """Cut the loops into register tiles and blocks, and put them into the blocking's order.
 
     Parameters
     ----------
     sch : tvm.s_tir.Schedule
         Schedule of :func:`tvm_directconv.compute.conv2d`, changed in place.
-    workload : ConvWorkload
-        What the function convolves, as `blocking` views it.
-    blocking : Blocking
-        The block sizes.
+    tiling : Tiling
+        The case that the function computes, as its block sizes cut it.
     """
+    blocking, workload = tiling.blocking, tiling.view
     block = sch.get_sblock(BLOCK_NAME)
     batch, oc, oh, ow, lane, ic, kh, kw, ici = sch.get_loops(block)
     oc, vector = sch.split(oc, [None, blocking.oc_vectors])
     rows, oh = sch.split(oh, [None, blocking.oh_block])
     tile, column = sch.split(ow, [None, blocking.ow_tile])
-    together = neighbours(blocking.ic_block, _input_block(sch))
-    ic_blocks, ic_steps, step = sch.split(
-        ici, [None, together // blocking.ic_unroll, blocking.ic_unroll]
-    )
+    rounds = tiling.contiguous_channels // blocking.ic_unroll
+    ic_blocks, ic_steps, step = sch.split(ici, [None, rounds, blocking.ic_unroll])
     # Of weights and pixels, the fewer stay in registers through a step, the others pass by.
     inner = [column, vector] if blocking.oc_vectors <= blocking.ow_tile else [vector, column]
     taps = [kw]
@@ -78,33 +70,24 @@ def split_and_order(sch: Any, workload: ConvWorkload, blocking: Blocking) -> Loo
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
     sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
-    tiles, narrow, vectors = blocking.oc_tiles(workload)
-    if narrow:
-        run = 1 if blocking.rows_outside else workload.out_height // blocking.oh_block
-        sch.annotate(task, TAIL, [run, tiles, narrow, vectors])
+    if tiling.channel_tiles.narrower:
+        run = 1 if blocking.rows_outside else tiling.row_blocks
+        sch.annotate(task, TAIL, [run, *tiling.channel_tiles])
         sch.annotate(vector, VECTOR, 1)
-    moved = moved_columns(workload, blocking.ow_tile)
-    sch.annotate(tile, TILE, [*border_tiles(workload, blocking.ow_tile), moved])
+    row = tiling.row
+    sch.annotate(tile, TILE, [row.left, row.right, row.rebalanced])
     sch.annotate(column, COLUMN, 1)
     return Loops(task, oh, tile, ic, kh, kw, ic_blocks, ic_steps, step, column, vector, lane)
 
 
-def _input_block(sch: Any) -> int | None:
-    """Return the channel block of the input's layout, None for a plain one."""
-    (function,) = sch.mod.functions.values()
-    shape = function.params[0].shape
-    return int(shape[-1]) if len(shape) == 5 else None
-
-
-def unroll_tile(
-    sch: Any, workload: ConvWorkload, loops: Loops, blocking: Blocking, finished: int
-) -> None:
+def unroll_tile(sch: Any, tiling: Tiling, loops: Loops, finished: int) -> None:
     """Unroll the register tile and `ic_unroll` steps, and make vectors of the lanes.
 
     If that leaves two rounds of a loop over input channels, they are unrolled as well.
 
     `finished` is how many sums of a step LLVM must finish before the next one, 0 for all.
     """
+    workload = tiling.view
     # Where pixels are vectors, neighbouring columns of the kernel share them: a row is one step.
     sch.annotate(loops.kh if workload.depthwise else loops.step, STEP, finished)
     for loop in (loops.step, loops.column, loops.vector):
@@ -113,7 +96,7 @@ def unroll_tile(
     for loop in (loops.ic_blocks, loops.ic_steps):
         if unrolls(int(sch.get(loop).extent)):
             sch.unroll(loop)
-    if blocking.kw_unroll:
+    if tiling.blocking.kw_unroll:
         sch.unroll(loops.kw)
     elif workload.padding[1] or workload.padding[3]:
         sch.annotate(loops.kw, TAP, 1)
@@ -124,23 +107,33 @@ def _stays(size: int, device: Device) -> bool:
     return size <= device.l2_bytes // 2
 
 
-def fetch_weights(
-    sch: Any, workload: ConvWorkload, device: Device, loops: Loops, blocking: Blocking
-) -> None:
+def load_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
+    """Have pixels loaded as the multiply-adds read them; see :attr:`Tiling.pixel_operand`."""
+    if tiling.pixel_operand == LANE:
+        sch.annotate(loops.step, LANES, tiling.blocking.lanes)
+    if tiling.pixel_operand == MEMORY:
+        sch.annotate(loops.step, BASE, 1)
+
+
+def fetch_weights(sch: Any, tiling: Tiling, loops: Loops) -> None:
     """Have the weights of the next task, or block of input channels, fetched before they are due.
 
     Not where they take no time beside all that is done with them; and within tiles only where they
     do not stay in the second-level cache, as there it costs more than it brings otherwise.
+
+    A vector of weights is multiplied with every pixel of the output, and comes from memory in the
+    time of some twelve multiply-adds: six cycles, where the second-level cache gives a vector in
+    one, of two multiply-adds each. So with many pixels it takes no time to speak of.
     """
-    if workload.depthwise or not weights_take_time(workload):
+    blocking, workload = tiling.blocking, tiling.view
+    if workload.depthwise or workload.out_height * workload.out_width > _FEW_PIXELS:
         return
-    channels = blocking.channels_at_once(workload)
+    channels = tiling.channels_at_once
     vector = workload.kernel[0] * workload.kernel[1] * blocking.lanes  # of one input channel
-    rows = workload.out_height // blocking.oh_block
-    again = rows if channels == workload.group_in and not blocking.rows_outside else 1
+    again = tiling.row_blocks if channels == workload.group_in and not blocking.rows_outside else 1
     distance = vector * workload.group_in
     fetching = [loops.tile]
-    if not _stays(workload.weight_bytes, device):
+    if not _stays(workload.weight_bytes, tiling.case.device):
         if blocking.loop_order != IC_OUTSIDE:
             fetching.append(loops.ic)
         # Not within rows of the kernel, which are straight-line code in border tiles.
@@ -149,18 +142,16 @@ def fetch_weights(
         sch.annotate(loop, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
 
 
-def fetch_pixels(
-    sch: Any, workload: ConvWorkload, device: Device, loops: Loops, blocking: Blocking
-) -> None:
+def fetch_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
     """Have pixels fetched before they are due, where not all of them stay in the cache.
 
     In the paper's order a block of weights stays in the first level while the image passes by; with
     kernels of several rows, that is for images that are small.
     """
-    block = _input_block(sch)
-    if not block or workload.depthwise or _stays(workload.input_bytes, device):
+    block, workload = tiling.case.input_layout.block, tiling.view
+    if not block or workload.depthwise or _stays(workload.input_bytes, tiling.case.device):
         return
-    if blocking.loop_order != IC_OUTSIDE:
+    if tiling.blocking.loop_order != IC_OUTSIDE:
         loop = loops.ic
     elif workload.kernel == (1, 1):
         loop = loops.ic_blocks
@@ -182,7 +173,7 @@ def start_sums(sch: Any, loops: Loops) -> None:
     sch.decompose_reduction(sch.get_sblock(BLOCK_NAME), loops.ic)
 
 
-def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
+def finish_outputs(sch: Any, tiling: Tiling, loops: Loops) -> None:
     """Apply the epilogue, if there is one: in registers, or where all input channels are added.
 
     In the paper's order the sums leave the registers between blocks of input channels, so they are
@@ -192,7 +183,7 @@ def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
     if not consumers:
         return
     (block,) = consumers
-    at = loops.task if blocking.loop_order == IC_OUTSIDE else loops.tile
+    at = loops.task if tiling.blocking.loop_order == IC_OUTSIDE else loops.tile
     sch.reverse_compute_at(block, at)
     own = sch.get_loops(block)
     own = own[[sch.get(loop).same_as(sch.get(at)) for loop in own].index(True) + 1 :]
@@ -200,46 +191,32 @@ def finish_outputs(sch: Any, loops: Loops, blocking: Blocking) -> None:
     if VECTOR in sch.get(loops.vector).annotations:
         sch.annotate(own[0], VECTOR, 1)
     if at is loops.tile:
-        if blocking.ow_tile > 1:
+        if tiling.blocking.ow_tile > 1:
             sch.annotate(own[-2], COLUMN, 1)
         for loop in own[:-1]:
             sch.unroll(loop)
 
 
-def parallel_tasks(sch: Any, loops: Loops, threads: int) -> None:
+def parallel_tasks(sch: Any, tiling: Tiling, loops: Loops) -> None:
     """Share out batch x output channels x rows among threads.
 
     All three are one fused loop, of which each thread gets a contiguous part: neighbouring tasks
     read the same weights, and the parts differ by one task at most.
     """
-    if threads > 1:
+    if tiling.case.threads > 1:
         sch.parallel(loops.task)
 
 
-def direct(
-    sch: Any,
-    workload: ConvWorkload,
-    device: Device,
-    blocking: Blocking,
-    threads: int,
-    finished: int,
-    by_lane: bool = False,
-    load_in_fma: bool = False,
-) -> None:
+def direct(sch: Any, tiling: Tiling, finished: int) -> None:
     """Apply a whole blocking: what the schedules of all instruction sets have in common.
 
-    `finished` is as for :func:`unroll_tile`; `by_lane` says whether an FMA can use one lane of a
-    register in every lane: then neighbouring channels of a pixel are loaded as one vector.
-    `load_in_fma` says whether the load of a pixel is a part of an FMA.
+    `finished` is as for :func:`unroll_tile`.
     """
-    loops = split_and_order(sch, workload, blocking)
-    unroll_tile(sch, workload, loops, blocking, finished)
-    if by_lane and not workload.depthwise:
-        sch.annotate(loops.step, LANES, blocking.lanes)
-    if load_in_fma and not workload.depthwise:
-        sch.annotate(loops.step, BASE, 1)
-    fetch_weights(sch, workload, device, loops, blocking)
-    fetch_pixels(sch, workload, device, loops, blocking)
-    finish_outputs(sch, loops, blocking)
-    parallel_tasks(sch, loops, threads)
+    loops = split_and_order(sch, tiling)
+    unroll_tile(sch, tiling, loops, finished)
+    load_pixels(sch, tiling, loops)
+    fetch_weights(sch, tiling, loops)
+    fetch_pixels(sch, tiling, loops)
+    finish_outputs(sch, tiling, loops)
+    parallel_tasks(sch, tiling, loops)
     start_sums(sch, loops)

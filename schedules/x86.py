@@ -13,33 +13,21 @@ the smaller of the two operand sets and one more register have to fit the regist
 
 from typing import Any
 
-from tvm_directconv.blocking import Blocking
-from tvm_directconv.hardware.device import Device
-from tvm_directconv.workload import ConvWorkload
+from tvm_directconv.tiling import Tiling
 
 from .common import direct
 
 
-def schedule(
-    sch: Any, workload: ConvWorkload, device: Device, blocking: Blocking, threads: int
-) -> None:
+def schedule(sch: Any, tiling: Tiling) -> None:
     """Schedule a convolution for an x86 processor.
 
     Parameters
     ----------
     sch : tvm.s_tir.Schedule
         Schedule of the function of :func:`tvm_directconv.compute.conv2d`, changed in place.
-    workload : ConvWorkload
-        What the function convolves.
-    device : Device
-        For which processor.
-    blocking : Blocking
-        The block sizes.
-    threads : int
-        1 for a serial function.
+    tiling : Tiling
+        The case that the function computes, as its block sizes cut it.
     """
     # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
     # the others until operands spill. At the quarters of the tile it does neither.
-    # Of one vector, each pixel is used once.
-    embedded = device.memory_operand_broadcast and blocking.oc_vectors == 1
-    direct(sch, workload, device, blocking, threads, finished=3, load_in_fma=embedded)
+    direct(sch, tiling, finished=3)

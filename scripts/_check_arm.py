@@ -5,7 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import tvm_directconv as dc
+from tvm_directconv.case import Case
 from tvm_directconv.deploy.counter import count_instructions
+from tvm_directconv.tiling import Tiling
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.mca import loops_of_peak
 
@@ -22,7 +24,8 @@ def main(names: list[str]) -> None:
         least: list[tuple[float, float]] = []
         for layer in layers:
             conv = dc.build(layer, device, blocking="model")
-            reached = loops_of_peak(conv.assembly(), layer, conv.blocking, device)
+            tiling = Tiling(Case.of(layer, device), conv.blocking)
+            reached = loops_of_peak(conv.assembly(), tiling)
             flops += layer.useful_flops
             time += layer.useful_flops / reached
             parts = "|"

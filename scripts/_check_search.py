@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import tvm_directconv as dc
+from tvm_directconv.case import Case
 from tvm_directconv.cli._progress import Progress
 from tvm_directconv.tuning.layer import Layer
 from tvm_directconv.tuning.runners.local import LocalRunner
@@ -50,7 +51,7 @@ def main(specs: list[str]) -> None:
         # The slowest that works at all: where somebody without a model might begin.
         bad = max((b for b in costs if costs[b] < FAILED), key=costs.__getitem__)
         guided = [reached(layer.space, costs, seed, guided=True) / best for seed in SEEDS]
-        start = Space(layer.workload, device, start=bad)
+        start = Space(Case.of(layer.workload, device), start=bad)
         blind = [reached(start, costs, seed, guided=False) / best for seed in SEEDS]
         print(
             f"| {layer.name} | {len(costs)} | {1 / best:.3f} | {_percent(guided)} "

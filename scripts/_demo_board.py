@@ -96,7 +96,7 @@ def compiled(conv: CompiledConv, library: Path, target: Device) -> dict[str, obj
         "spills": sum(loop.spills for loop in loops),
     }
     if target.mca_cpu:
-        rate = next(v.fma_per_cycle for v in target.vectors if v.lanes == b.lanes)
+        rate = next(each.per_cycle for each in target.rates() if each.lanes == b.lanes)
         cycles = mca_cycles(largest, target.triple, target.mca_cpu)
         row["llvm-mca"] = f"{largest.fmas / rate / cycles:.1%}"
     return {**row, "max error": None, "extra bytes": None}

@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Iterator
 
 import tvm_directconv as dc
-from tvm_directconv.blocking import choose, default_input_layout
-from tvm_directconv.build import scheduled
-from tvm_directconv.compute import Epilogue, symbol_of
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case
+from tvm_directconv.epilogue import Epilogue
 from tvm_directconv.lowering.pipeline import lower
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling
 
 # One for each instruction set, with the most different schedules.
 COMPILED = "x86-64-v3", "x86-64-v4", "cortex-a72"
@@ -20,7 +22,7 @@ def main() -> None:
     for target in dc.devices():
         for threads in (1, 2):
             for layer in layers:
-                print(target.name, threads, layer, choose(layer, target, threads))
+                print(target.name, threads, layer, choose(Case.of(layer, target, threads)))
     for line in lowered(layers[::STEP]):
         print(line)
 
@@ -28,13 +30,9 @@ def main() -> None:
 def lowered(layers: list[dc.ConvWorkload]) -> Iterator[str]:
     for name in COMPILED:
         for number, layer in enumerate(layers):
-            target, threads = dc.device(name), 1 + number % 2
-            layout = default_input_layout(layer, target)
-            epilogue = EPILOGUES[number // 2 % 2]
-            sch = scheduled(
-                layer, target, choose(layer, target, threads), threads, layout, None, epilogue
-            )
-            function = sch.mod[symbol_of(layer, epilogue)]
+            case = Case.of(layer, name, 1 + number % 2, epilogue=EPILOGUES[number // 2 % 2])
+
+            function = scheduled(Tiling(case, choose(case))).mod[case.symbol]
             code = lower(function).script()
             yield f"{name} {layer} code {hashlib.sha256(code.encode()).hexdigest()[:16]}"
 

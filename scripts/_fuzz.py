@@ -18,19 +18,10 @@ import numpy as np
 
 import tvm_directconv as dc
 from tvm_directconv.deploy.emulated import emulated
+from tvm_directconv.epilogue import ACTIVATIONS
 from tvm_directconv.errors import BlockingError, ModelError, WorkloadError
 
 EMULATED = ("cortex-a53", "cortex-a72", "cortex-a76", "armv7")
-ACTIVATIONS = (
-    "none",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "hard_swish",
-    "hard_sigmoid",
-    "silu",
-    "sigmoid",
-)
 # What is exact on whole numbers; others are rounded.
 EXACT = ("none", "relu", "relu6", "leaky_relu")
 SIZES = (1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27, 28, 31)
@@ -128,8 +119,8 @@ def layer(
     rng: np.random.Generator, device: str, emulate: bool, scratch: Path, described: list[str]
 ) -> str:
     workload = random_workload(rng)
-    activation = pick(rng, ACTIVATIONS)
-    slope = 0.125 if activation == "leaky_relu" else 0.0
+    activation = pick(rng, list(ACTIVATIONS))
+    slope = 0.125 if ACTIVATIONS[activation].has_slope else 0.0
     epilogue = dc.Epilogue(bool(rng.integers(2)), bool(rng.integers(2)), activation, slope)
     threads = pick(rng, (1, 1, 2))
     layouts = [None, "NHWC", "NCHW"]
@@ -148,9 +139,8 @@ def layer(
         operands["residual"] = rng.integers(-8, 9, workload.output_shape).astype(np.float32)
     if emulate:
         path = conv.export(scratch / "layer.so")
-        pack = {"bias": conv.pack_bias, "residual": conv.pack_residual}
         arrays = [conv.pack_input(x), conv.pack_weight(weight)]
-        arrays += [pack[name](array) for name, array in operands.items()]
+        arrays += [conv.pack_operand(name, array) for name, array in operands.items()]
         m = conv.manifest
         (packed,), _, _ = emulated(path, m, m.symbol, arrays, [m.output_shape])
         found = conv.unpack_output(packed)

@@ -14,7 +14,6 @@ from tvm_directconv import (
     CompiledConv,
     ConvWorkload,
     Device,
-    blocking,
     build,
     conv2d_reference,
     device,
@@ -25,8 +24,10 @@ from tvm_directconv import (
     random_tensors,
     workloads,
 )
-from tvm_directconv.build import Manifest
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case
 from tvm_directconv.cli import main
+from tvm_directconv.conv_manifest import ConvManifest
 from tvm_directconv.deploy.runner import RunReport, run_library
 from tvm_directconv.layout import aligned_zeros
 from tvm_directconv.toolchain import find_toolchain
@@ -86,7 +87,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @functools.cache
 def chosen(workload: ConvWorkload, device_name: str) -> Blocking:
     """Return the model's choice for one thread, each case once per process."""
-    return blocking.choose(workload, device(device_name))
+    return choose(Case.of(workload, device(device_name)))
 
 
 @functools.cache
@@ -124,14 +125,14 @@ def packed_case(conv: CompiledConv) -> tuple[dict[str, np.ndarray], np.ndarray]:
     x, weight, expected = exact_case(conv.workload)
     rng = np.random.default_rng(7)
     epilogue = conv.manifest.epilogue
-    bias = rng.integers(-64, 64, conv.workload.out_channels).astype(np.float32)
-    residual = rng.integers(-64, 64, expected.shape).astype(np.float32)
-    expected = epilogue_reference(expected, epilogue, bias, residual).astype(np.float32)
+    plain = {
+        "bias": rng.integers(-64, 64, conv.workload.out_channels).astype(np.float32),
+        "residual": rng.integers(-64, 64, expected.shape).astype(np.float32),
+    }
+    expected = epilogue_reference(expected, epilogue, **plain).astype(np.float32)
     operands = {"x": conv.pack_input(x), "weight": conv.pack_weight(weight)}
-    if epilogue.bias:
-        operands["bias"] = conv.pack_bias(bias)
-    if epilogue.residual:
-        operands["residual"] = conv.pack_residual(residual)
+    for operand in epilogue.operands:
+        operands[operand.name] = conv.pack_operand(operand.name, plain[operand.name])
     return operands, conv.manifest.output_layout.pack(expected)
 
 
@@ -174,7 +175,7 @@ def change_manifest(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(manifest.completed({**found, **changes}, found["sha256"])))
 
 
-def described(found: Manifest, library: Path) -> Path:
+def described(found: ConvManifest, library: Path) -> Path:
     """Write a manifest beside a library that it was not made for; return the library."""
     text = json.dumps(found.to_dict(library.read_bytes()), indent=2)
     library.with_name(f"{library.name}.json").write_text(text)

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from tvm_directconv.blocking import channel_block
+from tvm_directconv.case import channel_block
 from tvm_directconv.emit.program import Program
 from tvm_directconv.hardware.lookup import device
 from tvm_directconv.network.compile import compile_network

@@ -11,11 +11,13 @@ import pytest
 from conftest import LAYERS, chosen
 from tvm import tirx
 
-from tvm_directconv import Blocking, ConvWorkload, blocking, build, device, workloads
+from tvm_directconv import Blocking, ConvWorkload, build, device, workloads
 from tvm_directconv.assembly import Loop, innermost_loops, mca_cycles, whole_function
-from tvm_directconv.build import scheduled
+from tvm_directconv.case import Case
 from tvm_directconv.errors import ToolchainError
 from tvm_directconv.lowering.pipeline import PIPELINE
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling, reasons_against
 from tvm_directconv.tuning.runners.mca import loops_of_peak
 
 X86_64, AARCH64, ARM = "x86_64-linux-gnu", "aarch64-linux-gnu", "armv7l-linux-gnueabihf"
@@ -280,17 +282,17 @@ def code(name: str, layer: ConvWorkload) -> tuple[list[Loop], Loop]:
 def what_decides(name: str, layer: ConvWorkload) -> Hashable:
     """Return all that the code of tiles depends on; other sizes are only the ends of loops."""
     b = chosen(layer, name)
-    view = b.view(layer)
+    tiling = Tiling(Case.of(layer, name), b)
     return (
         replace(b, oh_block=1, flat_rows=0, rows_outside=False),
         layer.kernel,
         layer.stride,
         layer.padding,
-        blocking.default_input_layout(layer, device(name)),
+        tiling.case.input_layout,
         layer.in_channels > b.ic_block,
         # Rows are apart by as much as an instruction can add to an address, or by more.
-        view.in_width,
-        blocking.border_tiles(view, b.ow_tile),
+        tiling.view.in_width,
+        tiling.row[2:],
     )
 
 
@@ -346,7 +348,7 @@ def test_inner_loops_reach_the_peak(name: str) -> None:
         if layer.groups > 1:
             continue
         b = chosen(layer, name)
-        reached = loops_of_peak(assembly(name, layer), layer, b, target)
+        reached = loops_of_peak(assembly(name, layer), Tiling(Case.of(layer, target), b))
         if reached < 0.93:
             slow[layer.name] = f"{reached:.3f} of the peak: {b}"
         flops += sum(w.useful_flops for w in layers)
@@ -360,21 +362,22 @@ def test_loops_that_wait_are_below_the_peak() -> None:
     layer = ConvWorkload.parse("ic16ih8iw8oc4oh8ow8kh1")
     b = Blocking(4, 1, 1, 4, 4)
     text = build(layer, "neoverse-n1", blocking=b).assembly()
-    assert 0.2 < loops_of_peak(text, layer, b, device("neoverse-n1")) < 0.4
+    tiling = Tiling(Case.of(layer, "neoverse-n1"), b)
+    assert 0.2 < loops_of_peak(text, tiling) < 0.4
     # Loops of another tile are none of it.
     with pytest.raises(ToolchainError, match=r"no inner loop of ic16.* expected one of 8 pro"):
-        loops_of_peak(text, layer, replace(b, ow_tile=8), device("neoverse-n1"))
+        loops_of_peak(text, replace(tiling, blocking=replace(b, ow_tile=8)))
 
 
 @pytest.mark.parametrize("name", ["x86-64-v2", "x86-64-v3", "znver4", "cortex-a72", "armv7"])
 def test_a_tile_of_too_many_registers_spills(name: str) -> None:
     target = device(name)
     layer = ConvWorkload.parse("ic64ih8iw64oc64oh8ow64kh1")
-    layout = blocking.default_input_layout(layer, target)
+    case = Case.of(layer, target)
     tile = {"oc_vectors": 2, "ow_tile": target.vector_registers // 2 + 4, "flat_rows": 8}
     b = replace(chosen(layer, name), **tile)
-    assert blocking.reasons_against(b, layer, target, layout)
-    module = scheduled(layer, target, b, 1, layout).mod
+    assert reasons_against(b, case)
+    module = scheduled(Tiling(case, b)).mod
     text = tirx.build(module, target.target(1), pipeline=PIPELINE).inspect_source("asm")
     assert any(loop.spills >= 8 for loop in innermost_loops(text, target.triple))
     assert whole_function(text, target.triple).spills >= 8

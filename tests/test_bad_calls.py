@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnx_models import Graph, saved
 
 import tvm_directconv as dc
-from tvm_directconv.build import Manifest
+from tvm_directconv.conv_manifest import ConvManifest
 from tvm_directconv.errors import (
     ArgumentError,
     BlockingError,
@@ -94,7 +94,7 @@ def test_wrong_builds(call: dict[str, Any], kind: type[DirectConvError], message
 
 
 def blocked(**knobs: Any) -> dict[str, Any]:
-    lanes = dc.device("native").vectors[-1].lanes
+    lanes = dc.device("native").rates()[-1].lanes
     good = {"lanes": lanes, "oc_vectors": 1, "ow_tile": 7, "ic_block": 4, "ic_unroll": 4}
     return {**good, **knobs}
 
@@ -302,10 +302,10 @@ SCHEDULES = [
     ("import nothing_of_this_name\n", "ModuleNotFoundError"),
     ("apply = None\n", "has no function 'schedule'"),
     ("def schedule(sch):\n    pass\n", "wrong parameters"),
-    ("def schedule(s, w, d, b, t):\n    return 'odd sizes'\n", "odd sizes"),
-    ("def schedule(s, w, d, b, t):\n    s.get_sblock('none')\n", "failed on"),
+    ("def schedule(s, t):\n    return 'odd sizes'\n", "odd sizes"),
+    ("def schedule(s, t):\n    s.get_sblock('none')\n", "failed on"),
     (
-        "def schedule(s, w, d, b, t):\n"
+        "def schedule(s, t):\n"
         "    s.bind(s.get_loops(s.get_child_blocks(s.get_sblock('root'))[0])[0], 'threadIdx.x')\n",
         "cannot be compiled",
     ),
@@ -321,5 +321,5 @@ def test_wrong_schedule_files(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_manifests_say_what_was_built(library: Path, conv: dc.CompiledConv) -> None:
-    found = Manifest.read(Path(f"{library}.json"), library.read_bytes())
+    found = ConvManifest.read(Path(f"{library}.json"), library.read_bytes())
     assert found == conv.manifest

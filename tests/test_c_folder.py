@@ -147,8 +147,12 @@ def test_layers_answer_as_in_python(
     def packed(
         x: np.ndarray, weight: np.ndarray, bias: np.ndarray, residual: np.ndarray
     ) -> list[np.ndarray]:
-        pack = conv.pack_input, conv.pack_weight, conv.pack_bias, conv.pack_residual
-        return [f(array) for f, array in zip(pack, (x, weight, bias, residual), strict=True)]
+        operands = {"bias": bias, "residual": residual}
+        return [
+            conv.pack_input(x),
+            conv.pack_weight(weight),
+            *(conv.pack_operand(name, array) for name, array in operands.items()),
+        ]
 
     x, weight, sums = exact_case(layer)
     rng = np.random.default_rng(1)
@@ -156,7 +160,9 @@ def test_layers_answer_as_in_python(
     residual = rng.integers(-64, 64, sums.shape).astype(np.float32)
     found = computed(machine, folder, "layer", packed(x, weight, bias, residual))
     found = conv.unpack_output(found.reshape(conv.manifest.output_shape))
-    np.testing.assert_array_equal(found, epilogue_reference(sums, epilogue, bias, residual))
+    np.testing.assert_array_equal(
+        found, epilogue_reference(sums, epilogue, bias=bias, residual=residual)
+    )
 
     if machine.qemu_cpu is None:  # Where Python runs the same code: any numbers, every bit.
         x, weight = dc.random_tensors(layer, seed=2)

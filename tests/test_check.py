@@ -17,14 +17,14 @@ from onnx_models import Graph, saved
 import tvm_directconv as dc
 from tvm_directconv import memory
 from tvm_directconv.errors import LibraryError, ModelError, ToolchainError
-from tvm_directconv.layout import WeightLayout
+from tvm_directconv.layout import ChannelLayout, WeightLayout
 from tvm_directconv.network import check as checks
 from tvm_directconv.network import planning
 from tvm_directconv.network.check import Unavailable, relative_error
 from tvm_directconv.network.compile import compile_network, import_model
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.network.network import load_network
-from tvm_directconv.network.passes import blocked_layout, fuse_convolutions, merge_groups
+from tvm_directconv.network.passes import fuse_convolutions, merge_groups
 
 
 def everything() -> ModelProto:
@@ -228,8 +228,8 @@ def with_kernels_upside_down(patch: Patch) -> None:
 
 
 def with_channels_of_biases_swapped(patch: Patch) -> None:
-    pack = blocked_layout.pack_channels
-    patch.setattr(blocked_layout, "pack_channels", lambda v, block: pack(v[::-1].copy(), block))
+    pack = ChannelLayout.pack
+    patch.setattr(ChannelLayout, "pack", lambda self, values: pack(self, values[::-1].copy()))
 
 
 def with_groups_swapped(patch: Patch) -> None:

@@ -442,7 +442,7 @@ def test_devices_shows_everything_about_named_ones(run: Command, folder: Path, f
         assert [int(float(row["peak_flops_per_cycle"])) for row in rows] == [8, 32, 8]
     else:
         assert len(out.strip().split("\n\n")) == 3
-        assert re.search(r"\bcores\b[ |]+6\b", out) and "fma_latency" in out
+        assert re.search(r"\bcores\b[ |]+6\b", out) and "fmla v.4s: 1 per cycle, latency 3" in out
 
 
 def test_layers_of_all_networks_is_the_default(run: Command) -> None:
@@ -518,8 +518,8 @@ def test_compile_fills_a_folder(run: Command) -> None:
 def test_compile_takes_every_choice(run: Command, folder: Path) -> None:
     (folder / "own.py").write_text(
         "from tvm_directconv.schedules.common import direct\n"
-        "def schedule(sch, workload, device, blocking, threads):\n"
-        "    direct(sch, workload, device, blocking, threads, finished=0)\n"
+        "def schedule(sch, tiling):\n"
+        "    direct(sch, tiling, finished=0)\n"
     )
     words = ["--device", FOREIGN, "--threads", "2", "--blocking", "good.json"]
     words += ["--input-layout", "NHWC", "--schedule", "own.py", "-o", "a.so"]

@@ -15,12 +15,13 @@ from test_runner import compile_c
 
 from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device
 from tvm_directconv.bench.compare import Comparison, Failure
-from tvm_directconv.blocking import channel_block
-from tvm_directconv.build import Manifest, manifest_path
+from tvm_directconv.case import channel_block
 from tvm_directconv.cli import main
+from tvm_directconv.conv_manifest import ConvManifest
 from tvm_directconv.errors import ToolchainError
 from tvm_directconv.hardware.host import host_cpu
 from tvm_directconv.layout import ActivationLayout
+from tvm_directconv.manifest import manifest_path
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.command import CommandRunner
 
@@ -84,7 +85,7 @@ def test_tune_in_an_emulator_and_compile_with_what_was_found(
     assert (row["trials"], row["failures"], row["problem"]) == (4, 0, None)
     library = tmp_path / "tuned.so"
     assert main(["compile", *where, "-o", str(library)]) == 0
-    manifest = Manifest.read(manifest_path(library), library.read_bytes())
+    manifest = ConvManifest.read(manifest_path(library), library.read_bytes())
     assert str(manifest.blocking) == row["blocking"]
     assert manifest.blocking_source.startswith(f"log {name}.jsonl: exact, measured")
 

@@ -20,19 +20,13 @@ from tvm_directconv import (
     max_error,
     random_tensors,
 )
-from tvm_directconv.blocking import (
-    IC_INSIDE,
-    IC_OUTSIDE,
-    can_flatten,
-    neighbours,
-    reasons_against,
-    registers,
-)
-from tvm_directconv.compute import ACTIVATIONS, Epilogue
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
+from tvm_directconv.case import Case
+from tvm_directconv.epilogue import ACTIVATIONS, Epilogue
 from tvm_directconv.errors import ArgumentError, WorkloadError
-from tvm_directconv.hardware import target as targets
-from tvm_directconv.hardware.device import Vector
+from tvm_directconv.hardware.device import Rate
 from tvm_directconv.layout import ActivationLayout
+from tvm_directconv.tiling import can_flatten, contiguous_channels, reasons_against, registers
 
 SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27]
 # Some channel counts are typical, others are divided by nothing.
@@ -101,7 +95,7 @@ def random_blocking(
         # Large ones first: what is drawn without a preference is mostly small.
         return draw(st.sampled_from(values[::-1]))
 
-    lanes = chosen([v.lanes for v in reversed(target.vectors)])
+    lanes = chosen([rate.lanes for rate in reversed(target.rates())])
     flat_rows = 0
     if can_flatten(workload) and draw(st.booleans()):
         flat_rows = chosen(divisors(workload.out_height * workload.out_width))
@@ -117,14 +111,14 @@ def random_blocking(
         "oc_vectors": oc_vectors,
         "ow_tile": ow_tile,
         "ic_block": ic_block,
-        "ic_unroll": chosen(divisors(neighbours(ic_block, layout.block), most)),
+        "ic_unroll": chosen(divisors(contiguous_channels(ic_block, layout.block), most)),
         "loop_order": draw(st.sampled_from([IC_INSIDE, IC_OUTSIDE])),
         "oh_block": chosen(divisors(flat_rows or workload.out_height)),
         "flat_rows": flat_rows,
     }
     yes_or_no = [field.name for field in fields(Blocking) if field.type is bool]
     blocking = Blocking(**knobs, **{name: draw(st.booleans()) for name in yes_or_no})
-    assume(not reasons_against(blocking, workload, target, layout))
+    assume(not reasons_against(blocking, Case.of(workload, target, input_layout=layout)))
     return blocking
 
 
@@ -179,10 +173,11 @@ def test_random_blockings_for_wide_vectors(
     # That is too slow to be of use, so devices are checked; here it shows that AVX-512's blocks
     # of channels are computed correctly, wherever the tests run.
     monkeypatch.setattr("tvm_directconv.schedules.common.STEP", "not.pinned")
-    twice = [(feature, 2 * lanes) for feature, lanes in targets._LEGAL_LANES]
-    monkeypatch.setattr(targets, "_LEGAL_LANES", twice)
-    vectors = tuple(Vector(2 * v.lanes, v.fma_per_cycle / 2) for v in wide.vectors)
-    check_random(replace(wide, vectors=vectors), chunk, 30)
+    twice = tuple(
+        Rate(replace(rate.instruction, lanes=2 * rate.lanes), rate.per_cycle / 2, rate.latency)
+        for rate in wide.rates()
+    )
+    check_random(replace(wide, instructions=twice), chunk, 30)
 
 
 SMALL = {"in_channels": 3, "out_channels": 5}
@@ -240,7 +235,7 @@ def test_corner_cases(workload: ConvWorkload, ow_tile: int, order: str) -> None:
     target = device("native")
     for ic_block, kw_unroll in [(1, False), (3, True)]:
         blocking = Blocking(
-            lanes=target.vectors[-1].lanes,
+            lanes=target.rates()[-1].lanes,
             oc_vectors=1,
             ow_tile=ow_tile,
             ic_block=ic_block,
@@ -255,7 +250,7 @@ def test_corner_cases(workload: ConvWorkload, ow_tile: int, order: str) -> None:
 @pytest.mark.parametrize("order", [IC_INSIDE, IC_OUTSIDE])
 def test_activations(name: str, order: str) -> None:
     workload = ConvWorkload.parse("ic16ih7oc24oh7kh3ph1")
-    lanes = device("native").vectors[-1].lanes
+    lanes = device("native").rates()[-1].lanes
     blocking = Blocking(lanes, 1, 4, 8, 4, loop_order=order)
     epilogue = Epilogue(bias=True, activation=name, slope=0.1 if name == "leaky_relu" else 0.0)
     conv = build(workload, blocking=blocking, epilogue=epilogue)
@@ -264,7 +259,9 @@ def test_activations(name: str, order: str) -> None:
     sums = conv2d_reference(x, weight, workload)
     shifted = sums + bias[:, np.newaxis, np.newaxis]
     assert shifted.min() < -3 and shifted.max() > 6  # Every branch is taken.
-    assert max_error(conv(x, weight, bias=bias), epilogue_reference(sums, epilogue, bias)) < 1e-6
+    assert (
+        max_error(conv(x, weight, bias=bias), epilogue_reference(sums, epilogue, bias=bias)) < 1e-6
+    )
 
 
 def test_epilogues_are_parsed() -> None:
@@ -300,7 +297,7 @@ def test_wrong_epilogues() -> None:
         both(x, weight, bias=bias)
     with pytest.raises(ArgumentError, match=r"the bias has shape \(23,\): expected \(24,\)"):
         both(x, weight, bias=bias[1:], residual=residual)
-    packed = both.pack_residual(residual)
+    packed = both.pack_operand("residual", residual)
     operands = both.pack_input(x), both.pack_weight(weight)
     with pytest.raises(ArgumentError, match="the output overlaps an input array"):
-        both.run(*operands, packed, bias=both.pack_bias(bias), residual=packed)
+        both.run(*operands, packed, bias=both.pack_operand("bias", bias), residual=packed)

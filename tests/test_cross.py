@@ -8,7 +8,9 @@ import pytest
 from conftest import LAYERS, covering, run_exact
 
 from tvm_directconv import ConvWorkload, build, device
-from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case
 
 
 def shrunk(layer: ConvWorkload) -> ConvWorkload:
@@ -60,7 +62,7 @@ def test_emulated_layers_are_exact(
     layer: ConvWorkload, name: str, threads: int, tmp_path: Path
 ) -> None:
     target = device(name)
-    b = choose(layer, target, threads)
+    b = choose(Case.of(layer, target, threads))
     if threads > 1:
         # Layers of so few channels seldom get the paper's order: here it has its turn, too.
         b = replace(b, loop_order=IC_INSIDE if b.loop_order == IC_OUTSIDE else IC_OUTSIDE)

@@ -21,7 +21,8 @@ from PIL import Image
 import tvm_directconv as dc
 from tvm_directconv import cache
 from tvm_directconv.bench.report import environment, rows
-from tvm_directconv.build import resolve_blocking, scheduled
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case as ConvCase
 from tvm_directconv.cli import _network
 from tvm_directconv.deploy.runner import build_cached, read_report
 from tvm_directconv.emit.c_source import DEPLOY, write_weights
@@ -32,6 +33,9 @@ from tvm_directconv.logs import choice, log_file
 from tvm_directconv.logs import record as records
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.network.onnx_import import import_onnx
+from tvm_directconv.resolution import resolve_blocking
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling
 from tvm_directconv.toolchain import elf_info, find_toolchain
 
 LAYER = dc.ConvWorkload.parse("ic8ih4oc8oh4kh1")
@@ -107,8 +111,8 @@ def sealed_network_manifest(folder: Path) -> Case:
 
 def blocking_file(folder: Path) -> Case:
     right = json.dumps(exported().blocking.to_dict()).encode()
-    known = (LAYER, dc.device("native"), 1, LAYOUT)
-    return right, placed(folder / "b.json", lambda path: resolve_blocking(path, *known))
+    case = ConvCase.of(LAYER, "native", 1, LAYOUT)
+    return right, placed(folder / "b.json", lambda path: resolve_blocking(path, case))
 
 
 def device_file(folder: Path) -> Case:
@@ -119,7 +123,7 @@ def device_file(folder: Path) -> Case:
 
     def use(path: Path) -> object:
         found = dc.device(path)
-        return found.target_options(), dc.blocking.choose(LAYER, found, 1, LAYOUT)
+        return found.target_options(), choose(ConvCase.of(LAYER, found, 1, LAYOUT))
 
     return "\n".join(unique.values()).encode(), placed(folder / "my.toml", use)
 
@@ -133,7 +137,9 @@ def log(folder: Path) -> Case:
             warnings.simplefilter("ignore", LogWarning)
             for record in log_file.read(path):
                 layout = ActivationLayout(record.input_layout)
-                choice.best(record.workload, dc.device("x86-64-v3"), record.threads, layout)
+                choice.best(
+                    ConvCase.of(record.workload, dc.device("x86-64-v3"), record.threads, layout)
+                )
         for line in log_file.lines(path):
             assert line.record or (line.problem and "\n" not in line.problem)
         return None
@@ -246,13 +252,13 @@ def schedule(folder: Path) -> Case:
 from tvm_directconv.schedules.common import split_and_order, start_sums, unroll_tile
 
 
-def schedule(sch, workload, device, blocking, threads):
-    loops = split_and_order(sch, workload, blocking)
-    unroll_tile(sch, workload, loops, blocking, finished=2)
+def schedule(sch, tiling):
+    loops = split_and_order(sch, tiling)
+    unroll_tile(sch, tiling, loops, finished=2)
     start_sums(sch, loops)
 """
-    known = (LAYER, dc.device("native"), exported().blocking, 1, LAYOUT)
-    return right, placed(folder / "s.py", lambda path: scheduled(*known, schedule=path))
+    tiling = Tiling(ConvCase.of(LAYER, "native", 1, LAYOUT), exported().blocking)
+    return right, placed(folder / "s.py", lambda path: scheduled(tiling, path))
 
 
 def model() -> onnx.ModelProto:

@@ -165,7 +165,7 @@ def test_packing_flushes_weights_and_bias(mode: str) -> None:
     weight = np.full(LAYER.weight_shape, SMALL, np.float32)
     given = weight.copy()
     assert conv.pack_weight(weight).any() == (mode == KEEP)
-    assert conv.pack_bias(np.full(64, SMALL, np.float32)).any() == (mode == KEEP)
+    assert conv.pack_operand("bias", np.full(64, SMALL, np.float32)).any() == (mode == KEEP)
     np.testing.assert_array_equal(weight, given)
 
 

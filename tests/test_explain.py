@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tvm_directconv as dc
-from tvm_directconv import blocking as model
 from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case
 from tvm_directconv.errors import BlockingError, DeviceError, DirectConvError, WorkloadError
+from tvm_directconv.model import estimate
+from tvm_directconv.tiling import Tiling, _row, registers, usable_registers
 
 LAYERS = ["alexnet:conv1", "vgg16:conv3_2", "googlenet:3a_5x5", "resnet50:conv1"]
 DEVICES = ["haswell", "znver4", "cortex-a72", "armv7", "x86-64-v2"]
@@ -49,8 +52,8 @@ def test_the_numbers_are_the_models(layer: str, device: str, threads: int) -> No
     for paragraph, beginning in zip(paragraphs[1:], BEGINNINGS, strict=True):
         assert paragraph.startswith(beginning)
 
-    chosen = model.choose(workload, target, threads)
-    cost = model.estimate(chosen, workload, target, threads)
+    chosen = choose(Case.of(workload, target, threads))
+    cost = estimate(Tiling(Case.of(workload, target, threads), chosen))
     assert f"blocking: {chosen}\n" in text
     channels = chosen.oc_vectors * chosen.lanes
     in_flight = channels * chosen.ow_tile
@@ -59,16 +62,16 @@ def test_the_numbers_are_the_models(layer: str, device: str, threads: int) -> No
         chosen.ow_tile,
         in_flight,
     )
-    vector = next(v for v in target.vectors if v.lanes == chosen.lanes)
-    needed = vector.lanes * vector.fma_per_cycle * target.fma_latency
+    rate = next(rate for rate in target.rates() if rate.lanes == chosen.lanes)
+    needed = rate.lanes * rate.per_cycle * rate.latency
     left, n_vec, n_fma, l_fma, right = numbers(
         r"N_vec N_fma L_fma: (\d+) >= (\d+) x ([\d.]+) x (\d+) = ([\d.]+)", text
     )
     assert (left, right) == (in_flight, needed) and n_vec * n_fma * l_fma == needed
     assert ("DOES NOT HOLD" in paragraphs[1]) == (in_flight < needed)
     assert numbers(r"registers: (\d+) needed .* (\d+) of (\d+) for tiles", text) == (
-        model.registers(chosen.oc_vectors, chosen.ow_tile, workload),
-        model.usable_registers(target),
+        registers(chosen.oc_vectors, chosen.ow_tile, workload),
+        usable_registers(target),
         target.vector_registers,
     )
     assert numbers(r"Predicted: ([\d.]+)% of the peak", text) == (
@@ -89,8 +92,9 @@ def test_the_tiles_of_a_row_add_up() -> None:
         r"Row of (\d+) columns: (\d+) tiles? of (\d+) and one of (\d+) and one of (\d+)", text
     )
     assert tiles * width + sum(narrow) == columns == workload.out_width
-    assert numbers(r"of their own: (\d) at the left, (\d) at the right", text) == (
-        model.border_tiles(workload, int(width))
+    assert (
+        numbers(r"of their own: (\d) at the left, (\d) at the right", text)
+        == (_row(workload, int(width))[2:])
     )
     assert "padding of 2 and 2, the narrower tiles" in text
 
@@ -123,7 +127,7 @@ def test_idle_lanes_and_filled_blocks_are_named() -> None:
 
 def test_two_rounds_count_as_straight_line_code() -> None:
     layer, target = workload_of("googlenet:5a_5x5r"), dc.device("sapphirerapids")
-    chosen = model.choose(layer, target)
+    chosen = choose(Case.of(layer, target))
     assert chosen.ic_block == 2 * chosen.ic_unroll
     text = dc.explain(layer, target)
     told = numbers(r"straight-line code: (\d+) input channels, (\d+) FMAs", text)
@@ -135,7 +139,7 @@ def test_two_rounds_count_as_straight_line_code() -> None:
 
 def test_flattened_pixels_are_told() -> None:
     text = dc.explain("ic64ih7oc64oh7kh1", "znver4")
-    chosen = model.choose(dc.ConvWorkload.parse("ic64ih7oc64oh7kh1"), dc.device("znver4"))
+    chosen = choose(Case.of(dc.ConvWorkload.parse("ic64ih7oc64oh7kh1"), dc.device("znver4")))
     assert ("pixels stand for 7 of 7" in text) == (chosen.flat_rows not in (0, 7))
     assert "another 0 bytes" in text and "1x1 kernel the input is the matrix" in text
 

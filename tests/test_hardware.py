@@ -15,10 +15,11 @@ from tvm_directconv.errors import DeviceError
 from tvm_directconv.hardware import host
 from tvm_directconv.hardware import target as targets
 from tvm_directconv.hardware.architecture import architecture
-from tvm_directconv.hardware.device import Device, Vector
+from tvm_directconv.hardware.device import Device
 from tvm_directconv.hardware.device_files import devices, shipped
 from tvm_directconv.hardware.host import native
 from tvm_directconv.hardware.lookup import device
+from tvm_directconv.instructions import LANE, MEMORY
 
 DEVICES = {d.name: d for d in devices()}
 ABSTRACT = {"generic", "generic-arm", "generic-x86"}
@@ -82,7 +83,7 @@ def arch(spec: Device) -> str:
 
 def test_every_device_has_the_known_facts():
     assert {
-        name: (d.lanes, d.peak_flops_per_cycle, d.vector_registers) for name, d in DEVICES.items()
+        name: (d.lanes, d.peak().flops_per_cycle, d.vector_registers) for name, d in DEVICES.items()
     } == FACTS
 
 
@@ -105,7 +106,9 @@ def test_inherits_what_is_not_set():
         "generic-x86",
         "generic",
     )
-    assert znver4.vectors == v4.vectors == (Vector(16, 1), Vector(8, 2), Vector(4, 2))
+    assert znver4.instructions == v4.instructions
+    rates = [(rate.lanes, rate.per_cycle, rate.latency) for rate in v4.rates()]
+    assert rates == [(16, 1, 4), (8, 2, 4), (4, 2, 4)]
     assert (znver4.l2_bytes, v4.l2_bytes) == (1048576, 524288)
     assert (znver4.schedule, znver4.triple) == ("x86", "x86_64-linux-gnu")
     # Names, boards and being abstract belong to one file.
@@ -133,7 +136,9 @@ def test_abstract_devices_are_the_ones_that_cannot_be_built():
 
 
 def test_x86_64_v2_is_the_only_device_without_fma():
-    assert [name for name, spec in DEVICES.items() if not spec.fma] == ["x86-64-v2"]
+    assert [name for name, spec in DEVICES.items() if not spec.peak().instruction.fused] == [
+        "x86-64-v2"
+    ]
 
 
 def test_names_and_aliases_are_unique():
@@ -158,7 +163,7 @@ def test_llvm_knows_mcpu_and_aliases(name):
 @pytest.mark.parametrize("name", sorted(DEVICES))
 def test_assembly_has_the_expected_fma(name):
     spec, text = DEVICES[name], assembly(name)
-    if spec.fma:
+    if spec.peak().instruction.fused:
         found = re.findall(FMA[arch(spec), spec.lanes], text)
         assert len(found) >= 4
         # LLVM's preference for 256 bits must not have split anything.
@@ -171,8 +176,9 @@ def test_assembly_has_the_expected_fma(name):
 @pytest.mark.parametrize("name", sorted(DEVICES))
 def test_assembly_agrees_on_broadcasts(name):
     spec, text = DEVICES[name], assembly(name)
-    assert spec.memory_operand_broadcast == bool(re.search(r"vfmadd.*\{1to\d+\}", text))
-    assert spec.lane_operand == bool(re.search(r"fmla\s.*\.s\[\d\]", text))
+    operands = spec.rates()[0].instruction.pixel_operands
+    assert (MEMORY in operands) == bool(re.search(r"vfmadd.*\{1to\d+\}", text))
+    assert (LANE in operands) == bool(re.search(r"fmla\s.*\.s\[\d\]", text))
 
 
 @pytest.mark.parametrize("name", sorted(DEVICES))
@@ -320,15 +326,22 @@ def board(folder: Path, text: str, name: str = "my-board.toml") -> Path:
 def test_a_users_file(tmp_path):
     path = board(
         tmp_path,
-        'parent = "cortex-a72"\ncores = 6\nvectors = [{lanes = 4, fma_per_cycle = 1.5}]\n',
+        'parent = "cortex-a72"\ncores = 6\n'
+        'instructions = [{name = "fmla v.4s", per_cycle = 1.5, latency = 3}]\n',
     )
     spec = device(path)
     assert spec == device(str(path))
     assert spec.name == "my-board"
     assert spec.chain == ("my-board", *DEVICES["cortex-a72"].chain)
-    assert (spec.cores, spec.peak_flops_per_cycle, spec.boards) == (6, 12, ())
-    assert (spec.mcpu, spec.fma_latency) == ("cortex-a72", 3)
+    assert (spec.cores, spec.peak().flops_per_cycle, spec.boards) == (6, 12, ())
+    assert (spec.mcpu, spec.peak().latency) == ("cortex-a72", 3)
     assert spec.target().attrs["num-cores"] == 6
+
+
+def test_a_users_file_may_set_some_constants_of_the_model(tmp_path):
+    path = board(tmp_path, 'parent = "cortex-a72"\nmodel = {visit_cycles = 20}\n')
+    usual = DEVICES["cortex-a72"].model
+    assert device(path).model == replace(usual, visit_cycles=20) != usual
 
 
 def test_a_users_file_may_inherit_from_an_abstract_device(tmp_path):
@@ -337,9 +350,8 @@ def test_a_users_file_may_inherit_from_an_abstract_device(tmp_path):
         """
         parent = "generic-x86"
         mcpu = "bdver2"
-        vectors = [{ lanes = 8, fma_per_cycle = 1 }, { lanes = 4, fma_per_cycle = 2 }]
+        instructions = [{ name = "mulps+addps xmm", per_cycle = 1, latency = 5 }]
         vector_registers = 16
-        fma_latency = 5
         loads_per_cycle = 1
         scalar_loads_per_cycle = 2
         l2_bytes_per_cycle = 8
@@ -353,6 +365,10 @@ def test_a_users_file_may_inherit_from_an_abstract_device(tmp_path):
 
 
 PARENT = 'parent = "cortex-a72"\n'
+
+
+def row(name: str, per_cycle: object = 1) -> str:
+    return f"\n[[instructions]]\nname = {name!r}\nper_cycle = {per_cycle}\nlatency = 4"
 
 
 @pytest.mark.parametrize(
@@ -377,8 +393,10 @@ PARENT = 'parent = "cortex-a72"\n'
         (PARENT + "cores = 4.0", "cores is 4.0: expected a whole number from 1"),
         (PARENT + 'l2_bytes = "1 MiB"', "l2_bytes is '1 MiB': expected a whole number of bytes"),
         (PARENT + "l3_bytes = -1", "l3_bytes is -1: expected a whole number of bytes from 0"),
-        (PARENT + "fma_latency = 0", "fma_latency is 0: expected a number above 0"),
-        (PARENT + "fma_latency = nan", "fma_latency is nan: expected a number above 0"),
+        (PARENT + "loads_per_cycle = 0", "loads_per_cycle is 0: expected a number above 0"),
+        (PARENT + "loads_per_cycle = nan", "loads_per_cycle is nan: expected a number above 0"),
+        (PARENT + "model = {load_cots = 1}", "load_cots': 1}: expected a table of loads_sustained"),
+        (PARENT + "model = {load_cost = 0}", "expected a table of .*, numbers above 0"),
         (PARENT + "loads_per_cycle = inf", "loads_per_cycle is inf: expected a number above 0"),
         (
             PARENT + r'description = "a\u001b[31m"',
@@ -390,14 +408,16 @@ PARENT = 'parent = "cortex-a72"\n'
         (PARENT + "mattr = ['neon']", r"mattr is \['neon'\]: expected a list of features"),
         (PARENT + "boards = 'Pi'", "boards is 'Pi': expected a list of strings"),
         (PARENT + "mfloat_abi = 'softfp'", 'mfloat_abi is \'softfp\': expected "hard" or "soft"'),
-        (PARENT + "vectors = []", r"vectors is \[\]: expected a list of {lanes, fma_per_cycle}"),
-        (PARENT + "vectors = [4]", r"vectors is \[4\]: expected a list"),
-        (PARENT + "vectors = [{lanes = 4}]", "expected a list of {lanes, fma_per_cycle}, widest"),
-        (PARENT + "vectors = [{lanes = 4, fma_per_cycle = 0}]", "expected a list of {lanes"),
+        (PARENT + "instructions = []", r"instructions is \[\]: expected a list of {name, per_cy"),
+        (PARENT + "instructions = [4]", r"instructions is \[4\]: expected a list"),
+        (PARENT + "instructions = [{name = 'fmla v.4s'}]", "expected a list of {name, per_cycle"),
+        (PARENT + row("fmla v.4s", 0), "expected a list of {name, per_cycle, latency}"),
+        (PARENT + row("fmla v.4s", "nan"), "expected a list of {name, per_cycle, latency}"),
+        (PARENT + row("fmla v.4h"), "has 'fmla v.4h', .* .did you mean 'fmla v.4s'"),
+        (PARENT + row("fmla v.4s") + row("fmla v.4s"), r"float32 have \[4, 4\] lanes: .* once"),
         (
-            PARENT + "[[vectors]]\nlanes = 4\nfma_per_cycle = 1\n"
-            "[[vectors]]\nlanes = 8\nfma_per_cycle = 1",
-            "widest first",
+            PARENT + row("vfmadd231ps xmm") + row("vfmadd231ps ymm"),
+            r"float32 have \[4, 8\] lanes: expected each number once, the widest first",
         ),
         (
             'parent = "generic-arm"',
@@ -524,7 +544,6 @@ def cache(folder: Path, index: int, level: int, kind: str, size: str, cpus: str)
         "type": kind,
         "size": size,
         "shared_cpu_list": cpus,
-        "coherency_line_size": 128,
     }
     for name, value in contents.items():
         (path / name).write_text(f"{value}\n")
@@ -539,7 +558,6 @@ def test_native_takes_the_caches_of_this_machine(machine, tmp_path):
     cache(tmp_path, 3, 3, "Unified", "32768K", "0-15")
     found = native()
     assert (found.l1d_bytes, found.l2_bytes, found.l3_bytes) == (49152, 2097152, 4194304)
-    assert found.cache_line_bytes == 128
     (tmp_path / "index3" / "size").write_text("unknown")
     assert native().l1d_bytes == DEVICES["znver4"].l1d_bytes
 

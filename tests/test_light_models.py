@@ -73,8 +73,8 @@ def test_networks_compute_what_onnx_says(tmp_path: Path, name: str) -> None:
     x = (np.arange(count).reshape(port.shape) / count).astype(np.float32)
     result = onnx.load_tensor(str(path.with_name(f"light_{name}_output_0.pb")))
     np.testing.assert_allclose(network.run(x), numpy_helper.to_array(result), rtol=1e-3, atol=1e-7)
-    widest, *narrower = device("native").vectors
-    mixed = any(vector.fma_per_cycle > widest.fma_per_cycle for vector in narrower)
+    widest, *narrower = device("native").rates()
+    mixed = any(rate.per_cycle > widest.per_cycle for rate in narrower)
     expected = (REORDERS | MIXED_BLOCKS if mixed else REORDERS)[name]
     assert network.manifest.reorders == expected + SCORES_REORDERED
     assert network.manifest.arena_bytes < 0.7 * network.manifest.unshared_bytes

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tvm_directconv as dc
-from tvm_directconv import blocking as blocks
-from tvm_directconv.build import scheduled
+from tvm_directconv.candidates import candidates, choose
+from tvm_directconv.case import Case, default_input_layout
 from tvm_directconv.errors import LogError, LogWarning
 from tvm_directconv.hardware.host import HostCpu, cpu_of, host_cpu
 from tvm_directconv.layout import ActivationLayout
@@ -31,17 +31,20 @@ from tvm_directconv.logs import choice, log_file, upkeep
 from tvm_directconv.logs import record as records
 from tvm_directconv.logs.folders import folders, log_path
 from tvm_directconv.logs.record import Record
+from tvm_directconv.model import estimate
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling, reasons_against
 
 LAYER = dc.ConvWorkload.parse('ic16ih14oc32oh14kh3ph1n"toy:conv"')
 LARGER = dc.ConvWorkload.parse("mb2ic16ih20oc32oh20kh3ph1")
 DEVICE = dc.device("cortex-a72")
-LAYOUT = blocks.default_input_layout(LAYER, DEVICE)
-MODEL = blocks.choose(LAYER, DEVICE)
-OTHER = [b for b in blocks.candidates(LAYER, DEVICE, LAYOUT) if b != MODEL]
+LAYOUT = default_input_layout(LAYER, DEVICE)
+MODEL = choose(Case.of(LAYER, DEVICE))
+OTHER = [b for b in candidates(Case.of(LAYER, DEVICE, input_layout=LAYOUT)) if b != MODEL]
 
 
 def cycles(blocking: dc.Blocking) -> float:
-    return blocks.estimate(blocking, LAYER, DEVICE).cycles
+    return estimate(Tiling(Case.of(LAYER, DEVICE), blocking)).cycles
 
 
 # Those that are taken where only a similar case has been measured.
@@ -107,7 +110,7 @@ numbers = st.floats(min_value=1e-9, max_value=1e9)
     threads=st.integers(1, 128),
     seconds=st.lists(numbers, min_size=3, max_size=3),
     ratios=st.tuples(*[st.none() | numbers] * 2),
-    message=st.none() | st.text(st.characters(codec="utf-8"), min_size=1),
+    message=st.none() | st.text(st.characters(codec="utf-8")).filter(str.strip),
     chosen=st.booleans(),
     seed=st.integers(),
 )
@@ -408,7 +411,7 @@ def test_the_users_own_choice_comes_before_the_packages(
 def best(
     workload: dc.ConvWorkload = LAYER, device: dc.Device = DEVICE, threads: int = 1
 ) -> dc.Blocking | None:
-    found = choice.best(workload, device, threads)
+    found = choice.best(Case.of(workload, device, threads))
     return found[0] if found else None
 
 
@@ -494,7 +497,7 @@ def test_near_ones_must_please_the_model(folder: Path) -> None:
 def test_the_nearest_size(folder: Path) -> None:
     far = dc.ConvWorkload.parse("mb8ic16ih60oc32oh60kh3ph1")
     written(record(blocking=MODEL, workload=LARGER), record(workload=far, over_model=2.0))
-    assert choice.best(LAYER, DEVICE) == (
+    assert choice.best(Case.of(LAYER, DEVICE)) == (
         MODEL,
         "log cortex-a72.jsonl: nearest, measured for mb2ic16ih20oc32oh20kh3ph1, 2026-11-22, "
         "not confirmed",
@@ -513,7 +516,7 @@ def test_the_nearest_size(folder: Path) -> None:
 )
 def test_the_source_says_why(changes: dict[str, Any], said: str, folder: Path) -> None:
     written(record(blocking=MODEL, **changes))
-    assert choice.best(LAYER, DEVICE) == (MODEL, f"log cortex-a72.jsonl: {said}")
+    assert choice.best(Case.of(LAYER, DEVICE)) == (MODEL, f"log cortex-a72.jsonl: {said}")
 
 
 V3 = dc.device("x86-64-v3")
@@ -689,9 +692,9 @@ def test_compile_and_explain_take_a_folder_of_logs(
 
 def test_bench_takes_a_folder_of_logs(run: Command) -> None:
     here = dc.device("native")
-    layout = blocks.default_input_layout(LAYER, here)
-    model = blocks.choose(LAYER, here)
-    other = next(b for b in blocks.candidates(LAYER, here, layout) if b != model)
+    layout = default_input_layout(LAYER, here)
+    model = choose(Case.of(LAYER, here))
+    other = next(b for b in candidates(Case.of(LAYER, here, input_layout=layout)) if b != model)
     facts = {"device": here.name, "input_layout": str(layout), "blocking": other, "chosen": True}
     log_file.append(record(**facts, **records.here() | {"date": "2026-11-22T13:00:00Z"}), "mine")
     words = ["bench", str(LAYER), "--repeat", "1", "--format", "json"]
@@ -768,17 +771,16 @@ def test_export(run: Command) -> None:
     from tvm.s_tir.meta_schedule.database import JSONDatabase
 
     flat = dc.ConvWorkload.parse("ic40ih13oc24oh13kh1")
-    chosen = blocks.choose(flat, DEVICE, 2)
-    assert chosen.view(flat) != flat
-    layout = blocks.default_input_layout(flat, DEVICE)
-    log_file.append(
-        record(workload=flat, blocking=chosen, threads=2, input_layout=str(layout)), "logs"
-    )
+    chosen = choose(Case.of(flat, DEVICE, 2))
+    assert Tiling(Case.of(flat, DEVICE, 2), chosen).view != flat
+    layout = default_input_layout(flat, DEVICE)
+    tried = record(workload=flat, blocking=chosen, threads=2, input_layout=str(layout))
+    log_file.append(tried, "logs")
     assert run("logs", "export", LOG, "-o", "db") == (0, "db: 2 records\n", "")
     found = JSONDatabase(work_dir="db").get_all_tuning_records()
     expected = [
-        scheduled(LAYER, DEVICE, OTHER[2], 1, LAYOUT),
-        scheduled(flat, DEVICE, chosen, 2, ActivationLayout(str(layout))),
+        scheduled(Tiling(Case.of(LAYER, DEVICE, 1, LAYOUT), OTHER[2])),
+        scheduled(Tiling(Case.of(flat, DEVICE, 2, ActivationLayout(str(layout))), chosen)),
     ]
     for tuned, right in zip(found, expected, strict=True):
         assert [float(s) for s in tuned.run_secs] == pytest.approx([0.002])
@@ -876,7 +878,9 @@ def test_the_packages_logs_are_good() -> None:
             assert r.device == device.name, f"{path}:{found.number}"
             layout = ActivationLayout(r.input_layout)
             if r.status == "ok":
-                assert not blocks.reasons_against(r.blocking, r.workload, device, layout)
+                assert not reasons_against(
+                    r.blocking, Case.of(r.workload, device, input_layout=layout)
+                )
 
 
 def test_lines_say_what_was_disturbed_and_old_ones_need_not() -> None:

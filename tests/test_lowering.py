@@ -17,11 +17,15 @@ from tvm.tirx import AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, S
 
 from tvm_directconv import Blocking, ConvWorkload, Device, build, device
 from tvm_directconv.assembly import innermost_loops, whole_function
-from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE, choose
-from tvm_directconv.build import scheduled
+from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case
 from tvm_directconv.compute import symbol_of
+from tvm_directconv.instructions import LANE
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.lowering.pipeline import allocated_bytes, lower
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling
 
 NAMES = ["x86-64-v3", "cortex-a72", "armv7"]
 
@@ -40,7 +44,7 @@ def conv(name: str, **fields: object) -> ConvWorkload:
 def lowered(
     on: str | Device, workload: ConvWorkload, blocking: Blocking, layout: str
 ) -> tirx.PrimFunc:
-    sch = scheduled(workload, device(on), blocking, 1, ActivationLayout(layout))
+    sch = scheduled(Tiling(Case.of(workload, device(on), 1, ActivationLayout(layout)), blocking))
     return lower(sch.mod[symbol_of(workload)])
 
 
@@ -147,8 +151,9 @@ def test_pins_cost_no_instruction(name: str) -> None:
     target = device(name)
     # Per step: the products, a load of weights, and one of each pixel or of four channels of it.
     # The loop adds a few.
-    pairs = 1 if target.fma else 2
-    most = 4 * (1 + (1 if target.lane_operand else 4) + pairs * 4)
+    instruction = target.peak().instruction
+    pairs = 1 if instruction.fused else 2
+    most = 4 * (1 + (1 if LANE in instruction.pixel_operands else 4) + pairs * 4)
     assert loop.fmas == 16 and loop.spills == 0
     assert loop.instructions < 1.5 * most
 
@@ -340,7 +345,9 @@ def test_weights_are_fetched_before_they_are_read(knobs: dict[str, Any]) -> None
 def test_weights_are_fetched_where_that_takes_time() -> None:
     small = conv("haswell", in_channels=64, in_height=14, in_width=14, out_channels=64, kernel=1)
     for workload, fetches in ((small, True), (replace(small, in_height=280), False)):
-        text = str(lowered("haswell", workload, choose(workload, device("haswell")), "NCHW8c"))
+        text = str(
+            lowered("haswell", workload, choose(Case.of(workload, device("haswell"))), "NCHW8c")
+        )
         assert ("T.address_of(weight" in text) == fetches
 
 

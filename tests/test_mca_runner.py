@@ -11,10 +11,12 @@ from tvm import tirx
 from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device
 from tvm_directconv.assembly import innermost_loops, mca_cycles
 from tvm_directconv.bench.compare import Comparison, Failure
-from tvm_directconv.blocking import default_input_layout, estimate, reasons_against
-from tvm_directconv.build import scheduled
+from tvm_directconv.case import Case, default_input_layout
 from tvm_directconv.errors import DeviceError, LibraryError, ToolchainError
 from tvm_directconv.lowering.pipeline import PIPELINE
+from tvm_directconv.model import estimate
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling, reasons_against
 from tvm_directconv.tuning.runners import mca
 from tvm_directconv.tuning.runners.mca import McaRunner
 
@@ -34,9 +36,9 @@ def test_a_score_is_the_loops_and_what_the_model_counts_around_them(
     conv = compiled(PLAIN, name)
     b = conv.blocking
     assert PLAIN.out_width % b.ow_tile == 0 or b.flat_rows
-    view = b.view(PLAIN)
+    tiling = Tiling(Case.of(PLAIN, target), b)
     (loop, *narrow) = innermost_loops(conv.assembly(), target.triple)
-    assert bool(narrow) == bool(view.out_width % b.ow_tile)
+    assert bool(narrow) == bool(tiling.view.out_width % b.ow_tile)
     # One input channel of a full tile takes as long as its share of a round.
     step = mca_cycles(loop, target.triple, str(target.mca_cpu))
     step *= b.ow_tile * b.oc_vectors / loop.fmas
@@ -49,10 +51,10 @@ def test_a_score_is_the_loops_and_what_the_model_counts_around_them(
     runner = McaRunner(target)
     found = runner.cycles(exported(conv, tmp_path))
     if not narrow:
-        assert found == pytest.approx(estimate(b, PLAIN, target, 1, code).cycles, rel=0.01)
+        assert found == pytest.approx(estimate(tiling, code).cycles, rel=0.01)
         assert set(asked) == {(b.ow_tile,)}
     # Everything else is some percent here.
-    ideal = PLAIN.flops / target.peak_flops_per_cycle
+    ideal = PLAIN.flops / target.peak().flops_per_cycle
     assert ideal < found < 1.35 * ideal
     assert runner.measure(tmp_path / "conv.s", None, 5) == Comparison((found / 1e9,))
     assert (runner.cpu, runner.cpu_name, runner.cpu_device) == (None, None, name)
@@ -91,10 +93,10 @@ def test_every_tile_has_its_loop(
         counted.append(met)
         return sum(met) * b.oc_vectors
 
-    expected = estimate(b, PADDED, target, 1, products).cycles
+    expected = estimate(Tiling(Case.of(PADDED, target), b), products).cycles
     assert len(set(counted)) > 1
     # The model alone would count something else.
-    assert abs(estimate(b, PADDED, target, 1).cycles / expected - 1) > 0.01
+    assert abs(estimate(Tiling(Case.of(PADDED, target), b)).cycles / expected - 1) > 0.01
     monkeypatch.setattr(f"{module}.mca_cycles", lambda loop, *_: float(loop.fmas))
     assert McaRunner(target).cycles(path) == pytest.approx(expected, rel=1e-9)
 
@@ -138,14 +140,14 @@ def test_spills_cost(tmp_path: Path) -> None:
     target = device("cortex-a72")
     layout = default_input_layout(PLAIN, target)
     b = replace(chosen(PLAIN, "cortex-a72"), oc_vectors=4, ow_tile=8, flat_rows=8)
-    assert reasons_against(b, PLAIN, target, layout)
-    module = scheduled(PLAIN, target, b, 1, layout).mod
+    assert reasons_against(b, Case.of(PLAIN, target, input_layout=layout))
+    module = scheduled(Tiling(Case.of(PLAIN, target, 1, layout), b)).mod
     spilling = CompiledConv(
         replace(compiled(PLAIN, "cortex-a72").manifest, blocking=b),
         tirx.build(module, target.target(1), pipeline=PIPELINE),
     )
     found = McaRunner(target).cycles(exported(spilling, tmp_path))
-    assert found > 1.1 * estimate(b, PLAIN, target).cycles
+    assert found > 1.1 * estimate(Tiling(Case.of(PLAIN, target), b)).cycles
 
 
 def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
     assert mca._row_cycles(loops, b, (3, 3, 3, 3)) == pytest.approx(cycles[3], rel=1e-3)
     # The slow ones are few.
     found = McaRunner(target).cycles(exported(conv, tmp_path))
-    assert found < estimate(b, layer, target).cycles
+    assert found < estimate(Tiling(Case.of(layer, target), b)).cycles
 
 
 # --- What cannot be scored
@@ -209,4 +211,4 @@ def test_code_without_loops_is_counted_by_the_model(tmp_path: Path) -> None:
     conv = compiled(layer, "cortex-a72")
     assert not innermost_loops(conv.assembly(), device("cortex-a72").triple)
     found = McaRunner(device("cortex-a72")).cycles(exported(conv, tmp_path))
-    assert found == estimate(conv.blocking, layer, device("cortex-a72")).cycles
+    assert found == estimate(Tiling(Case.of(layer, device("cortex-a72")), conv.blocking)).cycles

@@ -8,8 +8,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx_models import Graph, saved
 
 from tvm_directconv import ConvWorkload, Epilogue, build, compile_network, device, random_tensors
-from tvm_directconv.compute import ACTIVATIONS
 from tvm_directconv.deploy.runner import run_library
+from tvm_directconv.epilogue import ACTIVATIONS
 from tvm_directconv.reference import epilogue_reference
 from tvm_directconv.toolchain import find_toolchain
 
@@ -44,17 +44,17 @@ def test_activations(name: str, tmp_path: Path) -> None:
     x[0, 7, 0, :6] = SPECIAL
     toolchain = find_toolchain(device(name).triple, device(name).qemu_cpu)
     sums = np.einsum("oi,nihw->nohw", np.eye(32), x, dtype=np.float64)
-    for activation in ACTIVATIONS:
-        slope = 0.25 if activation == "leaky_relu" else 0.0
+    for activation, row in ACTIVATIONS.items():
+        slope = 0.25 if row.has_slope else 0.0
         epilogue = Epilogue(bias=True, activation=activation, slope=slope)
         conv = build(layer, name, blocking="model", epilogue=epilogue)
         operands = [conv.pack_input(x), conv.pack_weight(weight)]
-        operands.append(conv.pack_bias(np.zeros(32, np.float32)))
+        operands.append(conv.pack_operand("bias", np.zeros(32, np.float32)))
         library = conv.export(tmp_path / f"{activation}.so")
         shape = conv.manifest.output_shape
         report = run_library(library, conv.manifest.symbol, operands, [shape], toolchain)
         found = conv.unpack_output(report.outputs[0])
-        expected = epilogue_reference(sums, epilogue, np.zeros(32))
+        expected = epilogue_reference(sums, epilogue, bias=np.zeros(32))
         assert np.isnan(expected).any()
         np.testing.assert_array_equal(np.isnan(found), np.isnan(expected), activation)
         np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=activation)

@@ -18,7 +18,7 @@ from onnx_models import (
 )
 
 from tvm_directconv import ConvWorkload, device
-from tvm_directconv.blocking import channel_block
+from tvm_directconv.case import channel_block
 from tvm_directconv.network.network import Network
 from tvm_directconv.network.operators import ACTIVATION, CONV2D, REORDER, conv_attributes
 from tvm_directconv.network.passes.blocked_layout import blocked_layout

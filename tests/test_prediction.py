@@ -10,11 +10,14 @@ from conftest import Command
 from onnx_models import Graph, saved
 
 from tvm_directconv import ConvWorkload, compile_network, device, use_logs, workloads
-from tvm_directconv import blocking as blocks
+from tvm_directconv.candidates import candidates, choose
+from tvm_directconv.case import Case, default_input_layout
 from tvm_directconv.errors import BlockingError
 from tvm_directconv.logs.log_file import append
 from tvm_directconv.logs.record import Record
+from tvm_directconv.model import estimate
 from tvm_directconv.prediction import Experience, experience, plan, predict
+from tvm_directconv.tiling import Tiling
 
 SMALL, OTHER = "ic16ih9oc16oh9kh3ph1", "ic8ih4oc8oh4kh1"
 
@@ -26,8 +29,8 @@ def record(made_for: str, of_peak: float | None, **changes: Any) -> Record:
         "workload": workload,
         "device": made_for,
         "threads": 1,
-        "input_layout": str(blocks.default_input_layout(workload, device(made_for))),
-        "blocking": blocks.choose(workload, device(made_for)),
+        "input_layout": str(default_input_layout(workload, device(made_for))),
+        "blocking": choose(Case.of(workload, device(made_for))),
         "status": "ok",
         "seconds_p20": 1e-4,
         "seconds_p50": 1e-4,
@@ -64,8 +67,8 @@ def test_cycles_are_the_models() -> None:
     found = predict(workloads([SMALL, OTHER]), "cortex-a72", threads=2)
     for prediction in found:
         workload, target = prediction.workload, device("cortex-a72")
-        chosen = blocks.choose(workload, target, 2)
-        cost = blocks.estimate(chosen, workload, target, 2)
+        chosen = choose(Case.of(workload, target, 2))
+        cost = estimate(Tiling(Case.of(workload, target, 2), chosen))
         assert (prediction.blocking, prediction.blocking_source) == (chosen, "model")
         assert (prediction.cycles, prediction.of_peak) == (cost.cycles, cost.of_peak)
         assert prediction.milliseconds(2.0) == cost.cycles / 2e6
@@ -80,9 +83,9 @@ def test_bytes_are_those_of_packed_arrays() -> None:
 
 def test_what_logs_know_better_is_predicted(tmp_path: Path) -> None:
     workload, target = case("cortex-a72")
-    layout = blocks.default_input_layout(workload, target)
-    liked = blocks.choose(workload, target)
-    other = next(b for b in blocks.candidates(workload, target, layout, 1) if b != liked)
+    layout = default_input_layout(workload, target)
+    liked = choose(Case.of(workload, target))
+    other = next(b for b in candidates(Case.of(workload, target, 1, layout)) if b != liked)
     append(record("cortex-a72", None, blocking=other, over_model=1.2), tmp_path)
     with use_logs(tmp_path):
         (found,) = predict(workloads(SMALL), "cortex-a72")
@@ -106,7 +109,7 @@ def test_a_model_is_planned_as_it_is_compiled(model: Path) -> None:
 
 def test_experience_is_measured_over_predicted_time(tmp_path: Path) -> None:
     target = device("haswell")
-    counted = blocks.estimate(blocks.choose(ConvWorkload.parse(SMALL), target), *case("haswell"))
+    counted = estimate(Tiling(Case.of(SMALL, target), choose(Case.of(SMALL, target))))
     with use_logs(tmp_path):
         assert experience(target) is None
         # A layer that reaches twice the part of the peak takes half of the time.

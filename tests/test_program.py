@@ -15,7 +15,7 @@ from onnx_models import Graph, assert_like_onnxruntime, compiled, planned, rando
 from tvm import relax
 
 from tvm_directconv import device
-from tvm_directconv.blocking import channel_block
+from tvm_directconv.case import channel_block
 from tvm_directconv.emit.program import ARENA, COPY, WEIGHTS, Program, Tensor, packed
 from tvm_directconv.layout import ALIGNMENT
 from tvm_directconv.network.rewriter import Rewriter, op_name, shape_of, value_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_directconv.compute import Epilogue
+from tvm_directconv.epilogue import Epilogue
 from tvm_directconv.errors import ArgumentError
 from tvm_directconv.reference import (
     conv2d_reference,

@@ -23,7 +23,8 @@ from conftest import described
 
 from tvm_directconv import ConvWorkload, device
 from tvm_directconv.bench.compare import Comparison, Failure
-from tvm_directconv.build import CompiledConv, Manifest, build
+from tvm_directconv.conv_manifest import ConvManifest
+from tvm_directconv.convolution import CompiledConv, build
 from tvm_directconv.errors import LibraryError, RpcError
 from tvm_directconv.hardware.host import host_cpu
 from tvm_directconv.logs import log_file
@@ -164,7 +165,7 @@ def library(conv: CompiledConv, tmp_path: Path) -> Path:
     return conv.export(tmp_path / "good.so")
 
 
-def library_in_c(manifest: Manifest, body: str, path: Path) -> Path:
+def library_in_c(manifest: ConvManifest, body: str, path: Path) -> Path:
     """Write a library with a function that does whatever it likes."""
     source = path.with_suffix(".c")
     source.write_text(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tvm_directconv import Blocking, ConvWorkload, device
+from tvm_directconv.case import Case
 from tvm_directconv.tuning.search import FAILED, STRATEGIES, Evolution, Search, search
 from tvm_directconv.tuning.space import Space
 
@@ -31,12 +32,12 @@ WORKLOADS = {
 def space_of(name: str, bad_start: bool = False) -> Space:
     workload, target = ConvWorkload.parse(WORKLOADS[name]), device("haswell")
     start = Blocking(8, 1, 1, math.gcd(workload.in_channels, 8), 1) if bad_start else None
-    return Space(workload, target, start=start)
+    return Space(Case.of(workload, target), start=start)
 
 
 @cache
 def small_space() -> Space:
-    return Space(ConvWorkload.parse("ic8ih5oc24oh5kh3ph1"), device("haswell"))
+    return Space(Case.of(ConvWorkload.parse("ic8ih5oc24oh5kh3ph1"), device("haswell")))
 
 
 def costs_of(space: Space, seed: int) -> np.ndarray:

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_directconv import Blocking, ConvWorkload, device
-from tvm_directconv import blocking as blocks
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
+from tvm_directconv.candidates import choose
+from tvm_directconv.case import Case, channel_block
 from tvm_directconv.errors import BlockingError
 from tvm_directconv.layout import ActivationLayout
+from tvm_directconv.model import estimate
+from tvm_directconv.tiling import Tiling, reasons_against, registers, usable_registers
 from tvm_directconv.tuning.space import Space
 
 LAYER = ConvWorkload.parse("ic64ih28oc64oh28kh3ph1")
@@ -24,23 +27,24 @@ KNOBS = [knob.name for knob in fields(Blocking)]
 
 def check(space: Space) -> None:
     """Check what holds for every space."""
-    workload, target, layout = space.workload, space.device, space.input_layout
+    case = space.case
+    workload = case.workload
     assert len(space) == len(space.points) == len(set(space.points)) == len(space.cycles) >= 1
-    lanes = blocks.channel_block(workload.out_channels, target)
+    lanes = channel_block(workload.out_channels, case.device)
     for number, point in enumerate(space.points):
-        assert blocks.reasons_against(point, workload, target, layout) == []
+        assert reasons_against(point, case) == []
         assert point.lanes == lanes
         # Straight-line code has a limit.
         taps = workload.kernel[1] if point.kw_unroll else 1
-        straight = blocks.straight_channels(point, layout.block)
+        straight = Tiling(case, point).straight_channels
         assert point.oc_vectors * point.ow_tile * straight * taps <= 512
         assert space.number_of(point) == number
     # Nothing is measured twice: what differs in no more than its name is left out.
-    codes = {replace(p, ic_unroll=blocks.straight_channels(p, layout.block)) for p in space.points}
+    codes = {replace(p, ic_unroll=Tiling(case, p).straight_channels) for p in space.points}
     assert len(codes) == len(space)
     assert np.isfinite(space.cycles).all() and (space.cycles > 0).all()
     # The model's choice comes first; behind it, the model's ranks.
-    assert space.points[0] == blocks.choose(workload, target, space.threads, layout)
+    assert space.points[0] == choose(case)
     assert (np.diff(space.cycles) >= 0).all()
     assert space.cycles[-1] <= 1.5 * space.cycles[0]
     for rejected in space.rejected:
@@ -86,7 +90,7 @@ def workloads(draw: st.DrawFn) -> ConvWorkload:
 @settings(max_examples=25, deadline=None)
 @given(workload=workloads(), name=st.sampled_from(DEVICES), threads=st.integers(1, 4))
 def test_spaces_of_any_convolution(workload: ConvWorkload, name: str, threads: int) -> None:
-    space = Space(workload, device(name), threads)
+    space = Space(Case.of(workload, device(name), threads))
     check(space)
     rng = np.random.default_rng(0)
     for number in space.sample(3, seed=1):
@@ -105,7 +109,7 @@ def of_many_kinds(layer: ConvWorkload) -> set[object]:
 @pytest.mark.parametrize("name", ["armv7", "cortex-a72", "x86-64-v2", "haswell", "znver4"])
 def test_spaces_of_layers(name: str) -> None:
     for layer in covering(LAYERS, of_many_kinds):
-        space = Space(layer, device(name))
+        space = Space(Case.of(layer, device(name)))
         check(space)
         assert space.points[0] == chosen(layer, name)
 
@@ -114,44 +118,44 @@ def test_spaces_of_layers(name: str) -> None:
 def test_every_layer_of_the_networks_has_something_to_search(part: int) -> None:
     target = device("native")
     for layer in LAYERS[part::2]:
-        assert len(Space(layer, target)) > 10
+        assert len(Space(Case.of(layer, target))) > 10
 
 
 def test_both_orders_and_what_the_model_does_not_count_are_searched() -> None:
-    space = Space(LAYER, device("haswell"))
+    space = Space(Case.of(LAYER, device("haswell")))
     assert {point.loop_order for point in space.points} == {IC_INSIDE, IC_OUTSIDE}
     assert {point.kw_unroll for point in space.points} == {False, True}
     # Four of blocks of eight would be the code of eight.
     assert {point.ic_unroll for point in space.points} == {1, 2, 8}
     assert len({(p.oc_vectors, p.ow_tile) for p in space.points}) >= 4
-    assert {point.kw_unroll for point in Space(POINTWISE, device("haswell")).points} == {False}
+    assert {point.kw_unroll for point in Space(Case.of(POINTWISE, device("haswell"))).points} == {
+        False
+    }
 
 
 def test_a_small_space() -> None:
-    space = Space(ConvWorkload.parse("ic1ih1oc1oh1kh1"), device("armv7"))
+    space = Space(Case.of(ConvWorkload.parse("ic1ih1oc1oh1kh1"), device("armv7")))
     check(space)
     assert len(space) < 5
     assert space.sample(100, 0) and len(space.sample(100, 0)) == len(space)
 
 
 def test_a_space_has_a_limit() -> None:
-    space = Space(ConvWorkload.parse("ic96ih28oc128oh28kh3ph1"), device("cortex-a72"))
+    space = Space(Case.of(ConvWorkload.parse("ic96ih28oc128oh28kh3ph1"), device("cortex-a72")))
     assert len(space) == 512
     assert space.reasons()["too many points"] > 0
     check(space)
 
 
 def test_reasons() -> None:
-    space = Space(LAYER, device("haswell"))
+    space = Space(Case.of(LAYER, device("haswell")))
     reasons = {rejected.reason.split(":")[0]: rejected for rejected in space.rejected}
     slow, large = reasons["slow on paper"], reasons["too large a tile"]
     times = float(slow.reason.split(": ")[1].split()[0])
-    cycles = blocks.estimate(slow.blocking, LAYER, space.device).cycles
+    cycles = estimate(Tiling(space.case, slow.blocking)).cycles
     assert times == pytest.approx(cycles / space.cycles[0], abs=0.01) and times > 1.5
     tile = large.blocking
-    assert blocks.registers(tile.oc_vectors, tile.ow_tile, LAYER) > blocks.usable_registers(
-        space.device
-    )
+    assert registers(tile.oc_vectors, tile.ow_tile, LAYER) > usable_registers(space.case.device)
     assert "registers" in large.reason
     assert repr(space) == (
         f"<Space of {len(space)} points, {len(space.rejected)} rejected, {LAYER}>"
@@ -159,16 +163,16 @@ def test_reasons() -> None:
 
 
 def test_equal_spaces() -> None:
-    one, other = (Space(LAYER, device("cortex-a72"), 2) for _ in range(2))
+    one, other = (Space(Case.of(LAYER, device("cortex-a72"), 2)) for _ in range(2))
     assert one.points == other.points and one.rejected == other.rejected
     np.testing.assert_array_equal(one.features(), other.features())
     # Tasks must share out evenly, so the number of threads matters.
-    single, five = (Space(POINTWISE, device("cortex-a72"), threads) for threads in (1, 5))
+    single, five = (Space(Case.of(POINTWISE, device("cortex-a72"), threads)) for threads in (1, 5))
     assert single.points != five.points
 
 
 def test_samples() -> None:
-    space = Space(LAYER, device("haswell"))
+    space = Space(Case.of(LAYER, device("haswell")))
     drawn = space.sample(32, seed=5)
     assert drawn == space.sample(32, seed=5) != space.sample(32, seed=6)
     assert len(set(drawn)) == 32 and all(0 <= number < len(space) for number in drawn)
@@ -213,7 +217,7 @@ def check_neighbour(space: Space, number: int, rng: np.random.Generator) -> str 
 
 @pytest.mark.parametrize("workload", [LAYER, POINTWISE], ids=str)
 def test_neighbours(workload: ConvWorkload) -> None:
-    space, rng = Space(workload, device("haswell")), np.random.default_rng(0)
+    space, rng = Space(Case.of(workload, device("haswell"))), np.random.default_rng(0)
     found = {check_neighbour(space, number, rng) for number in space.sample(60, seed=0)}
     assert None in found  # All points have the same lanes.
     assert {"ic_unroll", "ow_tile", "oc_vectors", "loop_order", "oh_block"} <= found
@@ -235,17 +239,18 @@ def new_of(space: Space, points: Iterable[int], rng: np.random.Generator) -> set
 
 def test_a_start_of_ones_own() -> None:
     target = device("haswell")
-    usual = Space(LAYER, target)
+    usual = Space(Case.of(LAYER, target))
     bad = Blocking(8, 1, 1, 8, 1)
     assert usual.number_of(bad) is None
-    space = Space(LAYER, target, start=bad)
+    space = Space(Case.of(LAYER, target), start=bad)
     assert space.points == (bad, *usual.points)[: len(space)]
-    assert space.cycles[0] == blocks.estimate(bad, LAYER, target).cycles > 2 * space.cycles[1]
+    counted = estimate(Tiling(usual.case, bad)).cycles
+    assert space.cycles[0] == counted > 2 * space.cycles[1]
     assert space.likelihood()[0] == space.likelihood().min() > 0
     assert np.isfinite(space.features()).all()
     # One that is in the space already is moved to its front.
     start = usual.points[20]
-    moved = Space(LAYER, target, start=start)
+    moved = Space(Case.of(LAYER, target), start=start)
     assert moved.points[0] == start and set(moved.points) == set(usual.points)
     assert moved.number_of(usual.points[0]) == 1
 
@@ -253,7 +258,7 @@ def test_a_start_of_ones_own() -> None:
 def test_a_start_is_kept_in_a_full_space() -> None:
     workload, target = ConvWorkload.parse("ic96ih28oc128oh28kh3ph1"), device("cortex-a72")
     bad = Blocking(4, 1, 1, 4, 1)
-    space = Space(workload, target, start=bad)
+    space = Space(Case.of(workload, target), start=bad)
     assert len(space) == 512 and space.points[0] == bad
 
 
@@ -268,13 +273,15 @@ def test_a_start_is_kept_in_a_full_space() -> None:
 )
 def test_an_impossible_start(start: Blocking, reason: str) -> None:
     with pytest.raises(BlockingError, match=reason):
-        Space(LAYER, device("haswell"), start=start)
+        Space(Case.of(LAYER, device("haswell")), start=start)
 
 
 def test_other_layouts() -> None:
     target = device("haswell")
-    plain = Space(LAYER, target, input_layout=ActivationLayout("NHWC"))
+    plain = Space(Case.of(LAYER, target, input_layout=ActivationLayout("NHWC")))
     check(plain)
-    assert str(plain.input_layout) == "NHWC"
+    assert str(plain.case.input_layout) == "NHWC"
     # Their channels need not stay in blocks of the input's.
-    assert {p.ic_block for p in plain.points} != {p.ic_block for p in Space(LAYER, target).points}
+    assert {p.ic_block for p in plain.points} != {
+        p.ic_block for p in Space(Case.of(LAYER, target)).points
+    }

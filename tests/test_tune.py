@@ -22,9 +22,11 @@ from conftest import FOREIGN, described
 
 import tvm_directconv as dc
 from tvm_directconv.bench.compare import Comparison, Failure
-from tvm_directconv.build import Manifest, build
+from tvm_directconv.case import Case
 from tvm_directconv.cli import main
 from tvm_directconv.cli._options import duration
+from tvm_directconv.conv_manifest import ConvManifest
+from tvm_directconv.convolution import build
 from tvm_directconv.errors import LogError, TuningError
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.logs import log_file
@@ -201,7 +203,7 @@ def test_failures_of_every_kind_are_logged_and_the_rest_is_tuned(folder: Path) -
 
 
 def test_what_is_chosen_was_confirmed_against_the_models_choice(folder: Path) -> None:
-    space = Space(LAYER, NATIVE)
+    space = Space(Case.of(LAYER, NATIVE))
     runner = FakeRunner(best_of(space))
     budget = Budget(trials=len(space), patience=len(space))
     (layer,) = tuner(runner, folder, budget=budget).run()
@@ -341,7 +343,7 @@ def test_patience(folder: Path) -> None:
     (layer,) = tuner(runner, folder, budget=Budget(trials=200, patience=32)).run()
     assert layer.exhausted and layer.trials == 32
     # A point that is found late starts the count again.
-    space = Space(LAYER, NATIVE)
+    space = Space(Case.of(LAYER, NATIVE))
     runner = FakeRunner(lambda name, point: 0.5 if point == 20 else 1.0)
     budget = Budget(trials=len(space), patience=32)
     (layer,) = tuner(runner, folder / "2", strategy="exhaustive", budget=budget).run()
@@ -418,7 +420,7 @@ def test_time_is_kept_while_candidates_are_compiled(
 
 def test_compiling_ends_with_the_time(compiling: None, tmp_path: Path) -> None:
     seconds = [9.0]
-    layer = Layer(LAYER, Space(LAYER, NATIVE, 1))
+    layer = Layer(LAYER, Space(Case.of(LAYER, NATIVE)))
     with tune._Builders(NATIVE, 1, tmp_path, ".so", lambda: seconds[0]) as builders:
         for worker in builders._all:
             worker.call = lambda limit, *_: Failure("timeout", f"{limit:g}")  # type: ignore
@@ -571,7 +573,7 @@ def test_equal_layers_are_tuned_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["random", "exhaustive", "evolutionary"])
 def test_nothing_is_measured_twice(folder: Path, strategy: str) -> None:
-    space = Space(LAYER, NATIVE)
+    space = Space(Case.of(LAYER, NATIVE))
 
     def run(trials: int) -> tuple[FakeRunner, Layer]:
         runner = FakeRunner(best_of(space))
@@ -670,7 +672,7 @@ def test_what_was_compared_with_another_choice_of_the_model_is_not_taken_over(
     tuner(FakeRunner(), folder, strategy="exhaustive").run()
     other = folder.parent / "other"
     for record in log_of(folder):
-        if record.blocking != Space(LAYER, NATIVE).points[0]:
+        if record.blocking != Space(Case.of(LAYER, NATIVE)).points[0]:
             log_file.append(record, other)
     (layer,) = tuner(FakeRunner(), other, strategy="exhaustive").run()
     assert (layer.resumed, layer.trials) == (0, 32)
@@ -779,7 +781,7 @@ def test_wrong_calls(folder: Path) -> None:
 
 def with_code(good: Path, body: str) -> Path:
     """Write a library that pretends to be a good one and does whatever it likes."""
-    manifest = Manifest.read(Path(f"{good}.json"), good.read_bytes())
+    manifest = ConvManifest.read(Path(f"{good}.json"), good.read_bytes())
     source, path = good.with_name("bad.c"), good.with_name("bad.so")
     source.write_text(
         f"int __tvm_ffi_{manifest.symbol}(void *s, const void *a, int n, void *r) {{ {body} }}\n"
@@ -849,7 +851,7 @@ def test_a_result_in_another_layout_is_wrong(local: LocalRunner, tmp_path: Path)
     good = build(workload, NATIVE, input_layout="NCHW").export(tmp_path / "good.so")
     swapped = tmp_path / "swapped.so"
     swapped.write_bytes(good.read_bytes())
-    manifest = Manifest.read(Path(f"{good}.json"), good.read_bytes())
+    manifest = ConvManifest.read(Path(f"{good}.json"), good.read_bytes())
     manifest = replace(manifest, input_layout=ActivationLayout("NHWC"))
     described(manifest, swapped)
     found = local.measure(swapped, good, 3)

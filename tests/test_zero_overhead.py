@@ -16,8 +16,10 @@ from tvm_directconv import (
     device,
 )
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
-from tvm_directconv.build import scheduled
+from tvm_directconv.case import Case
 from tvm_directconv.lowering.pipeline import allocated_bytes, lower
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling
 from tvm_directconv.toolchain import elf_info, find_toolchain
 
 
@@ -32,7 +34,7 @@ EMULATED = [ConvWorkload.parse(text) for text in ("ic32ih7oc48oh7kh3ph1", "ic3ih
 WORKSPACE = """
 from tvm_directconv.compute import BLOCK_NAME
 
-def schedule(sch, workload, device, blocking, threads):
+def schedule(sch, tiling):
     sch.cache_write(sch.get_sblock(BLOCK_NAME), 0, "global")
 """
 
@@ -49,7 +51,11 @@ class Overhead:
 def overhead(conv: CompiledConv, folder: Path, schedule: Path | None = None) -> Overhead:
     m = conv.manifest
     function = scheduled(
-        m.workload, device(m.device), m.blocking, m.threads, m.input_layout, schedule, m.epilogue
+        Tiling(
+            Case.of(m.workload, device(m.device), m.threads, m.input_layout, epilogue=m.epilogue),
+            m.blocking,
+        ),
+        schedule,
     ).mod[m.symbol]
     symbols = set(elf_info(conv.export(folder / "conv.so")).defined)
     return Overhead(

@@ -7,8 +7,8 @@ the package (workloads, devices, the model, the reference) does without.
 from typing import TYPE_CHECKING, Any
 
 from .blocking import Blocking
-from .build import CompiledConv, build, load
-from .compute import Epilogue
+from .convolution import CompiledConv, build, load
+from .epilogue import Epilogue
 from .errors import DirectConvError, ModelWarning
 from .explain import explain
 from .hardware.device import Device

@@ -9,13 +9,9 @@ the kernel. In which order, in which blocks and on which registers is not said h
 schedule's part. Only what decides about the layouts is fixed: the channel blocks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
-from .errors import WorkloadError, did_you_mean
-from .kinds import FLAG, Kind, is_whole, problem, shown
+from .epilogue import ACTIVATIONS, Epilogue
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
@@ -27,152 +23,6 @@ INPUT_NAME, WEIGHT_NAME = "x", "weight"
 
 FINISH_NAME = "finish"
 """Name of the block that finishes outputs, if there is an epilogue."""
-
-
-def _clipped(x: Any, low: float, high: float) -> Any:
-    from tvm import tirx
-
-    return tirx.max(tirx.min(x, tirx.const(high, "float32")), tirx.const(low, "float32"))
-
-
-def _relu(x: Any, _: float) -> Any:
-    from tvm import tirx
-
-    return tirx.max(x, tirx.const(0.0, "float32"))
-
-
-def _leaky_relu(x: Any, slope: float) -> Any:
-    from tvm import tirx
-
-    return tirx.Select(x > 0.0, x, x * tirx.const(slope, "float32"))
-
-
-def _hard_sigmoid(x: Any, _: float) -> Any:
-    return _clipped(x * (1 / 6) + 0.5, 0.0, 1.0)
-
-
-def _sigmoid(x: Any, _: float) -> Any:
-    from tvm import tirx
-
-    return 1.0 / (1.0 + tirx.exp(-x))
-
-
-ACTIVATIONS: dict[str, Callable[[Any, float], Any]] = {
-    "none": lambda x, _: x,
-    "relu": _relu,
-    "relu6": lambda x, _: _clipped(x, 0.0, 6.0),
-    "leaky_relu": _leaky_relu,
-    "hard_swish": lambda x, _: x * _hard_sigmoid(x, 0.0),
-    "hard_sigmoid": _hard_sigmoid,
-    "silu": lambda x, _: x * _sigmoid(x, 0.0),
-    "sigmoid": _sigmoid,
-}
-"""What an output may go through at last: by name, functions of it and a slope."""
-
-
-def _is_slope(activation: str, text: str) -> bool:
-    """Return whether `text` is the slope of an activation: a number, or nothing if it has none."""
-    if activation != "leaky_relu":
-        return not text
-    try:
-        return isfinite(float(text))
-    except ValueError:
-        return False
-
-
-_KINDS = {
-    "bias": FLAG,
-    "residual": FLAG,
-    "activation": Kind("a name", lambda v: isinstance(v, str)),
-    "slope": Kind("a number", lambda v: isinstance(v, float) or is_whole(v, -(2**53), 2**53)),
-}
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What becomes of an output before it is stored, while it still is in a register.
-
-    Parameters
-    ----------
-    bias : bool
-        Whether a number for each output channel is added.
-    residual : bool
-        Whether another tensor, of the output's shape and layout, is added.
-    activation : str
-        One of :data:`ACTIVATIONS`, applied last.
-    slope : float
-        Of ``leaky_relu``, for what is negative.
-
-    Raises
-    ------
-    WorkloadError
-        If there is no such activation, or it has no slope.
-    """
-
-    bias: bool = False
-    residual: bool = False
-    activation: str = "none"
-    slope: float = 0.0
-
-    def __post_init__(self) -> None:
-        if wrong := problem(vars(self), _KINDS):
-            raise WorkloadError(f"epilogue: {wrong}")
-        if self.activation not in ACTIVATIONS:
-            raise WorkloadError(
-                f"activation is {shown(self.activation)}: expected one of {', '.join(ACTIVATIONS)}"
-                f"{did_you_mean(self.activation, ACTIVATIONS)}"
-            )
-        if (self.slope and self.activation != "leaky_relu") or not isfinite(self.slope):
-            raise WorkloadError(
-                f"slope is {self.slope}, of {self.activation}: expected a number, and 0 for all "
-                "activations but leaky_relu"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> "Epilogue":
-        """Read ``bias,residual,relu``, any of these, or ``leaky_relu=0.1`` as activation.
-
-        Raises
-        ------
-        WorkloadError
-            If a part is none of these, or given repeatedly.
-        """
-        found: dict[str, Any] = {}
-        for part in text.split(","):
-            name, _, slope = part.strip().partition("=")
-            if name in ("bias", "residual") and not slope and name not in found:
-                found[name] = True
-            elif name in ACTIVATIONS and "activation" not in found and _is_slope(name, slope):
-                found |= {"activation": name, "slope": float(slope or 0)}
-            else:
-                raise WorkloadError(
-                    f"epilogue is {text!r}, with {part.strip()!r}: expected bias, residual and one "
-                    f"of {', '.join(ACTIVATIONS)}, each at most once, such as bias,relu; "
-                    "leaky_relu with its slope, leaky_relu=0.1"
-                    f"{did_you_mean(name, ['bias', 'residual', *ACTIVATIONS])}"
-                )
-        return cls(**found)
-
-    @property
-    def descriptor(self) -> str:
-        """What :meth:`parse` makes the same epilogue of; ``none`` if there is nothing to do."""
-        parts = [name for name in ("bias", "residual") if getattr(self, name)]
-        slope = f"={self.slope!r}" if self.activation == "leaky_relu" else ""
-        return ",".join([*parts, self.activation + slope])
-
-    def __bool__(self) -> bool:
-        return self != Epilogue()
-
-    def __str__(self) -> str:
-        """Parts of a function's name: ``bias_residual_relu``."""
-        signs = str.maketrans({".": "p", "-": "m", "+": None})
-        slope = f"{self.slope:g}".translate(signs) if self.slope else ""
-        parts = [
-            "bias" if self.bias else "",
-            "residual" if self.residual else "",
-            "" if self.activation == "none" else self.activation + slope,
-        ]
-        return "_".join(part for part in parts if part)
 
 
 def conv2d(
@@ -208,8 +58,8 @@ def conv2d(
     Returns
     -------
     tvm.tirx.PrimFunc
-        Function of (x, weight, y), all float32; between weight and y come bias (blocks of output
-        channels, lanes) and residual if the epilogue has them.
+        Function of (x, weight, y), all float32. Between weight and y come the epilogue's operands:
+        those by channel as (blocks of output channels, lanes), others in the output's layout.
     """
     from tvm import te, tirx
 
@@ -283,23 +133,22 @@ def conv2d(
     y = te.compute(output_layout.shape(counted), multiplied, name=BLOCK_NAME)
     if not epilogue:
         return te.create_prim_func([x, weight, y])
-    operands = [x, weight]
-    if epilogue.bias:
-        bias = te.placeholder((y.shape[1], oc_block), name="bias")
-        operands.append(bias)
-    if epilogue.residual:
-        residual = te.placeholder(y.shape, name="residual")
-        operands.append(residual)
+    added = {
+        operand: te.placeholder(
+            (y.shape[1], oc_block) if operand.by_channel else y.shape, name=operand.name
+        )
+        for operand in epilogue.operands
+    }
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
         value = y[batch, oc, oh, ow, lane]
-        if epilogue.bias:
-            value = value + bias[oc, lane]
-        if epilogue.residual:
-            value = value + residual[batch, oc, oh, ow, lane]
-        return ACTIVATIONS[epilogue.activation](value, epilogue.slope)
+        for operand, tensor in added.items():
+            at = (oc, lane) if operand.by_channel else (batch, oc, oh, ow, lane)
+            value = operand.apply(value, tensor[at])
+        return ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
 
-    return te.create_prim_func([*operands, te.compute(y.shape, finished, name=FINISH_NAME)])
+    result = te.compute(y.shape, finished, name=FINISH_NAME)
+    return te.create_prim_func([x, weight, *added.values(), result])
 
 
 def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:

@@ -3,70 +3,46 @@
 Everything is computed from the device file and the workload; nothing is compiled or measured.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from math import ceil, inf, prod
-from typing import Any
 
-from .blocking import (
-    IC_OUTSIDE,
-    Blocking,
-    Estimate,
-    border_tiles,
-    candidates,
-    check_threads,
-    choose,
-    default_input_layout,
-    estimate,
-    groups_in_tile,
-    reasons_against,
-    registers,
-    straight_channels,
-    straight_fmas,
-    tile_columns,
-    usable_registers,
-)
-from .hardware.device import Device, Vector
-from .hardware.lookup import device as find_device
-from .layout import ActivationLayout
+from .blocking import IC_OUTSIDE, Blocking
+from .candidates import candidates, choose
+from .case import Case
+from .hardware.device import Device
 from .logs.choice import best
+from .model import estimate
+from .tiling import Tiling, reasons_against, usable_registers
 from .workload import ConvWorkload
 
 _ALTERNATIVES = 3
-# What could cost nothing on a better machine. How many cycles the model counts less for that
-# machine is what the thing costs here.
-_FREE: dict[str, dict[str, Any]] = {
-    "loads and stores": {
-        field.name: inf for field in fields(Device) if field.name.endswith("loads_per_cycle")
-    },
-    "waiting for earlier multiply-adds": {"fma_latency": 0.0},
-    "bytes from beyond the first-level cache": {
-        "l2_bytes_per_cycle": inf,
-        "l3_bytes_per_cycle": inf,
-    },
+# Machines on which a thing costs nothing. How many cycles the model counts less for such a machine
+# is what the thing costs here.
+_FREE: dict[str, Callable[[Device], Device]] = {
+    "loads and stores": lambda device: replace(
+        device, loads_per_cycle=inf, scalar_loads_per_cycle=inf
+    ),
+    "waiting for earlier multiply-adds": lambda device: replace(
+        device, instructions=tuple(replace(rate, latency=0.0) for rate in device.instructions)
+    ),
+    "bytes from beyond the first-level cache": lambda device: replace(
+        device, l2_bytes_per_cycle=inf, l3_bytes_per_cycle=inf
+    ),
 }
 
 
-@dataclass(frozen=True)
-class _Case:
-    workload: ConvWorkload
-    device: Device
-    threads: int
-    layout: ActivationLayout
-
-    def cost(self, blocking: Blocking) -> Estimate:
-        return estimate(blocking, self.workload, self.device, self.threads)
-
-    def losses(self, blocking: Blocking) -> dict[str, float]:
-        """Return the cycles that each thing costs; what overlaps is counted twice or not at all."""
-        cost = self.cost(blocking)
-        found = {}
-        for what, free in _FREE.items():
-            better = replace(self, device=replace(self.device, **free))
-            found[what] = cost.cycles - better.cost(blocking).cycles
-        used = self.workload.out_channels / _computed_channels(self, blocking)
-        found["lanes without an output channel"] = cost.cycles * (1 - used)
-        found["threads that wait for the others"] = cost.cycles * (1 - cost.balance)
-        return found
+def _losses(tiling: Tiling) -> dict[str, float]:
+    """Return the cycles that each thing costs; what overlaps is counted twice or not at all."""
+    case, cost = tiling.case, estimate(tiling)
+    found = {}
+    for what, free in _FREE.items():
+        better = replace(case, device=free(case.device))
+        found[what] = cost.cycles - estimate(Tiling(better, tiling.blocking)).cycles
+    used = case.workload.out_channels / _computed_channels(tiling)
+    found["lanes without an output channel"] = cost.cycles * (1 - used)
+    found["threads that wait for the others"] = cost.cycles * (1 - cost.balance)
+    return found
 
 
 def explain(
@@ -113,70 +89,64 @@ def explain(
     >>> print(explain("ic64ih56oc64oh56kh3ph1", "cortex-a72").splitlines()[0])
     ic64ih56oc64oh56kh3ph1 on cortex-a72, 1 thread
     """
-    if isinstance(workload, str):
-        workload = ConvWorkload.parse(workload)
-    check_threads(threads)
-    found = find_device(device)
-    layout = (
-        ActivationLayout(input_layout) if input_layout else default_input_layout(workload, found)
+    case = Case.of(workload, device, threads, input_layout)
+    chosen = Tiling(case, choose(case))
+    ranked = sorted(
+        (Tiling(case, candidate) for candidate in candidates(case)),
+        key=lambda tiling: estimate(tiling).cycles,
     )
-    case = _Case(workload, found, threads, layout)
-    chosen = choose(workload, found, threads, layout)
-    ranked = sorted(candidates(workload, found, layout, threads), key=lambda b: case.cost(b).cycles)
     paragraphs = [
-        _heading(case, chosen),
-        _tile(case, chosen),
-        _row(case, chosen),
-        _loop_order(case, chosen, ranked),
-        _caches(case, chosen),
-        _tasks(case, chosen),
-        _prediction(case, chosen, ghz or found.ghz),
-        _alternatives(case, chosen, ranked),
-        _memory(case, chosen),
+        _heading(chosen),
+        _tile(chosen),
+        _row(chosen),
+        _loop_order(chosen, ranked),
+        _caches(chosen),
+        _tasks(chosen),
+        _prediction(chosen, ghz or case.device.ghz),
+        _alternatives(chosen, ranked),
+        _memory(chosen),
     ]
-    if tuned := best(workload, found, threads, layout):
+    if tuned := best(case):
         paragraphs.append(_tuned(chosen, *tuned))
     return "\n\n".join("\n  ".join(lines) for lines in paragraphs)
 
 
-def _heading(case: _Case, chosen: Blocking) -> list[str]:
+def _heading(chosen: Tiling) -> list[str]:
+    case = chosen.case
     w, d = case.workload, case.device
     name = f"{w.name}: {w}" if w.name else str(w)
     return [
         f"{name} on {d.name}, {_count(case.threads, 'thread')}",
-        f"{w.flops / 1e9:.4g} GFLOP; {d.description} (at most {d.peak_flops_per_cycle:g} FLOP per "
-        "cycle and core)",
-        f"blocking: {chosen}",
+        f"{w.flops / 1e9:.4g} GFLOP; {d.description} (at most "
+        f"{case.peak.flops_per_cycle:g} FLOP per cycle and core)",
+        f"blocking: {chosen.blocking}",
     ]
 
 
-def _tuned(chosen: Blocking, blocking: Blocking, source: str) -> list[str]:
-    if blocking == chosen:
+def _tuned(chosen: Tiling, blocking: Blocking, source: str) -> list[str]:
+    if blocking == chosen.blocking:
         return [f"Tuning confirms this choice ({source})."]
     return [f"Tuning found another blocking, which build takes instead ({source}):", str(blocking)]
 
 
-def _vector(case: _Case, chosen: Blocking) -> Vector:
-    return next(v for v in case.device.vectors if v.lanes == chosen.lanes)
-
-
-def _computed_channels(case: _Case, blocking: Blocking) -> int:
+def _computed_channels(tiling: Tiling) -> int:
     """Return the output channels that are computed, those that only fill a vector included."""
-    return blocking.output_layout().channels(case.workload.out_channels)
+    return tiling.blocking.output_layout().channels(tiling.case.workload.out_channels)
 
 
-def _in_flight_needed(case: _Case, chosen: Blocking) -> float:
-    vector = _vector(case, chosen)
-    return vector.lanes * vector.fma_per_cycle * case.device.fma_latency
+def _in_flight_needed(tiling: Tiling) -> float:
+    rate = tiling.rate
+    return rate.lanes * rate.per_cycle * rate.latency
 
 
-def _tile(case: _Case, chosen: Blocking) -> list[str]:
-    d, b, vector = case.device, chosen, _vector(case, chosen)
+def _tile(chosen: Tiling) -> list[str]:
+    case, b, rate = chosen.case, chosen.blocking, chosen.rate
+    d = case.device
     channels = b.oc_vectors * b.lanes
     in_flight = channels * b.ow_tile
-    needed = _in_flight_needed(case, b)
+    needed = _in_flight_needed(chosen)
     room = d.vector_registers * b.lanes
-    sums, used = b.oc_vectors * b.ow_tile, registers(b.oc_vectors, b.ow_tile, case.workload)
+    sums, used = b.oc_vectors * b.ow_tile, chosen.registers
     full = (
         "the pipelines stay full"
         if in_flight >= needed
@@ -185,11 +155,11 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
     lines = [
         f"Register tile: C_ob x W_ob = {channels} x {b.ow_tile} outputs, E = {in_flight} sums in "
         "flight",
-        f"N_vec = {b.lanes} lanes, N_fma = {vector.fma_per_cycle:g} per cycle"
-        f"{'' if d.fma else ' (pairs of multiply and add)'}, L_fma = {d.fma_latency:g} cycles, "
-        f"N_reg = {d.vector_registers} registers",
-        f"1. E >= N_vec N_fma L_fma: {in_flight} >= {b.lanes} x {vector.fma_per_cycle:g} x "
-        f"{d.fma_latency:g} = {needed:g} {_holds(in_flight >= needed)}: {full}",
+        f"N_vec = {b.lanes} lanes, N_fma = {rate.per_cycle:g} per cycle"
+        f"{'' if rate.instruction.fused else ' (pairs of multiply and add)'}, "
+        f"L_fma = {rate.latency:g} cycles, N_reg = {d.vector_registers} registers",
+        f"1. E >= N_vec N_fma L_fma: {in_flight} >= {b.lanes} x {rate.per_cycle:g} x "
+        f"{rate.latency:g} = {needed:g} {_holds(in_flight >= needed)}: {full}",
         f"2. E <= N_reg N_vec: {in_flight} <= {d.vector_registers} x {b.lanes} = {room} "
         f"{_holds(in_flight <= room)}",
         f"3. C_ob is a multiple of N_vec: {channels} = {b.oc_vectors} x {b.lanes} holds",
@@ -197,9 +167,9 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
         f"{usable_registers(d)} of {d.vector_registers} for tiles",
     ]
     wider = replace(b, ow_tile=b.ow_tile + 1)
-    if against := reasons_against(wider, case.workload, d, case.layout):
+    if against := reasons_against(wider, case):
         lines.append(f"one column more is impossible: {'; '.join(against)}")
-    computed = _computed_channels(case, b)
+    computed = _computed_channels(chosen)
     if idle := computed - case.workload.out_channels:
         lines.append(
             f"of {computed} lanes {idle} compute zeros: there are only "
@@ -213,9 +183,9 @@ def _tile(case: _Case, chosen: Blocking) -> list[str]:
     return lines
 
 
-def _row(case: _Case, chosen: Blocking) -> list[str]:
-    b, view = chosen, chosen.view(case.workload)
-    widths = [len(columns) for columns in tile_columns(view, b.ow_tile)]
+def _row(chosen: Tiling) -> list[str]:
+    case, b, view, row = chosen.case, chosen.blocking, chosen.view, chosen.row
+    widths = list(map(len, row.tiles))
     narrow = [width for width in widths if width < b.ow_tile]
     lines = [
         f"Row of {view.out_width} columns: {_count(len(widths) - len(narrow), 'tile')} of "
@@ -230,34 +200,34 @@ def _row(case: _Case, chosen: Blocking) -> list[str]:
         )
     if narrow:
         in_flight = b.oc_vectors * b.lanes * min(narrow)
-        needed = _in_flight_needed(case, b)
+        needed = _in_flight_needed(chosen)
         lines.append(
             f"the narrowest tile has {in_flight} sums in flight, "
             + ("enough" if in_flight >= needed else f"{in_flight / needed:.0%} of the {needed:g}")
             + f"; it computes {min(narrow) / view.out_width:.0%} of the row"
         )
-    left, right = border_tiles(view, b.ow_tile)
     _, padded_left, _, padded_right = view.padding
-    if left or right:
+    if row.left or row.right:
         padded = padded_left or padded_right
         why = [f"padding of {padded_left} and {padded_right}"] if padded else []
         why += ["the narrower tile" + "s" * (len(narrow) > 1)] if narrow else []
         lines.append(
-            f"border tiles with code of their own: {left} at the left, {right} at the right "
-            f"({', '.join(why)})"
+            f"border tiles with code of their own: {row.left} at the left, {row.right} at the "
+            f"right ({', '.join(why)})"
         )
     else:
         lines.append("no border tiles: no tile reads padding or is narrower")
     return lines
 
 
-def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[str]:
-    b, channels = chosen, case.workload.group_in
+def _loop_order(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
+    b, workload = chosen.blocking, chosen.case.workload
+    channels = workload.group_in
     lines = [f"Loop order: {b.loop_order}"]
-    if case.workload.groups > 1:
+    if workload.groups > 1:
         lines.append(
-            f"{_count(case.workload.groups, 'group')} of {_count(channels, 'input channel')}; the "
-            f"outputs of a tile belong to {_count(groups_in_tile(b, case.workload), 'group')}"
+            f"{_count(workload.groups, 'group')} of {_count(channels, 'input channel')}; the "
+            f"outputs of a tile belong to {_count(chosen.groups_in_tile, 'group')}"
         )
     if b.loop_order == IC_OUTSIDE:
         lines.append(
@@ -268,25 +238,26 @@ def _loop_order(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[s
         lines.append(
             f"all {channels} input channels while the sums stay in registers; they are stored once"
         )
-    straight = straight_channels(b, case.layout.block)
-    taps = case.workload.kernel[1] if b.kw_unroll else 1
+    taps = workload.kernel[1] if b.kw_unroll else 1
     lines.append(
-        f"straight-line code: {_count(straight, 'input channel')}"
+        f"straight-line code: {_count(chosen.straight_channels, 'input channel')}"
         + (f" at {_count(taps, 'kernel column')}" if b.kw_unroll else "")
-        + f", {straight_fmas(b, case.workload, case.layout.block)} FMAs"
+        + f", {chosen.straight_fmas} FMAs"
     )
-    other = next((c for c in ranked if c.loop_order != b.loop_order), None)
+    other = next((c for c in ranked if c.blocking.loop_order != b.loop_order), None)
     if other is None:
         lines.append(f"no other order is possible: {channels} input channels are one block")
     else:
-        lines.append(f"the best in the other order, {other.brief}, " + _compared(case, other, b))
+        lines.append(
+            f"the best in the other order, {other.blocking.brief}, {_compared(other, chosen)}"
+        )
     return lines
 
 
-def _caches(case: _Case, chosen: Blocking) -> list[str]:
-    d, b, view = case.device, chosen, chosen.view(case.workload)
+def _caches(chosen: Tiling) -> list[str]:
+    d, b, view = chosen.case.device, chosen.blocking, chosen.view
     rows, columns = view.kernel
-    tile, channels = b.oc_vectors * b.lanes, b.channels_at_once(case.workload)
+    tile, channels = b.oc_vectors * b.lanes, chosen.channels_at_once
     levels = {"L1": d.l1d_bytes, "L2": d.l2_bytes, "L3": d.l3_bytes}
 
     def footprint(what: str, *factors: int) -> str:
@@ -301,7 +272,7 @@ def _caches(case: _Case, chosen: Blocking) -> list[str]:
         footprint("weights of a visit to a tile", channels, rows, columns, tile),
         footprint(
             "input rows under the kernel",
-            channels * groups_in_tile(b, view),
+            channels * chosen.groups_in_tile,
             min(rows, view.in_height),
             view.in_width,
         ),
@@ -317,13 +288,11 @@ def _narrower(tiles: int, channels: int) -> list[str]:
     return [f"the last {tiles} channel tiles are {channels} channels wide"]
 
 
-def _tasks(case: _Case, chosen: Blocking) -> list[str]:
-    b, view = chosen, chosen.view(case.workload)
-    tiles, narrow, vectors = b.oc_tiles(view)
-    blocks = view.out_height // b.oh_block
-    tasks = view.batch * tiles * blocks
+def _tasks(chosen: Tiling) -> list[str]:
+    case, b, blocks, tasks = chosen.case, chosen.blocking, chosen.row_blocks, chosen.tasks
+    tiles, narrow, vectors = chosen.channel_tiles
     lines = [
-        f"Tasks: batch {view.batch} x {_count(tiles, 'channel tile')} x "
+        f"Tasks: batch {chosen.view.batch} x {_count(tiles, 'channel tile')} x "
         f"{_count(blocks, 'block')} of {_count(b.oh_block, 'row')} = {tasks}",
         *_narrower(narrow, vectors * b.lanes),
         "in this order: "
@@ -338,7 +307,7 @@ def _tasks(case: _Case, chosen: Blocking) -> list[str]:
     else:
         lines.append(
             f"{case.threads} threads compute at most {ceil(tasks / case.threads)} each: "
-            f"{case.cost(b).balance:.1%} balanced"
+            f"{estimate(chosen).balance:.1%} balanced"
         )
     if case.threads > case.device.cores:
         lines.append(
@@ -348,54 +317,61 @@ def _tasks(case: _Case, chosen: Blocking) -> list[str]:
     return lines
 
 
-def _prediction(case: _Case, chosen: Blocking, ghz: float | None) -> list[str]:
-    cost = case.cost(chosen)
+def _prediction(chosen: Tiling, ghz: float | None) -> list[str]:
+    cost = estimate(chosen)
     time = f"; {cost.cycles / ghz / 1e6:.4g} ms at {ghz:.3g} GHz" if ghz else ""
     lines = [
         f"Predicted: {cost.of_peak:.1%} of the peak ({cost.cycles:.4g} cycles, {cost.ideal:.4g} "
         f"for the FMAs alone{time})"
     ]
-    for what, cycles in sorted(case.losses(chosen).items(), key=lambda item: -item[1]):
+    for what, cycles in sorted(_losses(chosen).items(), key=lambda item: -item[1]):
         if cycles > 0.001 * cost.cycles:
             lines.append(f"{cycles / cost.cycles:.1%} of the cycles go to {what}")
     return lines
 
 
-def _alternatives(case: _Case, chosen: Blocking, ranked: list[Blocking]) -> list[str]:
-    best: dict[tuple[int, int, int], Blocking] = {}
+def _alternatives(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
+    def tile(tiling: Tiling) -> tuple[int, int, int]:
+        b = tiling.blocking
+        return b.lanes, b.oc_vectors, b.ow_tile
+
+    best: dict[tuple[int, int, int], Tiling] = {}
     for candidate in ranked:
-        best.setdefault((candidate.lanes, candidate.oc_vectors, candidate.ow_tile), candidate)
-    best.pop((chosen.lanes, chosen.oc_vectors, chosen.ow_tile), None)
+        best.setdefault(tile(candidate), candidate)
+    best.pop(tile(chosen), None)
     if not best:
         return ["Next best register tiles: there is no other"]
     return ["Next best register tiles, each with the best of the other block sizes"] + [
-        f"{other.brief}: {_compared(case, other, chosen)}"
+        f"{other.blocking.brief}: {_compared(other, chosen)}"
         for other in list(best.values())[:_ALTERNATIVES]
     ]
 
 
-def _compared(case: _Case, other: Blocking, chosen: Blocking) -> str:
+def _compared(other: Tiling, chosen: Tiling) -> str:
     """Say how much slower a blocking is than the chosen one, and why."""
-    base = case.cost(chosen).cycles
-    slower = case.cost(other).cycles - base
+    base = estimate(chosen).cycles
+    slower = estimate(other).cycles - base
     if slower < 0.0005 * base:
         return "is as fast in the model"
-    here, there = case.losses(chosen), case.losses(other)
+    here, there = _losses(chosen), _losses(other)
     what, most = max(((what, there[what] - here[what]) for what in there), key=lambda item: item[1])
     # Where no single thing makes up for much of the difference, none is to blame.
     if most < 0.25 * slower:
         what = "more work around the multiply-adds"
-    least = min(map(len, tile_columns(other.view(case.workload), other.ow_tile)))
-    narrow = f"; its narrowest tile has {_count(least, 'column')}" if least < other.ow_tile else ""
+    least = min(map(len, other.row.tiles))
+    narrow = ""
+    if least < other.blocking.ow_tile:
+        narrow = f"; its narrowest tile has {_count(least, 'column')}"
     return f"takes {slower / base:.1%} more cycles, mostly for {what}{narrow}"
 
 
-def _memory(case: _Case, chosen: Blocking) -> list[str]:
-    w = case.workload
+def _memory(chosen: Tiling) -> list[str]:
+    w, layout = chosen.case.workload, chosen.case.input_layout
+    weights, outputs = chosen.blocking.weight_layout(), chosen.blocking.output_layout()
     tensors = [
-        ("input", case.layout, case.layout.shape(w.input_shape)),
-        ("weight", chosen.weight_layout(), chosen.weight_layout().shape(w.weight_shape)),
-        ("output", chosen.output_layout(), chosen.output_layout().shape(w.output_shape)),
+        ("input", layout, layout.shape(w.input_shape)),
+        ("weight", weights, weights.shape(w.weight_shape)),
+        ("output", outputs, outputs.shape(w.output_shape)),
     ]
     plain = w.input_bytes + w.weight_bytes + w.output_bytes
     packed = sum(4 * prod(shape) for _, _, shape in tensors)

@@ -172,11 +172,30 @@ class WeightLayout:
         return packed
 
 
-def pack_channels(values: np.ndarray, block: int) -> np.ndarray:
-    """Copy a number for each channel into blocks of channels, aligned, zeros filling the last."""
-    packed = aligned_zeros((-(-len(values) // block), block))
-    packed.reshape(-1)[: len(values)] = values
-    return packed
+@dataclass(frozen=True)
+class ChannelLayout:
+    """How numbers by output channel lie in memory: C_o/block, block.
+
+    Parameters
+    ----------
+    block : int
+        Channels in a block.
+    """
+
+    block: int
+
+    def __str__(self) -> str:
+        return "blocks of output channels"
+
+    def shape(self, plain: tuple[int]) -> tuple[int, ...]:
+        """Return the shape in this layout of as many numbers as `plain` says."""
+        return (-(-plain[0] // self.block), self.block)
+
+    def pack(self, values: np.ndarray) -> np.ndarray:
+        """Copy a number for each channel into this layout, aligned, zeros filling the last."""
+        packed = aligned_zeros(self.shape(values.shape))
+        packed.reshape(-1)[: len(values)] = values
+        return packed
 
 
 def checked_plain(what: str, array: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .blocking import Blocking, check_threads, default_input_layout, estimate
-from .build import resolve_blocking
+from .blocking import Blocking
+from .case import Case, check_threads
 from .hardware.device import Device
 from .hardware.device_files import devices
 from .hardware.lookup import device as find_device
-from .layout import ActivationLayout
 from .logs import log_file
 from .logs.folders import folders, log_path
-from .logs.record import MODELLED
+from .logs.record import MODELLED, Record
+from .model import estimate
+from .resolution import resolve_blocking
+from .tiling import Tiling
 from .workload import ConvWorkload
 
 LEFT_OUT = (
@@ -100,19 +102,14 @@ def predict(
     """
     check_threads(threads)
     found = find_device(device)
-    return [_predicted(workload, found, threads, input_layout) for workload in workloads]
+    return [_predicted(Case.of(each, found, threads, input_layout)) for each in workloads]
 
 
-def _predicted(
-    workload: ConvWorkload, device: Device, threads: int, input_layout: str | None
-) -> Prediction:
-    layout = (
-        ActivationLayout(input_layout) if input_layout else default_input_layout(workload, device)
-    )
-    blocking, source = resolve_blocking(None, workload, device, threads, layout)
-    cost = estimate(blocking, workload, device, threads)
+def _predicted(case: Case) -> Prediction:
+    tiling, source = resolve_blocking(None, case)
+    blocking, workload, cost = tiling.blocking, case.workload, estimate(tiling)
     activations = (
-        layout.shape(workload.input_shape),
+        case.input_layout.shape(workload.input_shape),
         blocking.output_layout().shape(workload.output_shape),
     )
     return Prediction(
@@ -173,7 +170,7 @@ def experience(device: Device) -> Experience | None:
 def _ratios(device: Device) -> list[float]:
     """Return measured over predicted times of what tuning chose in the end."""
     return [
-        estimate(record.blocking, record.workload, device, record.threads).of_peak / record.of_peak
+        estimate(_tiling(record, device)).of_peak / record.of_peak
         for folder in folders()
         if (path := log_path(device.name, folder)).is_file()
         for record in log_file.read(path)
@@ -241,3 +238,8 @@ def plan(
         else:
             others[re.sub(r"\d+$", "", step.kernel)] += 1
     return Plan(program.memory(), max(buffers), dict(others))
+
+
+def _tiling(record: Record, device: Device) -> Tiling:
+    case = Case.of(record.workload, device, record.threads, record.input_layout)
+    return Tiling(case, record.blocking)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .compute import Epilogue
+from .epilogue import Epilogue
 from .errors import ArgumentError
 from .workload import ConvWorkload
 
@@ -85,12 +85,13 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 }
 
 
-def epilogue_reference(
-    sums: np.ndarray,
-    epilogue: Epilogue,
-    bias: np.ndarray | None = None,
-    residual: np.ndarray | None = None,
-) -> np.ndarray:
+_OPERANDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "bias": lambda y, bias: y + bias[:, np.newaxis, np.newaxis],
+    "residual": lambda y, residual: y + residual,
+}
+
+
+def epilogue_reference(sums: np.ndarray, epilogue: Epilogue, **operands: np.ndarray) -> np.ndarray:
     """Apply an epilogue in float64.
 
     Parameters
@@ -99,10 +100,9 @@ def epilogue_reference(
         What :func:`conv2d_reference` returns.
     epilogue : Epilogue
         What is applied.
-    bias : numpy.ndarray, optional
-        A number for each output channel; given if the epilogue has a bias.
-    residual : numpy.ndarray, optional
-        Of the shape of `sums`; given if the epilogue has a residual.
+    **operands : numpy.ndarray
+        Those of the epilogue: ``bias``, a number for each output channel; ``residual``, of the
+        shape of `sums`.
 
     Returns
     -------
@@ -110,12 +110,8 @@ def epilogue_reference(
         NCHW, float64.
     """
     finished = sums.astype(np.float64)
-    if epilogue.bias:
-        assert bias is not None
-        finished += bias[:, np.newaxis, np.newaxis]
-    if epilogue.residual:
-        assert residual is not None
-        finished += residual
+    for operand in epilogue.operands:
+        finished = _OPERANDS[operand.name](finished, operands[operand.name])
     with np.errstate(over="ignore"):  # Where e^x is infinite, 1/e^x is 0.
         return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import ScheduleError, absence, path_of, said_by
 from .hardware.device import Device
 
-_PARAMETERS = ("sch", "workload", "device", "blocking", "threads")
+_PARAMETERS = ("sch", "tiling")
 
 
 def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..., Any]:
@@ -21,9 +21,9 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
     device : Device
         Its ``schedule`` names a module of ``schedules/``.
     path : str or Path, optional
-        A Python file to use instead. It defines ``schedule(sch, workload, device, blocking,
-        threads)``, which changes the ``tvm.s_tir.Schedule`` in place, as those in ``schedules/``
-        do, and may return a string: the reason why it does not serve this case.
+        A Python file to use instead. It defines ``schedule(sch, tiling)``, which changes the
+        ``tvm.s_tir.Schedule`` in place, as those in ``schedules/`` do, and may return a string: the
+        reason why it does not serve this case.
 
     Returns
     -------

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..build import CompiledConv
+from ..convolution import CompiledConv
 from ..hardware.device import Device
 from ..layout import aligned_zeros
 from ..reference import conv2d_reference, max_error, random_tensors

@@ -54,11 +54,11 @@ class BurstCode:
         from tvm import IRModule, tirx
         from tvm.script import tirx as T
 
-        vector = max(device.vectors, key=lambda v: (v.lanes * v.fma_per_cycle, v.lanes))
-        lanes = vector.lanes
+        rate = device.peak()
+        lanes = rate.lanes
         # Twice what the pipelines need (the paper's inequality 1), as registers allow: two of
         # them hold the operands.
-        sums = min(device.vector_registers - 3, ceil(2 * vector.fma_per_cycle * device.fma_latency))
+        sums = min(device.vector_registers - 3, ceil(2 * rate.per_cycle * rate.latency))
         sums = max(sums, 4)
         rounds = _ROUNDS
 
@@ -85,7 +85,7 @@ class BurstCode:
             IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE
         )
         self.flops = 2 * threads * sums * lanes * rounds
-        self.flops_per_cycle = 2 * threads * lanes * vector.fma_per_cycle
+        self.flops_per_cycle = threads * rate.flops_per_cycle
         self._triple = device.triple
         self._sizes = (2 * lanes, threads * sums * lanes)
 

@@ -10,6 +10,7 @@ import numpy as np
 from .. import arrays, reading
 from ..deploy.emulated import emulated
 from ..emit.program import Port
+from ..epilogue import OPERANDS
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import NETWORK, manifest_path, sort_of
@@ -92,7 +93,7 @@ def refuse_network_arguments(args: argparse.Namespace) -> None:
 
 def run_network(library: Path, args: argparse.Namespace) -> int:
     """Run a network; compare with what is expected, status 1 if that differs."""
-    for name in ("weight", "bias", "residual"):
+    for name in ("weight", *(operand.name for operand in OPERANDS)):
         if getattr(args, name):
             raise ArgumentError(
                 f"--{name} is given, but {args.library!r} is a network: expected none, weights are "

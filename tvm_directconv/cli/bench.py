@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import versions
 from ..bench.disturbance import left_out
-from ..build import build
+from ..convolution import build
 from ..errors import DeviceError, LibraryError
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..build import SUFFIXES, build
-from ..compute import ACTIVATIONS, Epilogue
+from ..convolution import SUFFIXES, build
 from ..denormals import FLUSH, MODES
+from ..epilogue import ACTIVATIONS, Epilogue
 from ..errors import LibraryError, ModelError, WorkloadError
 from ..specs import is_model
 from ..workload import ConvWorkload

@@ -43,14 +43,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(device: Device) -> Row:
     facts = asdict(device)
-    del facts["vectors"]
+    facts["instructions"] = [
+        f"{rate.instruction}: {rate.per_cycle:g} per cycle, latency {rate.latency:g}"
+        for rate in device.instructions
+    ]
     return {
         "name": device.name,
         "description": device.description,
         **facts,
-        "lanes": [vector.lanes for vector in device.vectors],
-        "fma_per_cycle": [vector.fma_per_cycle for vector in device.vectors],
-        "peak_flops_per_cycle": device.peak_flops_per_cycle,
+        "lanes": [rate.lanes for rate in device.rates()],
+        "fma_per_cycle": [rate.per_cycle for rate in device.rates()],
+        "peak_flops_per_cycle": device.peak().flops_per_cycle,
     }
 
 
@@ -61,8 +64,8 @@ def _summary(device: Device) -> Row:
         "description": device.description,
         "boards": device.boards,
         "schedule": device.schedule,
-        "lanes": [vector.lanes for vector in device.vectors],
-        "FMA/cycle": [f"{vector.fma_per_cycle:g}" for vector in device.vectors],
+        "lanes": [rate.lanes for rate in device.rates()],
+        "FMA/cycle": [f"{rate.per_cycle:g}" for rate in device.rates()],
         "registers": device.vector_registers,
         "L1, L2, L3 KiB": [size // 1024 for size in caches],
         "falls back on": device.chain[1:],

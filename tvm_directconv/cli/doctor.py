@@ -165,7 +165,7 @@ def _native(name: str) -> _Check:
         here = native()
     except DirectConvError as error:
         return _Check(name, "wrong", "", str(error))
-    vectors = ", ".join(f"{v.lanes} lanes x {v.fma_per_cycle:g}" for v in here.vectors)
+    vectors = ", ".join(f"{rate.lanes} lanes x {rate.per_cycle:g}" for rate in here.rates())
     facts = (
         f"{here.name}: {here.description}; per cycle {vectors}; {here.vector_registers} registers; "
         f"cores to use: {here.cores}"

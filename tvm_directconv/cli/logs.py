@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import blocking as blocks
+from ..case import Case
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..layout import ActivationLayout
@@ -219,25 +219,25 @@ def _best(args: argparse.Namespace) -> int:
 def _chosen(
     workload: ConvWorkload, device: Device, threads: int, layout: ActivationLayout | None
 ) -> tuple[Row, Row]:
-    from ..build import resolve_blocking
+    from ..resolution import resolve_blocking
 
-    layout = layout or blocks.default_input_layout(workload, device)
-    blocking, source = resolve_blocking("auto", workload, device, threads, layout)
+    case = Case.of(workload, device, threads, layout)
+    tiling, source = resolve_blocking("auto", case)
     row = {
         "network": workload.network,
         "layer": workload.layer,
         "workload": str(workload),
         "device": device.name,
         "threads": threads,
-        "input_layout": str(layout),
-        "blocking": str(blocking),
+        "input_layout": str(case.input_layout),
+        "blocking": str(tiling.blocking),
         "blocking_source": source,
     }
     short = {
         "layer": workload.name or str(workload),
         "device": device.name,
         "threads": threads,
-        "C_ob x W_ob, order": blocking.brief,
+        "C_ob x W_ob, order": tiling.blocking.brief,
         "source": source,
     }
     return row, short

@@ -7,8 +7,10 @@ from statistics import median
 import numpy as np
 
 from ..arrays import Expected, read_arrays
-from ..build import CompiledConv, Manifest, load
+from ..conv_manifest import ConvManifest
+from ..convolution import CompiledConv, load
 from ..deploy.emulated import emulated
+from ..epilogue import OPERANDS
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import manifest_path
@@ -32,12 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "library", metavar="LIBRARY", help="a .so that compile wrote, its manifest beside it"
     )
-    shapes = {
-        "input": "NCHW",
-        "weight": "OIHW",
-        "bias": "a number for each output channel",
-        "residual": "NCHW",
-    }
+    shapes = {"input": "NCHW", "weight": "OIHW"}
+    for operand in OPERANDS:
+        by_channel = "a number for each output channel"
+        shapes[operand.name] = by_channel if operand.by_channel else "NCHW"
     for name, layout in shapes.items():
         parser.add_argument(
             f"--{name}",
@@ -77,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         check_writable(args.output)
     packed = conv.pack_input(x), conv.pack_weight(weight)
-    pack = {"bias": conv.pack_bias, "residual": conv.pack_residual}
-    operands = {name: pack[name](array) for name, array in plain.items()}
+    operands = {name: conv.pack_operand(name, array) for name, array in plain.items()}
     if args.emulate:
         m = conv.manifest
         arrays = [*packed, *operands.values()]
@@ -110,17 +109,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Return bias and residual, plain, if the library wants them: given ones or random ones."""
+    """Return the epilogue's operands, plain: given ones or random ones."""
     rng = np.random.default_rng(args.seed)
     epilogue, workload = conv.manifest.epilogue, conv.workload
     found = {}
-    for name, shape in (("bias", (workload.out_channels,)), ("residual", workload.output_shape)):
-        path = getattr(args, name)
-        if path and not getattr(epilogue, name):
+    for operand in OPERANDS:
+        name, path = operand.name, getattr(args, operand.name)
+        shape = (workload.out_channels,) if operand.by_channel else workload.output_shape
+        if path and operand not in epilogue.operands:
             raise ArgumentError(
                 f"--{name} is {path!r}: expected none, the library was compiled without a {name}"
             )
-        if getattr(epilogue, name):
+        if operand in epilogue.operands:
             drawn = rng.integers(-8, 8, shape, endpoint=True).astype(np.float32)
             found[name] = _read(path, name, shape) if path else drawn
     return found
@@ -128,7 +128,9 @@ def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndar
 
 def _for_packing(library: Path) -> CompiledConv:
     """Return a convolution that knows its layouts but has no code."""
-    return CompiledConv(Manifest.read(manifest_path(library), library_bytes(library)), module=None)
+    return CompiledConv(
+        ConvManifest.read(manifest_path(library), library_bytes(library)), module=None
+    )
 
 
 def _read(path: str, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
+from ..instructions import Instruction
+from ..precision import FLOAT32, Precision
+from .constants import ModelConstants
 from .target import host_lacks, llvm_features, llvm_options
 
 if TYPE_CHECKING:
@@ -11,19 +14,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Vector:
-    """One usable vector width.
+class Rate:
+    """How fast one core runs an instruction.
 
     Attributes
     ----------
-    lanes : int
-        fp32 values per vector.
-    fma_per_cycle : float
-        FMA instructions of this width that one core starts per cycle.
+    instruction : Instruction
+        Which.
+    per_cycle : float
+        How many one core starts per cycle.
+    latency : float
+        Cycles from one to the next one that adds to the same register.
     """
 
-    lanes: int
-    fma_per_cycle: float
+    instruction: Instruction
+    per_cycle: float
+    latency: float
+
+    @property
+    def lanes(self) -> int:
+        """Outputs in a register of sums."""
+        return self.instruction.lanes
+
+    @property
+    def flops_per_cycle(self) -> float:
+        """Operations per cycle: a multiplication and an addition for each lane."""
+        return 2 * self.lanes * self.per_cycle
 
 
 @dataclass(frozen=True)
@@ -44,18 +60,13 @@ class Device:
         LLVM target triple (TVM's ``mtriple``).
     mattr : tuple of str
         LLVM feature flags, such as ``+neon``.
-    fma : bool
-        False where the core has no fused multiply-add; one multiply and one
-        add then count as one FMA everywhere here.
-    vectors : tuple of Vector
-        Usable widths, widest first.
+    instructions : tuple of Rate
+        Those that multiply and add, the ones of a precision widest first.
     vector_registers : int
         Architectural vector registers.
     spare_registers : int
         How many of them the compiler needs beyond those a register tile is counted for, to load
         operands ahead of their use.
-    fma_latency : float
-        Cycles from one FMA to the next one that adds to the same register.
     loads_per_cycle : float
         Loads of the widest vector that one core starts per cycle.
     scalar_loads_per_cycle : float
@@ -64,15 +75,11 @@ class Device:
         Bytes that stream from the second-level cache into one core per cycle.
     l3_bytes_per_cycle : float
         The same from the third level.
-    memory_operand_broadcast : bool
-        An FMA can read one float from memory and use it in every lane.
-    lane_operand : bool
-        An FMA can use one lane of a register in every lane.
     l1d_bytes, l2_bytes, l3_bytes : int
         Cache that one core may count on when all work: the size of a private
         cache, or its share of a shared one. 0 where the level does not exist.
-    cache_line_bytes : int
-        Size of a cache line.
+    model : ModelConstants
+        Constants of the analytical model.
     cores : int
         Cores of the usual board or chip; of this machine for its own device.
     mcpu, mfloat_abi : str, optional
@@ -95,21 +102,17 @@ class Device:
     schedule: str
     triple: str
     mattr: tuple[str, ...]
-    fma: bool
-    vectors: tuple[Vector, ...]
+    instructions: tuple[Rate, ...]
     vector_registers: int
     spare_registers: int
-    fma_latency: float
     loads_per_cycle: float
     scalar_loads_per_cycle: float
     l2_bytes_per_cycle: float
     l3_bytes_per_cycle: float
-    memory_operand_broadcast: bool
-    lane_operand: bool
     l1d_bytes: int
     l2_bytes: int
     l3_bytes: int
-    cache_line_bytes: int
+    model: ModelConstants
     cores: int
     mcpu: str | None = None
     mfloat_abi: str | None = None
@@ -119,15 +122,18 @@ class Device:
     ghz: float | None = None
     aliases: tuple[str, ...] = ()
 
-    @property
-    def lanes(self) -> int:
-        """fp32 lanes of the widest vector."""
-        return self.vectors[0].lanes
+    def rates(self, precision: Precision = FLOAT32) -> tuple[Rate, ...]:
+        """Return the instructions that compute in a precision, widest first."""
+        return tuple(rate for rate in self.instructions if rate.instruction.precision == precision)
+
+    def peak(self, precision: Precision = FLOAT32) -> Rate:
+        """Return the instruction with most operations per cycle, the widest of equals."""
+        return max(self.rates(precision), key=lambda rate: (rate.flops_per_cycle, rate.lanes))
 
     @property
-    def peak_flops_per_cycle(self) -> float:
-        """Most fp32 operations one core does per cycle; an FMA counts as two."""
-        return max(2 * vector.lanes * vector.fma_per_cycle for vector in self.vectors)
+    def lanes(self) -> int:
+        """float32 lanes of the widest vector."""
+        return self.rates()[0].lanes
 
     @property
     def is_host_runnable(self) -> bool:
@@ -175,9 +181,17 @@ class Device:
             As :meth:`target_options`.
         """
         try:
-            return llvm_features(self.triple, self.mcpu, self.mattr, self.mfloat_abi, self.lanes)
+            found = llvm_features(self.triple, self.mcpu, self.mattr, self.mfloat_abi)
         except DeviceError as error:
             raise DeviceError(f"device {self.name!r}: {error}") from None
+        for rate in self.instructions:
+            if lacking := [name for name in rate.instruction.features if name not in found]:
+                raise DeviceError(
+                    f"device {self.name!r}: instructions has {rate.instruction.name!r}, but "
+                    f"{self.mcpu or self.triple} has no {', '.join(lacking)}: correct "
+                    "instructions, or name an mcpu that has them"
+                )
+        return found
 
     def _options(self, cores: int) -> dict[str, object]:
         return llvm_options(self.triple, cores, self.mcpu, self.mattr, self.mfloat_abi)

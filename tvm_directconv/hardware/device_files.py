@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import reading
 from ..errors import DeviceError, did_you_mean
-from ..kinds import FLAG, Kind, is_positive, is_text, is_whole, problem
-from .device import Device, Vector
+from ..instructions import INSTRUCTIONS
+from ..kinds import FLAG, Kind, is_positive, is_text, is_whole, problem, shown
+from ..precision import FLOAT32, PRECISIONS
+from .constants import ModelConstants
+from .device import Device, Rate
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -32,18 +35,50 @@ def _is_flag_list(value: object) -> bool:
     )
 
 
-def _is_vector_list(value: object) -> bool:
-    if not (isinstance(value, list) and value and all(isinstance(v, dict) for v in value)):
+def _is_instruction_list(value: object) -> bool:
+    if not (isinstance(value, list) and value and all(isinstance(row, dict) for row in value)):
         return False
-    if not all(
-        v.keys() == {"lanes", "fma_per_cycle"}
-        and is_whole(v["lanes"], 1, _MOST)
-        and is_positive(v["fma_per_cycle"])
-        for v in value
-    ):
-        return False
-    lanes = [v["lanes"] for v in value]
-    return lanes == sorted(set(lanes), reverse=True)
+    return all(
+        row.keys() == {"name", "per_cycle", "latency"}
+        and is_text(row["name"])
+        and is_positive(row["per_cycle"])
+        and is_positive(row["latency"])
+        for row in value
+    )
+
+
+_CONSTANTS = [field.name for field in fields(ModelConstants)]
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        name in _CONSTANTS and is_positive(number) for name, number in value.items()
+    )
+
+
+def _rates(rows: list[dict[str, Any]], source: str) -> tuple[Rate, ...]:
+    """Return the instructions of a device file, after checking that there are such."""
+    for row in rows:
+        if row["name"] not in INSTRUCTIONS:
+            raise DeviceError(
+                f"device file {source}: instructions has {shown(row['name'])}, which is none of "
+                f"this package{did_you_mean(row['name'], INSTRUCTIONS)}: expected some of "
+                f"{', '.join(INSTRUCTIONS)}"
+            )
+    found = tuple(Rate(INSTRUCTIONS[row["name"]], row["per_cycle"], row["latency"]) for row in rows)
+    for precision in PRECISIONS.values():
+        lanes = [rate.lanes for rate in found if rate.instruction.precision == precision]
+        if lanes != sorted(set(lanes), reverse=True):
+            raise DeviceError(
+                f"device file {source}: instructions in {precision} have {lanes} lanes: expected "
+                "each number once, the widest first"
+            )
+    if not any(rate.instruction.precision == FLOAT32 for rate in found):
+        raise DeviceError(
+            f"device file {source}: no row of instructions is in float32: expected one at least, "
+            "for networks compute in it"
+        )
+    return found
 
 
 def _is_line_of_text(value: object) -> bool:
@@ -71,21 +106,19 @@ _KEYS = {
     "mcpu": _TEXT,
     "mattr": FLAGS,
     "mfloat_abi": Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
-    "fma": FLAG,
-    "vectors": Kind("a list of {lanes, fma_per_cycle}, widest first", _is_vector_list),
+    "instructions": Kind(
+        "a list of {name, per_cycle, latency}, widest first", _is_instruction_list
+    ),
     "vector_registers": _COUNT,
     "spare_registers": _WHOLE,
-    "fma_latency": _RATE,
     "loads_per_cycle": _RATE,
     "scalar_loads_per_cycle": _RATE,
     "l2_bytes_per_cycle": _RATE,
     "l3_bytes_per_cycle": _RATE,
-    "memory_operand_broadcast": FLAG,
-    "lane_operand": FLAG,
     "l1d_bytes": _LINE,
     "l2_bytes": _BYTES,
     "l3_bytes": _BYTES,
-    "cache_line_bytes": _LINE,
+    "model": Kind(f"a table of {', '.join(_CONSTANTS)}, numbers above 0", _is_model),
     "cores": _COUNT,
     "qemu_cpu": _TEXT,
     "mca_cpu": _TEXT,
@@ -171,14 +204,17 @@ def resolve(name: str, known: Mapping[str, DeviceFile]) -> Device:
             )
         chain.append(parent)
         inherited = known[parent].keys.items()
+        constants = known[parent].keys.get("model", {}) | values.get("model", {})
         values = {k: v for k, v in inherited if k not in _NOT_INHERITED} | values
+        values["model"] = constants
     missing = [key for key in _KEYS if key not in values and key not in _OPTIONAL]
     if missing:
         raise DeviceError(
             f"device file {source}: the key {missing[0]!r} is missing and not inherited from "
             f"{' -> '.join(chain[1:])}: expected {_KEYS[missing[0]].expected}"
         )
-    values["vectors"] = tuple(Vector(**vector) for vector in values["vectors"])
+    values["model"] = ModelConstants(**values["model"])
+    values["instructions"] = _rates(values["instructions"], source)
     for key in ("mattr", "boards", "aliases"):
         values[key] = tuple(values.get(key, ()))
     known_fields = {field.name for field in fields(Device)}

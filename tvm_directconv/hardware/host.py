@@ -95,7 +95,6 @@ def _cache_sizes() -> dict[str, Any]:
             threads = _count((index / "shared_cpu_list").read_text())
             if level == "1":
                 threads_per_core = threads
-                sizes["cache_line_bytes"] = int((index / "coherency_line_size").read_text())
             key = {"1": "l1d_bytes", "2": "l2_bytes", "3": "l3_bytes"}.get(level)
             if key:
                 sizes[key] = size // max(1, threads // threads_per_core)

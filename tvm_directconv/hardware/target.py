@@ -20,9 +20,6 @@ _COMPUTES = re.compile(
     r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni|neon|lse|sve2?|vfp4|hwdiv-arm"
 )
 
-# fp32 lanes of the widest register that comes with a feature, widest first.
-_LEGAL_LANES = (("avx512f", 16), ("avx", 8), ("sse2", 4), ("neon", 4))
-
 
 def llvm(name: str, *args: object) -> Any:
     """Ask TVM's functions about LLVM; see ``tvm.target.codegen``."""
@@ -87,14 +84,14 @@ def llvm_options(
 
 @functools.cache
 def llvm_features(
-    triple: str, mcpu: str | None, mattr: tuple[str, ...], mfloat_abi: str | None, lanes: int
+    triple: str, mcpu: str | None, mattr: tuple[str, ...], mfloat_abi: str | None
 ) -> frozenset[str]:
     """Return the features that LLVM takes a processor to have.
 
     Raises
     ------
     DeviceError
-        If LLVM does not know what it is told, or has no registers of so many lanes.
+        If LLVM does not know what it is told.
     """
     if architecture(triple) is None:
         raise DeviceError(
@@ -108,12 +105,6 @@ def llvm_features(
 
     asked = Target(llvm_options(triple, 1, mcpu, mattr, mfloat_abi))
     features = frozenset(map(str, llvm("llvm_get_cpu_features", asked)))
-    legal = next((most for feature, most in _LEGAL_LANES if feature in features), 0)
-    if lanes > legal:
-        raise DeviceError(
-            f"vectors has {lanes} lanes, but {mcpu or triple} has registers of "
-            f"{legal}: correct vectors, or name an mcpu that has them"
-        )
     for flag in mattr:
         # LLVM ignores unknown features, so whether one exists shows only when it is switched on.
         probe = Target(llvm_options(triple, 1, mcpu, [f"+{flag[1:]}"], mfloat_abi))

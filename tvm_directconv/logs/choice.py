@@ -4,14 +4,17 @@ import functools
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
-from .. import blocking as blocks
 from ..blocking import Blocking
+from ..candidates import choose
+from ..case import Case
 from ..hardware.device import Device
 from ..hardware.device_files import devices
 from ..hardware.host import host_cpu
-from ..layout import ActivationLayout
+from ..model import estimate
+from ..tiling import Tiling, reasons_against
 from ..workload import ConvWorkload
 from .folders import folders, log_path, warn_missing
 from .log_file import family, load
@@ -80,12 +83,7 @@ class _Found(NamedTuple):
     distance: float
 
 
-def best(
-    workload: ConvWorkload,
-    device: Device,
-    threads: int = 1,
-    input_layout: ActivationLayout | None = None,
-) -> tuple[Blocking, str] | None:
+def best(case: Case) -> tuple[Blocking, str] | None:
     """Find the best blocking that the logs know.
 
     Records count that are trusted (:func:`is_trusted`) and whose blocking can be used: of the
@@ -96,14 +94,8 @@ def best(
 
     Parameters
     ----------
-    workload : ConvWorkload
-        What is convolved; its name does not matter.
-    device : Device
-        On what.
-    threads : int
-        By how many.
-    input_layout : ActivationLayout, optional
-        That of :func:`tvm_directconv.blocking.default_input_layout` if not given.
+    case : Case
+        What is computed; the workload's name does not matter.
 
     Returns
     -------
@@ -111,30 +103,28 @@ def best(
         The blocking, and which log it is from and why. None if the model's choice is better, or
         nothing else is known.
     """
-    layout = input_layout or blocks.default_input_layout(workload, device)
-    wanted = canonical(workload)
+    case = replace(case, workload=canonical(case.workload))
+    device = case.device
     found: list[_Found] = []
     where = folders()
     if len(where) == 1 and not where[0].is_dir():  # One that somebody named.
         warn_missing(where[0])
     for number, folder in enumerate(where):
         path = log_path(device.name, folder)
-        for record in reversed(load(path).families.get(family(wanted, device.name), ())):
-            if record.status == "ok" and record.input_layout == str(layout):
-                near = _nearness(record, wanted, threads)
+        for record in reversed(load(path).families.get(family(case.workload, device.name), ())):
+            if record.status == "ok" and record.input_layout == str(case.input_layout):
+                near = _nearness(record, case)
                 if near and is_trusted(record, device):
                     found.append(_Found(record, path.name, number == 0, *near))
     limit = math.inf
     for candidate in sorted(found, key=_order):
         blocking = candidate.record.blocking
-        if blocks.reasons_against(blocking, wanted, device, layout):
+        if reasons_against(blocking, case):
             continue
         if candidate.near:
             if limit == math.inf:
-                chosen = blocks.choose(wanted, device, threads, layout)
-                counted = blocks.estimate(chosen, wanted, device, threads).cycles
-                limit = _NEAR_THE_MODEL * counted
-            if blocks.estimate(blocking, wanted, device, threads).cycles > limit:
+                limit = _NEAR_THE_MODEL * estimate(Tiling(case, choose(case))).cycles
+            if estimate(Tiling(case, blocking)).cycles > limit:
                 continue
         over_model = candidate.record.over_model
         if not candidate.record.chosen and over_model is not None and over_model < 1:
@@ -143,13 +133,13 @@ def best(
     return None
 
 
-def _nearness(record: Record, wanted: ConvWorkload, threads: int) -> tuple[int, float] | None:
-    if record.workload == wanted:
-        distance = abs(math.log2(record.threads / threads))
+def _nearness(record: Record, wanted: Case) -> tuple[int, float] | None:
+    if record.workload == wanted.workload:
+        distance = abs(math.log2(record.threads / wanted.threads))
         return (1 if distance else 0), distance
-    if record.threads != threads:
+    if record.threads != wanted.threads:
         return None
-    return 2, abs(math.log2(_pixels(record.workload) / _pixels(wanted)))
+    return 2, abs(math.log2(_pixels(record.workload) / _pixels(wanted.workload)))
 
 
 def _pixels(workload: ConvWorkload) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import files, versions
 from .. import manifest as manifests
-from ..blocking import check_threads
+from ..case import check_threads
 from ..denormals import FLUSH, checked_mode
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, path_of
 from ..hardware.device import Device

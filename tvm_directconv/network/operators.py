@@ -1,11 +1,11 @@
 """Relax operators of our own, between the passes that make them and the kernels they become.
 
 ==========================  =====================================================================
-``directconv.conv2d``       x, weight, then bias and residual if the epilogue has them. Attributes:
+``directconv.conv2d``       x, weight, then the operands of the epilogue. Attributes:
                             ``workload`` (descriptor), ``epilogue`` (as :meth:`Epilogue.parse`
                             reads it), and once the layout is decided ``blocking`` (JSON) and
                             ``input_layout``. Before that, tensors are plain: NCHW and OIHW
-``directconv.activation``   x; ``name`` is one of :data:`~tvm_directconv.compute.ACTIVATIONS`
+``directconv.activation``   x; ``name`` is one of :data:`~tvm_directconv.epilogue.ACTIVATIONS`
 ``directconv.reorder``      x, between NCHW and blocks of ``block`` channels; ``to_blocks`` says
                             which way, ``channels`` how many there are
 ``directconv.channels``     tensors in blocks; channels of these, :class:`Piece` by piece.
@@ -25,7 +25,7 @@ from tvm.ir.expr import Call
 
 from .. import compute
 from ..blocking import Blocking
-from ..compute import ACTIVATIONS, Epilogue
+from ..epilogue import ACTIVATIONS, Epilogue
 from ..layout import ActivationLayout
 from ..workload import ConvWorkload
 from .rewriter import shape_of
@@ -209,10 +209,11 @@ def _conv2d_kernel(builder: Any, call: Any) -> Any:
 
 
 def _activation_kernel(builder: Any, call: Any) -> Any:
-    function, slope = ACTIVATIONS[str(call.attrs["name"])], float(call.attrs["slope"])
+    activation = ACTIVATIONS[str(call.attrs["name"])]
+    slope = float(call.attrs["slope"])
 
     def applied(x: Any) -> Any:
-        return te.compute(x.shape, lambda *at: function(x(*at), slope), name="activation")
+        return te.compute(x.shape, lambda *at: activation.apply(x(*at), slope), name="activation")
 
     return builder.call_te(applied, call.args[0], primfunc_name_hint=str(call.attrs["name"]))
 

@@ -5,7 +5,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from ..blocking import check_threads
+from ..case import check_threads
 from ..denormals import FLUSH, checked_mode
 from ..emit.program import Program
 from ..errors import BlockingError, did_you_mean

@@ -282,7 +282,7 @@ def program_of(module: Any, device: Device, denormals: str = FLUSH) -> Program:
     """
     assert MAIN in {variable.name_hint for variable in module.functions}
     # Kernels read and write whole vectors, where these begin.
-    vector = 4 * max(vector.lanes for vector in device.vectors)
+    vector = 4 * device.lanes
     program = _Reader(module, vector).program()
     return replace(program, weights=[flushed(array, denormals) for array in program.weights])
 

@@ -37,12 +37,12 @@ def module(space: Space) -> IRModule:
             i = T.axis.spatial(1, 0)
             x[i] = T.float32(0)
 
-    return IRModule({"main": point.with_attr("directconv.workload", str(space.workload))})
+    return IRModule({"main": point.with_attr("directconv.workload", str(space.case.workload))})
 
 
 def target(space: Space) -> Target:
     """Return the target of a space."""
-    return space.device.target(space.threads)
+    return space.case.device.target(space.case.threads)
 
 
 def point_of(trace: Trace) -> int:

@@ -5,16 +5,16 @@ import json
 import os
 from pathlib import Path
 
-from .. import blocking as blocks
 from .. import files, versions
-from ..build import scheduled, unscheduled
+from ..case import Case
 from ..errors import DeviceError, LogError
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
-from ..layout import ActivationLayout
 from ..logs.choice import ranked
 from ..logs.log_file import lines, warn_of
 from ..logs.record import Record
+from ..scheduling import scheduled, unscheduled
+from ..tiling import Tiling, reasons_against
 
 _DATABASE = ("database_workload.json", "database_tuning_record.json")
 
@@ -66,14 +66,11 @@ def export(
     todo = []
     for records in cases.values():
         on = known or _known_device(records[0].device)
-        layout = ActivationLayout(records[0].input_layout)
-        usable = (
-            r
-            for r in ranked(records)
-            if not blocks.reasons_against(r.blocking, r.workload, on, layout)
-        )
+        first = records[0]
+        wanted = Case.of(first.workload, on, first.threads, first.input_layout)
+        usable = (r for r in ranked(records) if not reasons_against(r.blocking, wanted))
         if record := next(usable, None):
-            todo.append((record, on, layout))
+            todo.append((record, Tiling(wanted, record.blocking)))
     if not todo:
         raise LogError(
             f"nothing to export in {os.fspath(path)!r}: expected measured records"
@@ -91,11 +88,10 @@ def export(
         files.scratch(folder) as scratch,
     ):
         database = JSONDatabase(work_dir=str(scratch))
-        for record, on, layout in todo:
-            case_of = (record.workload, on, record.blocking, record.threads, layout)
-            workload = database.commit_workload(unscheduled(*case_of))
-            trace, seconds = scheduled(*case_of).trace, [record.seconds_p50]
-            target = on.target(record.threads)
+        for record, tiling in todo:
+            workload = database.commit_workload(unscheduled(tiling))
+            trace, seconds = scheduled(tiling).trace, [record.seconds_p50]
+            target = tiling.case.device.target(record.threads)
             database.commit_tuning_record(TuningRecord(trace, workload, seconds, target))
         written = {scratch / name: Path(folder, name) for name in _DATABASE}
         # TVM does not look whether it could write.

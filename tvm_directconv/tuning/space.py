@@ -13,11 +13,18 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from .. import blocking as blocks
 from ..blocking import IC_INSIDE, Blocking
-from ..hardware.device import Device
-from ..layout import ActivationLayout
-from ..workload import ConvWorkload
+from ..candidates import candidates
+from ..case import Case, channel_block
+from ..model import estimate
+from ..tiling import (
+    Tiling,
+    contiguous_channels,
+    reasons_against,
+    registers,
+    tiled,
+    usable_registers,
+)
 
 # Slower than the model's choice by more than this on paper: not tried.
 _SLOWEST = 1.5
@@ -43,18 +50,12 @@ class Rejected:
 
 
 class Space:
-    """All block sizes that are worth a trial for one convolution on one device.
+    """All block sizes that are worth a trial for one case.
 
     Parameters
     ----------
-    workload : ConvWorkload
-        What is convolved.
-    device : Device
-        On what.
-    threads : int
-        By how many threads.
-    input_layout : ActivationLayout, optional
-        Of :func:`tvm_directconv.blocking.default_input_layout` if not given.
+    case : Case
+        What is computed.
     start : Blocking, optional
         A point that is in the space in any case, and first; the model's choice if not given.
 
@@ -73,23 +74,12 @@ class Space:
         If `start` cannot be used.
     """
 
-    def __init__(
-        self,
-        workload: ConvWorkload,
-        device: Device,
-        threads: int = 1,
-        input_layout: ActivationLayout | None = None,
-        start: Blocking | None = None,
-    ) -> None:
-        self.workload = workload
-        self.device = device
-        self.threads = threads
-        self.input_layout = input_layout or blocks.default_input_layout(workload, device)
+    def __init__(self, case: Case, start: Blocking | None = None) -> None:
+        self.case = case
         if start is not None:
-            blocks.check(start, workload, device, self.input_layout)
+            tiled(start, case)
         counted = {
-            blocking: blocks.estimate(blocking, workload, device, threads).cycles
-            for blocking in blocks.candidates(workload, device, self.input_layout, threads)
+            blocking: estimate(Tiling(case, blocking)).cycles for blocking in candidates(case)
         }
         default = min(counted, key=counted.__getitem__)
         rejected = list(self._too_large())
@@ -107,7 +97,7 @@ class Space:
                 tiles_and_orders.add(key)
                 ranked |= dict.fromkeys(self._variants(blocking), cycles)
         first = start or default
-        ranked[first] = blocks.estimate(first, workload, device, threads).cycles
+        ranked[first] = estimate(Tiling(case, first)).cycles
         points = [first, *(blocking for blocking in ranked if blocking != first)]
         rejected += [
             Rejected(blocking, f"too many points: the model ranks it behind {_MOST_POINTS} others")
@@ -132,7 +122,7 @@ class Space:
         return len(self.points)
 
     def __repr__(self) -> str:
-        return f"<Space of {len(self)} points, {len(self.rejected)} rejected, {self.workload}>"
+        return f"<Space of {len(self)} points, {len(self.rejected)} rejected, {self.case.workload}>"
 
     def number_of(self, blocking: Blocking) -> int | None:
         """Return the number of a point, None if it is not in the space."""
@@ -196,7 +186,8 @@ class Space:
         """Return what a cost model may learn from, one row of float32 for each point."""
         rows = []
         for b, cycles in zip(self.points, self.cycles, strict=True):
-            view = b.view(self.workload)
+            tiling = Tiling(self.case, b)
+            view = tiling.view
             sums = b.oc_vectors * b.ow_tile
             rows.append(
                 [
@@ -204,12 +195,12 @@ class Space:
                     b.oc_vectors,
                     b.ow_tile,
                     sums,
-                    blocks.registers(b.oc_vectors, b.ow_tile, self.workload),
+                    tiling.registers,
                     (b.oc_vectors + b.ow_tile) / sums,
-                    blocks.straight_fmas(b, self.workload, self.input_layout.block),
+                    tiling.straight_fmas,
                     b.ic_unroll,
                     b.ic_block,
-                    b.channels_at_once(view),
+                    tiling.channels_at_once,
                     b.kw_unroll,
                     b.oh_block,
                     b.rows_outside,
@@ -223,35 +214,34 @@ class Space:
 
     def _too_large(self) -> Iterator[Rejected]:
         """Generate the smallest tiles that do not fit the registers."""
-        lanes = blocks.channel_block(self.workload.out_channels, self.device)
-        usable = blocks.usable_registers(self.device)
+        workload = self.case.workload
+        lanes = channel_block(workload.out_channels, self.case.device, self.case.precision)
+        usable = usable_registers(self.case.device)
         for oc_vectors in range(1, usable):
-            ow_tile = next(
-                n for n in range(1, 99) if blocks.registers(oc_vectors, n, self.workload) > usable
-            )
+            ow_tile = next(n for n in range(1, 99) if registers(oc_vectors, n, workload) > usable)
             tile = Blocking(lanes, oc_vectors, ow_tile, 1, 1)
-            needed = blocks.registers(oc_vectors, ow_tile, self.workload)
+            needed = registers(oc_vectors, ow_tile, workload)
             yield Rejected(tile, f"too large a tile: it needs {needed} of {usable} registers")
 
     def _variants(self, blocking: Blocking) -> Iterator[Blocking]:
         """Generate what differs from a candidate in the knobs that the model does not count."""
-        view, layout = blocking.view(self.workload), self.input_layout
+        view, block = Tiling(self.case, blocking).view, self.case.input_layout.block
         codes = set()
         ic_blocks = [blocking.ic_block]
         if blocking.loop_order == IC_INSIDE:
             ic_blocks += [blocking.ic_block * 4, view.in_channels]
         for ic_block in dict.fromkeys(ic_blocks):
-            inner = blocks.neighbours(ic_block, layout.block)
+            inner = contiguous_channels(ic_block, block)
             # The candidate's own first: of those that are the same code, one is enough.
             for ic_unroll in dict.fromkeys((blocking.ic_unroll, 1, 2, 4, 8, inner)):
                 for kw_unroll in (False, True) if view.kernel[1] > 1 else (False,):
                     variant = replace(
                         blocking, ic_block=ic_block, ic_unroll=ic_unroll, kw_unroll=kw_unroll
                     )
-                    if blocks.reasons_against(variant, self.workload, self.device, layout):
+                    if reasons_against(variant, self.case):
                         continue
-                    straight = blocks.straight_fmas(variant, self.workload, layout.block)
-                    code = ic_block, blocks.straight_channels(variant, layout.block), kw_unroll
-                    if code not in codes and straight <= _STRAIGHT_FMAS:
+                    tiling = Tiling(self.case, variant)
+                    code = ic_block, tiling.straight_channels, kw_unroll
+                    if code not in codes and tiling.straight_fmas <= _STRAIGHT_FMAS:
                         codes.add(code)
                         yield variant

@@ -16,8 +16,9 @@ import numpy as np
 from .. import files, versions
 from ..bench.compare import Comparison, Failure
 from ..bench.disturbance import disturbance
-from ..blocking import Blocking, check_threads
-from ..build import build
+from ..blocking import Blocking
+from ..case import Case, check_threads
+from ..convolution import build
 from ..errors import BlockingError, LogError, TuningError, path_of
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
@@ -136,7 +137,7 @@ class Tuner:
         self.device, self.threads, self.seed = device, threads, seed
         self.budget = budget or Budget()
         self.strategy = strategy
-        self.layers = [Layer(w, Space(w, device, threads)) for w in unique.values()]
+        self.layers = [Layer(w, Space(Case.of(w, device, threads))) for w in unique.values()]
         self._runner, self._folder = runner, folder
         self._report = on_trial or (lambda _: None)
         self._resume()
@@ -216,7 +217,7 @@ class Tuner:
         return (
             str(record.workload) == str(layer.workload)
             and record.threads == self.threads
-            and record.input_layout == layer.space.input_layout.name
+            and record.input_layout == layer.space.case.input_layout.name
             and record.measured_by == self._runner.measured_by
             and self._cpu() in (record.cpu, _UNKNOWN)
             and record.status not in _PASSING
@@ -454,7 +455,7 @@ class Tuner:
             workload=layer.workload,
             device=self.device.name,
             threads=self.threads,
-            input_layout=layer.space.input_layout.name,
+            input_layout=layer.space.case.input_layout.name,
             blocking=layer.space.points[point],
             measured_by=runner.measured_by,
             seed=self.seed,
@@ -518,11 +519,8 @@ class _Builders:
             failure = worker.call(
                 min(_BUILD_SECONDS, left),
                 _export,
-                layer.workload,
-                self._device,
-                self._threads,
+                layer.space.case,
                 layer.space.points[point],
-                layer.space.input_layout.name,
                 path,
             )
         finally:
@@ -635,16 +633,10 @@ def tune(
             own.close()
 
 
-def _export(
-    workload: ConvWorkload,
-    device: Device,
-    threads: int,
-    blocking: Blocking,
-    input_layout: str,
-    path: Path,
-) -> Failure | None:
+def _export(case: Case, blocking: Blocking, path: Path) -> Failure | None:
     try:
-        build(workload, device, threads, blocking, input_layout).export(path)
+        layout = case.input_layout.name
+        build(case.workload, case.device, case.threads, blocking, layout).export(path)
     except BlockingError as error:
         return Failure("rejected", str(error))
     except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...build import CompiledConv, build
+from ...convolution import CompiledConv, build
 from ...hardware.lookup import device
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload

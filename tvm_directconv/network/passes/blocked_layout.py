@@ -7,10 +7,10 @@ import tvm
 from tvm import relax
 from tvm.ir.expr import Call, Var
 
-from ...blocking import default_input_layout
-from ...build import resolve_blocking
+from ...case import Case, default_input_layout
 from ...hardware.device import Device
-from ...layout import ActivationLayout, pack_channels
+from ...layout import ActivationLayout, ChannelLayout
+from ...resolution import resolve_blocking
 from ..operators import (
     CONV2D,
     ELEMENTWISE,
@@ -51,7 +51,7 @@ def blocked_layout(device: Device, threads: int, blocking: str | None) -> Any:
     threads : int
         By how many threads the network is computed.
     blocking : str, optional
-        Where block sizes come from; see :func:`tvm_directconv.build.resolve_blocking`.
+        Where block sizes come from; see :func:`tvm_directconv.resolution.resolve_blocking`.
     """
 
     return rewriting("directconv.BlockedLayout", device, threads, blocking)(BlockedLayout)
@@ -174,15 +174,17 @@ class BlockedLayout(Rewriter):
                 if block is not None
                 else default_input_layout(workload, self._device)
             )
-        chosen, source = resolve_blocking(
-            self._blocking, workload, self._device, self._threads, layout
-        )
+        case = Case.of(workload, self._device, self._threads, layout, epilogue)
+        tiling, source = resolve_blocking(self._blocking, case)
+        chosen = tiling.blocking
         weights = chosen.weight_layout()
         operands = [self._in(x, layout.block), constant(weights.pack(_constant(weight)))]
-        if epilogue.bias:
-            operands.append(constant(pack_channels(_constant(others.pop(0)), weights.oc_block)))
-        if epilogue.residual:
-            operands.append(self._in(others.pop(0), weights.oc_block))
+        for operand, value in zip(epilogue.operands, others, strict=True):
+            if operand.by_channel:
+                packed = ChannelLayout(weights.oc_block).pack(_constant(value))
+                operands.append(constant(packed))
+            else:
+                operands.append(self._in(value, weights.oc_block))
         decided = ConvAttributes(workload, epilogue, chosen, source, layout)
         return conv2d(decided, *operands), weights.oc_block
 

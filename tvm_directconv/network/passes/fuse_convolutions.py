@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from ...compute import Epilogue
+from ...epilogue import ACTIVATIONS, Epilogue
 from ...errors import WorkloadError
 from ...layout import ActivationLayout
 from ...workload import ConvWorkload
@@ -16,12 +16,7 @@ from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_o
 from .fold_batch_norm import channelwise
 
 # Activations that have an operator of their own; the others come as directconv.activation.
-_ACTIVATIONS = {
-    "relax.nn.relu": "relu",
-    "relax.nn.relu6": "relu6",
-    "relax.sigmoid": "sigmoid",
-    "relax.nn.silu": "silu",
-}
+_ACTIVATIONS = {row.relax: name for name, row in ACTIVATIONS.items() if row.relax}
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from ...blocking import channel_block
+from ...case import channel_block
 from ...hardware.device import Device
 from ..operators import CONV2D, ConvAttributes, conv2d, conv_attributes
 from ..rewriter import Rewriter, constant, op_name, rewriting, value_of

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ...compute import Epilogue
+from ...epilogue import ACTIVATIONS, Epilogue
 from ...reference import epilogue_reference
 from ..operators import activation
 from ..rewriter import Rewriter, dtype_of, op_name, rewriting, shape_of, value_of, variables_in
@@ -24,7 +24,7 @@ _ELEMENTWISE: dict[str, Any] = {
 }
 # More operators than any activation is written in.
 _MOST = 8
-_NAMES = ("relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu")
+_NAMES = [name for name, row in ACTIVATIONS.items() if name != "none" and not row.has_slope]
 # On both sides of every bend that an activation has, and far out: others have their bends there.
 _FAR = np.geomspace(10, 1e37, 73)
 _PROBES = np.concatenate([np.linspace(-8, 8, 129), _FAR, -_FAR])

@@ -5,10 +5,12 @@ from typing import Any
 import tvm
 from tvm.tirx import PrimFunc
 
-from ...build import scheduled
+from ...case import Case
 from ...hardware.device import Device
 from ...lowering.marks import DENORMALS
 from ...registry import general_schedule
+from ...scheduling import scheduled
+from ...tiling import Tiling
 from ..operators import KERNEL, ConvAttributes
 
 
@@ -25,7 +27,7 @@ def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
         What becomes of them; see :mod:`tvm_directconv.denormals`.
     """
     schedule_general = general_schedule()
-    lanes = max(vector.lanes for vector in device.vectors)
+    lanes = device.lanes
 
     def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         functions = {}
@@ -46,13 +48,6 @@ def _convolution(function: Any, device: Device, threads: int) -> Any:
     text = function.attrs[KERNEL]
     attributes = ConvAttributes.from_json(text)
     assert attributes.blocking is not None
-    schedule = scheduled(
-        attributes.workload,
-        device,
-        attributes.blocking,
-        threads,
-        attributes.input_layout,
-        epilogue=attributes.epilogue,
-    )
-    (result,) = schedule.mod.functions.values()
+    case = Case(attributes.workload, device, threads, attributes.input_layout, attributes.epilogue)
+    (result,) = scheduled(Tiling(case, attributes.blocking)).mod.functions.values()
     return result.with_attr(KERNEL, text).without_attr("global_symbol").without_attr("target")

@@ -18,7 +18,7 @@ from typing import Any
 
 from ... import files
 from ...bench.compare import Comparison, Failure, compare
-from ...build import Manifest, manifest_path
+from ...conv_manifest import ConvManifest
 from ...deploy.runner import (
     RunFailure,
     build_runner,
@@ -30,6 +30,7 @@ from ...deploy.runner import (
 from ...errors import ToolchainError
 from ...hardware.device import Device
 from ...hardware.host import cpu_of
+from ...manifest import manifest_path
 from ...toolchain import find_toolchain
 from . import TIME_LIMIT
 from .problem import differing, problem
@@ -152,7 +153,7 @@ class CommandRunner:
     def _place(self, library: Path) -> "_Placed":
         """Put a library and its arrays into the folder, unless they are there."""
         code = library.read_bytes()
-        m = Manifest.read(manifest_path(library), code)
+        m = ConvManifest.read(manifest_path(library), code)
         placed = _Placed(
             self._folder / f"{sha256(code).hexdigest()[:16]}.so",
             (
@@ -270,7 +271,7 @@ class _Placed:
 
     library: Path
     arrays: tuple[Path, Path, Path]
-    manifest: Manifest
+    manifest: ConvManifest
 
 
 def _words(template: str, needed: str) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from ...bench.compare import Comparison, Failure, Timer, compare, compare_in_places
 from ...bench.measure import grouped
 from ...bench.peak import Burst
-from ...build import load
+from ...convolution import load
 from ...deploy.runner import RunFailure
 from ...errors import DeviceError
 from ...hardware.device import Device

@@ -8,11 +8,14 @@ from statistics import fmean
 
 from ...assembly import Loop, find_mca, innermost_loops, mca_cycles
 from ...bench.compare import Comparison, Failure
-from ...blocking import Blocking, estimate, taps_inside, tile_columns
-from ...build import Manifest, manifest_path
+from ...blocking import Blocking
+from ...case import Case
+from ...conv_manifest import ConvManifest
 from ...errors import DeviceError, ToolchainError
 from ...hardware.device import Device
-from ...workload import ConvWorkload
+from ...manifest import manifest_path
+from ...model import estimate
+from ...tiling import Tiling, taps_inside
 
 _HERTZ = 1e9  # Device files have no clock.
 
@@ -66,7 +69,7 @@ class McaRunner:
         self, candidate: Path, incumbent: Path | None, repeats: int, thorough: bool = False
     ) -> Comparison | Failure:
         """Compare the scores of a candidate and the incumbent, both exported as assembly."""
-        if Manifest.read(manifest_path(candidate), candidate.read_bytes()).workload.depthwise:
+        if ConvManifest.read(manifest_path(candidate), candidate.read_bytes()).workload.depthwise:
             return Failure("rejected", "llvm-mca does not score depthwise convolutions")
         try:
             seconds = self.cycles(candidate) / _HERTZ
@@ -97,17 +100,17 @@ class McaRunner:
             If llvm-mca cannot read a loop.
         """
         text = path.read_bytes()
-        manifest = Manifest.read(manifest_path(path), text)
+        manifest = ConvManifest.read(manifest_path(path), text)
         loops = _timed_loops(text.decode(), self._device)
         b = manifest.blocking
-        code = partial(_row_cycles, loops, b)
-        return estimate(b, manifest.workload, self._device, manifest.threads, code).cycles
+        case = Case.of(manifest.workload, self._device, manifest.threads, manifest.input_layout)
+        return estimate(Tiling(case, b), partial(_row_cycles, loops, b)).cycles
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
 
-def loops_of_peak(text: str, workload: ConvWorkload, blocking: Blocking, device: Device) -> float:
+def loops_of_peak(text: str, tiling: Tiling) -> float:
     """Return the part of the FMA peak at which the inner loops of a row of tiles run.
 
     These are the loops of all its tiles, each as often as it runs: of full tiles, of narrower ones
@@ -117,12 +120,8 @@ def loops_of_peak(text: str, workload: ConvWorkload, blocking: Blocking, device:
     ----------
     text : str
         Assembly of the convolution.
-    workload : ConvWorkload
-        What it convolves; not depthwise.
-    blocking : Blocking
-        Its block sizes.
-    device : Device
-        What it was compiled for, one with an `mca_cpu`.
+    tiling : Tiling
+        What it computes, not depthwise, and in which block sizes; for a device with an `mca_cpu`.
 
     Returns
     -------
@@ -134,21 +133,20 @@ def loops_of_peak(text: str, workload: ConvWorkload, blocking: Blocking, device:
     ToolchainError
         If a tile has no loop of its own, or llvm-mca cannot read it.
     """
-    loops = _timed_loops(text, device)
-    view = blocking.view(workload)
+    case, blocking = tiling.case, tiling.blocking
+    loops = _timed_loops(text, case.device)
     products, cycles = 0, 0.0
-    for tile in tile_columns(view, blocking.ow_tile):
-        met = tuple(taps_inside(view, 1, tile))
-        taken = _row_cycles(loops, blocking, met)
+    for tile in tiling.row.tiles:
+        taps = tuple(taps_inside(tiling.view, 1, tile))
+        taken = _row_cycles(loops, blocking, taps)
         if taken is None:
             raise ToolchainError(
-                f"no inner loop of {workload} on {device.name} has the products of a tile of "
-                f"{len(tile)} columns with {blocking}: expected one of {sum(met)} products"
+                f"no inner loop of {case} has the products of a tile of {len(tile)} columns with "
+                f"{blocking}: expected one of {sum(taps)} products"
             )
-        products += sum(met)
+        products += sum(taps)
         cycles += taken
-    rate = next(v.fma_per_cycle for v in device.vectors if v.lanes == blocking.lanes)
-    return products * blocking.oc_vectors / (rate * cycles)
+    return products * blocking.oc_vectors / (tiling.rate.per_cycle * cycles)
 
 
 @dataclass(frozen=True)

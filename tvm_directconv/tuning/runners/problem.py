@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...build import Manifest
+from ...conv_manifest import ConvManifest
 from ...reference import conv2d_reference, random_tensors
 from ...workload import ConvWorkload
 
@@ -30,7 +30,7 @@ class Problem:
     weight: np.ndarray
     expected: np.ndarray
 
-    def packed(self, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def packed(self, manifest: ConvManifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return input, weights and expected output in the layouts of a library."""
         return (
             manifest.input_layout.pack(self.x),

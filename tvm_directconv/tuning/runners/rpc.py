@@ -32,10 +32,11 @@ import numpy as np
 from ... import deploy, files
 from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
-from ...build import Manifest, manifest_path
+from ...conv_manifest import ConvManifest
 from ...errors import DirectConvError, RpcError
 from ...hardware.device import Device
 from ...hardware.host import cpu_of
+from ...manifest import manifest_path
 from ...toolchain import find_toolchain, run_cc
 from ..worker import Worker
 from . import TIME_LIMIT
@@ -571,7 +572,7 @@ class _Loaded:
     """A library on the board."""
 
     data: bytes
-    manifest: Manifest
+    manifest: ConvManifest
     module: Any
     arrays: tuple[Any, ...]
     seconds: Callable[[], float] | None = None
@@ -642,7 +643,7 @@ class _Session:
 
     def _library(self, path: Path, known: list[_Loaded]) -> _Loaded:
         data = path.read_bytes()
-        manifest = Manifest.read(manifest_path(path), data)
+        manifest = ConvManifest.read(manifest_path(path), data)
         for loaded in known:
             if (loaded.data, loaded.manifest) == (data, manifest):
                 return loaded

@@ -188,7 +188,7 @@ def test_where_a_blocking_comes_from(conv: CompiledConv, tmp_path: Path) -> None
 
 def test_a_users_schedule(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("def schedule(sch, workload, device, blocking, threads):\n    pass\n")
+    path.write_text("def schedule(sch, tiling):\n    pass\n")
     assert_exact(build(LAYER, schedule=path))
     assert_exact(build(LAYER, schedule=str(path)))
 

@@ -1,0 +1,123 @@
+"""The blockings that the model compares, and the one that it chooses."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from math import ceil, gcd
+
+from .blocking import IC_OUTSIDE, Blocking
+from .case import Case, channel_block
+from .model import estimate
+from .tiling import (
+    Tiling,
+    can_flatten,
+    contiguous_channels,
+    divides_blocks,
+    registers,
+    usable_registers,
+)
+from .workload import ConvWorkload
+
+# Straight-line code longer than this no longer pays. In border tiles it is all columns of the
+# kernel that so many steps are of.
+_STRAIGHT_FMAS = 128
+# The same with the kernel's columns, which cost no branch then. Beyond about 400, LLVM begins to
+# move FMAs between steps and to spill.
+_STRAIGHT_ROW_FMAS = 256
+# Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
+# where LLVM loads pixels far ahead, strided rows begin to spill at 11.
+_MOST_DEPTHWISE_SUMS = 10
+
+
+@cache
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _flat_rows(workload: ConvWorkload, ow_tile: int) -> list[int]:
+    """Return in how many rows to count the pixels of an image: a few sensible numbers."""
+    if not can_flatten(workload):
+        return [0]
+    pixels = workload.out_height * workload.out_width
+    even = [r for r in _divisors(pixels) if pixels // r % ow_tile == 0]
+    rows = even or [r for r in _divisors(pixels) if pixels // r >= 4 * ow_tile] or [1]
+    # From one row for all to some 50 pixels a row: what tasks and caches may ask for.
+    flat = {min(rows, key=lambda r: abs(r - near)) for near in (1, 8, pixels // 50)}
+    # With a stride, each column of a tile needs an address of its own, which takes registers.
+    return sorted(flat if workload.stride == (1, 1) else {0, *flat})
+
+
+def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
+    """Return row blocks that leave the threads evenly busy: one row, a few, and all."""
+
+    def balance(rows: int) -> float:
+        tasks = view.batch * oc_tiles * (view.out_height // rows)
+        return tasks / (ceil(tasks / threads) * threads)
+
+    best = max(balance(rows) for rows in _divisors(view.out_height))
+    even = [r for r in _divisors(view.out_height) if balance(r) > best - 0.02]
+    wanted = [1, 4, 8, even[-1]]
+    if view.kernel[0] > 1:
+        wanted.append(16)  # Blocks share rows of input with their neighbours: fewer, if they fit.
+    return sorted({min(even, key=lambda r: abs(r - near)) for near in wanted})
+
+
+def candidates(case: Case) -> Iterator[Blocking]:
+    """Generate the blockings that the model compares, all of them usable."""
+    workload, device, input_layout = case.workload, case.device, case.input_layout
+    lanes = channel_block(workload.out_channels, device, case.precision)
+    vectors = ceil(workload.out_channels / lanes)
+    channels = workload.group_in
+    together = gcd(channels, input_layout.block) if input_layout.block else channels
+    if together < 4 and channels <= 32:
+        together = channels
+    # Blocks for the paper's order; one block of all channels is the other order.
+    blocks = [
+        n
+        for n in _divisors(channels)
+        if n % together == 0 and n <= 256 and n < channels and divides_blocks(n, input_layout.block)
+    ]
+    inner = contiguous_channels(together, input_layout.block)
+    # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
+    # ships them. Where groups are whole vectors, a tile stays within one.
+    widths: Iterable[int] = range(1, min(vectors, 4) + 1)
+    if workload.groups > 1:
+        within = vectors if workload.group_out % lanes else workload.group_out // lanes
+        widths = [n for n in _divisors(within) if n <= 4]
+    for oc_vectors in widths:
+        for ow_tile in range(1, usable_registers(device)):
+            if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
+                break
+            if workload.depthwise and oc_vectors * ow_tile > _MOST_DEPTHWISE_SUMS:
+                break
+            limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
+            ic_unroll = max(d for d in _divisors(inner) if d <= limit)
+            straight = ic_unroll * oc_vectors * ow_tile * workload.kernel[1]
+            tile = Blocking(
+                lanes,
+                oc_vectors,
+                ow_tile,
+                together,
+                ic_unroll,
+                kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS,
+            )
+            for flat_rows in _flat_rows(workload, ow_tile):
+                flat = Tiling(case, replace(tile, flat_rows=flat_rows))
+                view = flat.view
+                if ow_tile > view.out_width:
+                    continue
+                tiles = ceil(view.out_width / ow_tile)
+                if ow_tile > ceil(view.out_width / tiles):
+                    continue  # As many tiles of less width leave less for the last one to lack.
+                for oh_block in _oh_blocks(view, flat.channel_tiles.tiles, case.threads):
+                    for rows_outside in (False, True):
+                        base = replace(flat.blocking, oh_block=oh_block, rows_outside=rows_outside)
+                        yield base
+                        for ic_block in blocks:
+                            yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
+
+
+def choose(case: Case) -> Blocking:
+    """Return the blocking with the fewest cycles in the model."""
+    # Of equals, min() takes the first: candidates come with the plainer one first.
+    return min(candidates(case), key=lambda b: estimate(Tiling(case, b)).cycles)

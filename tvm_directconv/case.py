@@ -1,0 +1,155 @@
+"""A case: one convolution as it is compiled, on one device, by so many threads, in one layout.
+
+Whatever is chosen, scheduled, tuned, logged or explained is so for a case. Here its parts are
+checked and given their defaults, once.
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import ceil
+
+from .compute import symbol_of
+from .epilogue import Epilogue
+from .errors import ArgumentError, BlockingError, WorkloadError
+from .hardware.device import Device, Rate
+from .hardware.lookup import device as find_device
+from .kinds import THREADS, shown
+from .layout import ActivationLayout
+from .precision import FLOAT32, Precision
+from .workload import ConvWorkload
+
+
+@dataclass(frozen=True)
+class Case:
+    """What block sizes are chosen for; see :meth:`of`, which checks its parts.
+
+    Attributes
+    ----------
+    workload : ConvWorkload
+        What is convolved.
+    device : Device
+        On what.
+    threads : int
+        By how many.
+    input_layout : ActivationLayout
+        Layout of the input.
+    epilogue : Epilogue
+        What becomes of outputs before they are stored. Block sizes do not depend on it.
+    """
+
+    workload: ConvWorkload
+    device: Device
+    threads: int
+    input_layout: ActivationLayout
+    epilogue: Epilogue
+
+    @classmethod
+    def of(
+        cls,
+        workload: ConvWorkload | str,
+        device: Device | str = "native",
+        threads: int = 1,
+        input_layout: ActivationLayout | str | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> "Case":
+        """Return a case of what users write.
+
+        Parameters
+        ----------
+        workload : ConvWorkload or str
+            What is convolved, or its descriptor.
+        device : Device or str
+            On what; see :func:`tvm_directconv.device`.
+        threads : int
+            By how many.
+        input_layout : ActivationLayout or str, optional
+            Layout of the input; :func:`default_input_layout` if not given.
+        epilogue : Epilogue, optional
+            What becomes of outputs before they are stored; nothing if not given.
+
+        Raises
+        ------
+        WorkloadError
+            If the workload is none, or its descriptor is malformed.
+        DeviceError
+            If there is no such device.
+        BlockingError
+            If threads or layout cannot be used.
+        ArgumentError
+            If the epilogue is none.
+        """
+        if isinstance(workload, str):
+            workload = ConvWorkload.parse(workload)
+        if not isinstance(workload, ConvWorkload):
+            raise WorkloadError(
+                f"workload is {shown(workload)}: expected a ConvWorkload or its descriptor"
+            )
+        if epilogue is not None and not isinstance(epilogue, Epilogue):
+            raise ArgumentError(
+                f"epilogue is {shown(epilogue)}: expected an Epilogue, as "
+                "Epilogue.parse('bias,relu')"
+            )
+        check_threads(threads)
+        found = find_device(device)
+        if not input_layout:
+            input_layout = default_input_layout(workload, found)
+        elif not isinstance(input_layout, ActivationLayout):
+            input_layout = ActivationLayout(input_layout)
+        return cls(workload, found, threads, input_layout, epilogue or Epilogue())
+
+    def __str__(self) -> str:
+        return f"{self.workload} on {self.device.name}"
+
+    @property
+    def symbol(self) -> str:
+        """Name of the function that computes it."""
+        return symbol_of(self.workload, self.epilogue)
+
+    @cached_property
+    def rates(self) -> tuple[Rate, ...]:
+        """The instructions that may compute it, widest first."""
+        return self.device.rates(self.precision)
+
+    @cached_property
+    def peak(self) -> Rate:
+        """The fastest of them."""
+        return self.device.peak(self.precision)
+
+    @property
+    def precision(self) -> Precision:
+        """The number types that it computes with."""
+        return FLOAT32
+
+
+def check_threads(threads: object) -> None:
+    """Raise if something is no number of threads.
+
+    Raises
+    ------
+    BlockingError
+        With what it is.
+    """
+    if not THREADS.test(threads):
+        raise BlockingError(f"threads is {shown(threads)}: expected {THREADS.expected}")
+
+
+@cache
+def channel_block(channels: int, device: Device, precision: Precision = FLOAT32) -> int:
+    """Return the channel block in which activations of a device are kept.
+
+    It is the vector width that computes all channels in the fewest cycles, the wider of two that
+    are equal: 24 channels take two vectors of 16 lanes or three of 8, and where 8 lanes go twice
+    as often per cycle, three are faster. It depends on nothing but the channels and the device,
+    so that one layer's output is the next one's input.
+    """
+    return min(
+        device.rates(precision),
+        key=lambda rate: (ceil(channels / rate.lanes) / rate.per_cycle, -rate.lanes),
+    ).lanes
+
+
+def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLayout:
+    """Return the layout of the input: plain for images, blocked between layers."""
+    if workload.in_channels < min(rate.lanes for rate in device.rates()):
+        return ActivationLayout("NCHW")
+    return ActivationLayout.blocked(channel_block(workload.in_channels, device))

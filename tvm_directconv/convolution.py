@@ -1,0 +1,476 @@
+"""Compiled convolutions: built of a case, exported, loaded and run."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import files, versions
+from .blocking import Blocking
+from .case import Case
+from .conv_manifest import ConvManifest
+from .denormals import FLUSH, checked_mode, flushed
+from .emit.c_folder import write_folder
+from .emit.program import Port, Program, Step, Tensor
+from .epilogue import OPERANDS, Epilogue, Operand
+from .errors import (
+    ArgumentError,
+    LibraryError,
+    ScheduleError,
+    absence,
+    did_you_mean,
+    path_of,
+    said_by,
+)
+from .hardware.device import Device
+from .hardware.target import host_lacks
+from .kinds import shown
+from .layout import aligned_zeros, checked_packed, checked_plain
+from .manifest import manifest_path
+from .resolution import resolve_blocking
+from .runtime import BoundCall, library_bytes, load_library
+from .scheduling import scheduled
+from .toolchain import elf_info, find_toolchain, link_module, object_code
+from .workload import ConvWorkload
+
+SUFFIXES = (".so", ".o", ".s")
+"""What can be exported: a shared library, an object file, the assembly."""
+
+
+class CompiledConv:
+    """A convolution that is compiled, in memory or loaded from a library.
+
+    Attributes
+    ----------
+    manifest : ConvManifest
+        What was compiled, how, and for what.
+    compile_seconds : float or None
+        Wall time of scheduling and compiling; None if loaded.
+    """
+
+    def __init__(
+        self,
+        manifest: ConvManifest,
+        module: Any,
+        compile_seconds: float | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.compile_seconds = compile_seconds
+        self._module = module
+        self._function: Any = None
+
+    @property
+    def workload(self) -> ConvWorkload:
+        """What is convolved."""
+        return self.manifest.workload
+
+    @property
+    def blocking(self) -> Blocking:
+        """The block sizes."""
+        return self.manifest.blocking
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return f"<CompiledConv {m.workload} for {m.device}, {m.threads} thread(s), {m.blocking}>"
+
+    def pack_input(self, x: np.ndarray) -> np.ndarray:
+        """Copy a plain NCHW input into the layout of :meth:`run`.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no float32 array of the workload's shape.
+        """
+        return self.manifest.input_layout.pack(
+            checked_plain("the input", x, self.workload.input_shape, "NCHW")
+        )
+
+    def pack_weight(self, weight: np.ndarray) -> np.ndarray:
+        """Copy plain OIHW weights into the layout of :meth:`run`, without denormals.
+
+        Raises
+        ------
+        ArgumentError
+            If they are no float32 array of the workload's shape.
+        """
+        checked_plain("the weight", weight, self.workload.weight_shape, "OIHW")
+        return self.manifest.weight_layout.pack(flushed(weight, self.manifest.denormals))
+
+    def pack_operand(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Copy an operand of the epilogue into the layout of :meth:`run`.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``bias``: one number for each output channel, copied without denormals; or
+            ``residual``: a plain NCHW tensor of the output's shape.
+        array : numpy.ndarray
+            The operand, float32.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such operand, or it is no float32 array of its shape.
+        """
+        operand = _operand(name)
+        layout = self.manifest.operand_layout(operand)
+        if operand.by_channel:
+            shape, meaning = (self.workload.out_channels,), "a number for each output channel"
+            checked_plain(f"the {name}", array, shape, meaning)
+            return layout.pack(flushed(array, self.manifest.denormals))
+        return layout.pack(checked_plain(f"the {name}", array, self.workload.output_shape, "NCHW"))
+
+    def unpack_output(self, y: np.ndarray) -> np.ndarray:
+        """Copy an output of :meth:`run` into a plain NCHW array.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no float32 array of the output's packed shape.
+        """
+        m = self.manifest
+        checked_plain("the output", y, m.output_shape, str(m.output_layout))
+        return m.output_layout.unpack(y, self.workload.out_channels)
+
+    def run(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        out: np.ndarray | None = None,
+        **operands: np.ndarray | None,
+    ) -> np.ndarray:
+        """Convolve packed arrays. Nothing is copied or allocated but `out`.
+
+        Parameters
+        ----------
+        x, weight : numpy.ndarray
+            Input and weights as :meth:`pack_input` and :meth:`pack_weight` return them.
+        out : numpy.ndarray, optional
+            Receives the output; a new array if not given.
+        **operands : numpy.ndarray
+            Those of the epilogue by name, such as ``bias``, as :meth:`pack_operand` returns them.
+
+        Returns
+        -------
+        numpy.ndarray
+            The output, in blocks of channels; see :meth:`unpack_output`.
+
+        Raises
+        ------
+        ArgumentError
+            If an array has the wrong dtype, shape, strides or alignment, cannot be written, is
+            missing, or is not asked for.
+        LibraryError
+            If this machine cannot run the code.
+        """
+        if out is None:
+            out = aligned_zeros(self.manifest.output_shape)
+        call = self.bind(x, weight, out, **operands)
+        call()
+        return call.out
+
+    def bind(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        out: np.ndarray,
+        **operands: np.ndarray | None,
+    ) -> BoundCall:
+        """Check arrays as :meth:`run` does and return the call itself, to be made repeatedly."""
+        m = self.manifest
+        given = self._given(operands)
+        checked = [
+            checked_packed("the input", x, m.input_shape, str(m.input_layout)),
+            checked_packed("the weight", weight, m.weight_shape, str(m.weight_layout)),
+        ]
+        for operand in m.epilogue.operands:
+            shape, layout = m.operand_shape(operand), str(m.operand_layout(operand))
+            array = given[operand.name]
+            checked.append(checked_packed(f"the {operand.name}", array, shape, layout))
+        checked_packed("the output", out, m.output_shape, str(m.output_layout))
+        for other in checked:
+            if np.may_share_memory(out, other):
+                raise ArgumentError(
+                    "the output overlaps an input array: expected memory of its own"
+                )
+        return BoundCall(self._runnable(), (*checked, out), m.threads)
+
+    def _given(self, operands: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+        """Return the epilogue's operands by name, after checking that just these are given."""
+        given = {name: array for name, array in operands.items() if array is not None}
+        wanted = [operand.name for operand in self.manifest.epilogue.operands]
+        for name in wanted:
+            if name not in given:
+                raise ArgumentError(
+                    f"there is no {name}: expected one, the convolution was built with it"
+                )
+        for name in given:
+            if _operand(name).name not in wanted:
+                raise ArgumentError(
+                    f"a {name} is given: expected none, the convolution was built without it"
+                )
+        return given
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        **operands: np.ndarray | None,
+    ) -> np.ndarray:
+        """Convolve plain arrays: NCHW and OIHW in, NCHW out. Packs and unpacks.
+
+        Raises
+        ------
+        ArgumentError
+            If an array has the wrong dtype or shape.
+        LibraryError
+            If this machine cannot run the code.
+        """
+        packed = self.run(
+            self.pack_input(x),
+            self.pack_weight(weight),
+            **{name: self.pack_operand(name, a) for name, a in self._given(operands).items()},
+        )
+        return self.unpack_output(packed)
+
+    def _runnable(self) -> Any:
+        if self._function is None:
+            m = self.manifest
+            reason = host_lacks(m.target)
+            if reason:
+                raise LibraryError(
+                    f"cannot run code for {m.device} here: {reason}. Export it and run it on the "
+                    "device, or build for device 'native'"
+                )
+            self._function = self._module[m.symbol]
+        return self._function
+
+    def export(self, path: str | Path) -> Path:
+        """Write a shared library, an object file or the assembly, and the manifest beside it.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends in ``.so``, ``.o`` or ``.s``. The manifest is named the same with ``.json``
+            appended.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        LibraryError
+            If the name has another ending, the folder does not exist, or nothing can be written.
+            What was there before is still there then.
+        ToolchainError
+            If there is no linker for the device, or it fails.
+        """
+        path = path_of(path, "what is exported to", LibraryError)
+        if path.suffix not in SUFFIXES:
+            raise LibraryError(
+                f"cannot export to {str(path)!r}: expected a name ending in .so, .o or .s"
+            )
+        if not os.path.isdir(path.parent):
+            raise LibraryError(f"cannot export to {str(path)!r}: the folder does not exist")
+        beside = manifest_path(path)
+        with files.explained(path, LibraryError), files.scratch(path.parent) as scratch:
+            code, text = scratch / path.name, scratch / beside.name
+            if path.suffix == ".s":
+                code.write_text(self.assembly(), encoding="utf-8")
+            elif path.suffix == ".o":
+                code.write_bytes(object_code(self._module))
+            else:
+                link_module(self._module, code, find_toolchain(self.manifest.target["mtriple"]))
+            found = json.dumps(self.manifest.to_dict(code.read_bytes()), indent=2) + "\n"
+            text.write_text(found, encoding="utf-8")
+            files.place({code: path, text: beside})
+        return path
+
+    def export_c(self, folder: str | Path) -> Path:
+        """Write a folder in which ``make`` builds a C library and an example that uses it.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Made if need be. The C function is named after it: ``<name>_run(x, weight, y)`` on
+            packed arrays, with the epilogue's operands before ``y``.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        LibraryError
+            If it cannot be written.
+        """
+        folder = path_of(folder, "the folder", LibraryError)
+        m = self.manifest
+        inputs: dict[str, tuple[tuple[int, ...], object]] = {
+            "x": (m.input_shape, m.input_layout),
+            "weight": (m.weight_shape, m.weight_layout),
+        }
+        for operand in m.epilogue.operands:
+            inputs[operand.name] = m.operand_shape(operand), m.operand_layout(operand)
+        outputs = {"y": (m.output_shape, m.output_layout)}
+        operands = [
+            Tensor(f"{side}{number}", 0, shape, "float32")
+            for side, ports in (("input", inputs), ("output", outputs))
+            for number, (shape, _) in enumerate(ports.values())
+        ]
+        program = Program(
+            inputs=[Port(name, shape, "float32") for name, (shape, _) in inputs.items()],
+            outputs=[Port(name, shape, "float32") for name, (shape, _) in outputs.items()],
+            steps=[Step(m.symbol, tuple(operands))],
+        )
+        notes = {name: str(layout) for name, (_, layout) in {**inputs, **outputs}.items()}
+        objects = {m.symbol: (m.symbol, object_code(self._module))}
+        write_folder(folder, program, objects, m.device, m.target, m.threads, notes)
+        return folder
+
+    def assembly(self) -> str:
+        """Return the assembly of the code. Not for loaded libraries."""
+        return self._module.inspect_source("asm")
+
+
+def _operand(name: str) -> Operand:
+    """Return the operand of a name."""
+    for operand in OPERANDS:
+        if operand.name == name:
+            return operand
+    names = [operand.name for operand in OPERANDS]
+    raise ArgumentError(
+        f"{shown(name)} is no operand of an epilogue{did_you_mean(name, names)}: expected one of "
+        f"{', '.join(names)}"
+    )
+
+
+def build(
+    workload: ConvWorkload | str,
+    device: Device | str = "native",
+    threads: int = 1,
+    blocking: Blocking | dict[str, Any] | str | Path | None = None,
+    input_layout: str | None = None,
+    schedule: str | Path | None = None,
+    epilogue: Epilogue | None = None,
+    denormals: str = FLUSH,
+) -> CompiledConv:
+    """Compile a convolution.
+
+    Parameters
+    ----------
+    workload : ConvWorkload or str
+        What is convolved, or its descriptor.
+    device : Device or str
+        For what; see :func:`tvm_directconv.device`.
+    threads : int
+        By how many threads; 1 gives serial code.
+    blocking : Blocking, dict, str or Path, optional
+        Block sizes; if not given, the best of the tuning logs, failing that the analytical
+        model's. See :func:`tvm_directconv.resolution.resolve_blocking`.
+    input_layout : str, optional
+        Layout of the input: ``NCHW``, ``NHWC`` or ``NCHW<block>c``. If not given, plain NCHW for
+        images of up to 3 channels, else blocks as other layers' outputs have them.
+    schedule : str or Path, optional
+        A Python file with a schedule to use instead of the device's.
+    epilogue : Epilogue, optional
+        Bias, residual and activation, applied before an output is stored.
+    denormals : str
+        ``flush``: numbers below 2^-126 count as zeros, as processors can take a hundred times as
+        long for them; ``keep``: they are computed with.
+
+    Returns
+    -------
+    CompiledConv
+
+    Raises
+    ------
+    WorkloadError
+        If the descriptor is malformed.
+    BlockingError
+        If the blocking or layout cannot be used.
+    DeviceError, ScheduleError
+        If device or schedule cannot be used.
+    ArgumentError
+        If `denormals` is none of the two, or `epilogue` none.
+    """
+    versions.check()
+    checked_mode(denormals)
+    from tvm import IRModule, tirx
+
+    from .lowering.marks import DENORMALS
+    from .lowering.pipeline import PIPELINE
+
+    case = Case.of(workload, device, threads, input_layout, epilogue)
+    tiling, source = resolve_blocking(blocking, case)
+    begin = time.perf_counter()
+    function = scheduled(tiling, schedule).mod[case.symbol].with_attr(DENORMALS, denormals)
+    target = case.device.target(threads)
+    try:
+        module = tirx.build(IRModule({case.symbol: function}), target, pipeline=PIPELINE)
+    except Exception as error:
+        if schedule is None:
+            raise
+        raise ScheduleError(
+            f"what schedule file {str(schedule)!r} makes of {case.workload} cannot be compiled: "
+            f"{said_by(error)}"
+        ) from error
+    seconds = time.perf_counter() - begin
+    manifest = ConvManifest(
+        workload=case.workload,
+        device=case.device.name,
+        target=case.device.target_options(threads),
+        threads=threads,
+        blocking=tiling.blocking,
+        blocking_source=source,
+        symbol=case.symbol,
+        input_layout=case.input_layout,
+        epilogue=case.epilogue,
+        denormals=denormals,
+    )
+    return CompiledConv(manifest, module, seconds)
+
+
+def load(path: str | Path) -> CompiledConv:
+    """Load an exported shared library.
+
+    Parameters
+    ----------
+    path : str or Path
+        A library written by :meth:`CompiledConv.export`, its manifest beside it.
+
+    Returns
+    -------
+    CompiledConv
+
+    Raises
+    ------
+    LibraryError
+        If the file is missing, corrupt, for another machine, or not the manifest's.
+    """
+    versions.check()
+    path = path_of(path, "the library", LibraryError)
+    if not os.path.isfile(path):
+        raise LibraryError(
+            f"library {str(path)!r} {absence(path)}: expected a .so that "
+            "'tvm-directconv compile' or export() wrote"
+        )
+    if path.suffix != ".so":
+        raise LibraryError(
+            f"cannot load {str(path)!r}: expected a shared library (.so); object files are for "
+            "linking"
+        )
+    info = elf_info(path)
+    manifest = ConvManifest.read(manifest_path(path), library_bytes(path))
+    wanted = f"__tvm_ffi_{manifest.symbol}"
+    if wanted not in info.defined:
+        raise LibraryError(
+            f"library {str(path)!r} does not define {shown(wanted)}: export it again"
+        )
+    return CompiledConv(manifest, load_library(path, manifest.device, manifest.target))

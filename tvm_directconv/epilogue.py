@@ -1,0 +1,208 @@
+"""The epilogue: what is done to an output before it is stored, operands first, then an activation.
+
+Each operand and each activation is one row here, of which everything else follows: parameters of
+the compiled function, arrays that a caller packs, what networks fuse, what people write. Only the
+oracle, :mod:`.reference`, has them once more, in NumPy.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from .errors import WorkloadError, did_you_mean
+from .kinds import FLAG, Kind, is_whole, problem, shown
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What an epilogue puts to the sums, such as a bias.
+
+    Attributes
+    ----------
+    name : str
+        Of the flag of :class:`Epilogue`, and of the compiled function's parameter.
+    by_channel : bool
+        True: one number for each output channel. False: a tensor of the output's shape and layout.
+    apply : callable
+        Of the TIR expressions of an output and of the operand's element, that of the result.
+    """
+
+    name: str
+    by_channel: bool
+    apply: Callable[[Any, Any], Any] = operator.add
+
+
+OPERANDS = (Operand("bias", by_channel=True), Operand("residual", by_channel=False))
+"""In the order in which they are applied, and are parameters of the function."""
+
+
+def _clipped(x: Any, low: float, high: float) -> Any:
+    from tvm import tirx
+
+    return tirx.max(tirx.min(x, tirx.const(high, "float32")), tirx.const(low, "float32"))
+
+
+def _relu(x: Any, _: float) -> Any:
+    from tvm import tirx
+
+    return tirx.max(x, tirx.const(0.0, "float32"))
+
+
+def _leaky_relu(x: Any, slope: float) -> Any:
+    from tvm import tirx
+
+    return tirx.Select(x > 0.0, x, x * tirx.const(slope, "float32"))
+
+
+def _hard_sigmoid(x: Any, _: float) -> Any:
+    return _clipped(x * (1 / 6) + 0.5, 0.0, 1.0)
+
+
+def _sigmoid(x: Any, _: float) -> Any:
+    from tvm import tirx
+
+    return 1.0 / (1.0 + tirx.exp(-x))
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function that an output may go through at last.
+
+    Attributes
+    ----------
+    apply : callable
+        Of a TIR expression and the slope, the expression of the result.
+    has_slope : bool
+        Whether it takes a slope.
+    relax : str, optional
+        The operator of Relax that is the same, if there is one.
+    """
+
+    apply: Callable[[Any, float], Any]
+    has_slope: bool = False
+    relax: str | None = None
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "none": Activation(lambda x, _: x),
+    "relu": Activation(_relu, relax="relax.nn.relu"),
+    "relu6": Activation(lambda x, _: _clipped(x, 0.0, 6.0), relax="relax.nn.relu6"),
+    "leaky_relu": Activation(_leaky_relu, has_slope=True),
+    "hard_swish": Activation(lambda x, _: x * _hard_sigmoid(x, 0.0)),
+    "hard_sigmoid": Activation(_hard_sigmoid),
+    "silu": Activation(lambda x, _: x * _sigmoid(x, 0.0), relax="relax.nn.silu"),
+    "sigmoid": Activation(_sigmoid, relax="relax.sigmoid"),
+}
+"""By name."""
+
+
+def _is_slope(activation: str, text: str) -> bool:
+    """Return whether `text` is the slope of an activation: a number, or nothing if it has none."""
+    if not ACTIVATIONS[activation].has_slope:
+        return not text
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
+_KINDS = {
+    **{operand.name: FLAG for operand in OPERANDS},
+    "activation": Kind("a name", lambda v: isinstance(v, str)),
+    "slope": Kind("a number", lambda v: isinstance(v, float) or is_whole(v, -(2**53), 2**53)),
+}
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What becomes of an output before it is stored, while it still is in a register.
+
+    Parameters
+    ----------
+    bias : bool
+        Whether a number for each output channel is added.
+    residual : bool
+        Whether another tensor, of the output's shape and layout, is added.
+    activation : str
+        One of :data:`ACTIVATIONS`, applied last.
+    slope : float
+        Of ``leaky_relu``, for what is negative.
+
+    Raises
+    ------
+    WorkloadError
+        If there is no such activation, or it has no slope.
+    """
+
+    bias: bool = False
+    residual: bool = False
+    activation: str = "none"
+    slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if wrong := problem(vars(self), _KINDS):
+            raise WorkloadError(f"epilogue: {wrong}")
+        if self.activation not in ACTIVATIONS:
+            raise WorkloadError(
+                f"activation is {shown(self.activation)}: expected one of {', '.join(ACTIVATIONS)}"
+                f"{did_you_mean(self.activation, ACTIVATIONS)}"
+            )
+        sloped = ACTIVATIONS[self.activation].has_slope
+        if (self.slope and not sloped) or not isfinite(self.slope):
+            having = ", ".join(name for name, row in ACTIVATIONS.items() if row.has_slope)
+            raise WorkloadError(
+                f"slope is {self.slope}, of {self.activation}: expected a number, and 0 for all "
+                f"activations but {having}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Epilogue":
+        """Read ``bias,residual,relu``, any of these, or ``leaky_relu=0.1`` as activation.
+
+        Raises
+        ------
+        WorkloadError
+            If a part is none of these, or given repeatedly.
+        """
+        found: dict[str, Any] = {}
+        names = [operand.name for operand in OPERANDS]
+        for part in text.split(","):
+            name, _, slope = part.strip().partition("=")
+            if name in names and not slope and name not in found:
+                found[name] = True
+            elif name in ACTIVATIONS and "activation" not in found and _is_slope(name, slope):
+                found |= {"activation": name, "slope": float(slope or 0)}
+            else:
+                raise WorkloadError(
+                    f"epilogue is {text!r}, with {part.strip()!r}: expected {', '.join(names)} and "
+                    f"one of {', '.join(ACTIVATIONS)}, each at most once, such as bias,relu; "
+                    "leaky_relu with its slope, leaky_relu=0.1"
+                    f"{did_you_mean(name, [*names, *ACTIVATIONS])}"
+                )
+        return cls(**found)
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Its operands, in the order of the function's parameters."""
+        return tuple(operand for operand in OPERANDS if getattr(self, operand.name))
+
+    @property
+    def descriptor(self) -> str:
+        """What :meth:`parse` makes the same epilogue of; ``none`` if there is nothing to do."""
+        parts = [operand.name for operand in self.operands]
+        slope = f"={self.slope!r}" if ACTIVATIONS[self.activation].has_slope else ""
+        return ",".join([*parts, self.activation + slope])
+
+    def __bool__(self) -> bool:
+        return self != Epilogue()
+
+    def __str__(self) -> str:
+        """Parts of a function's name: ``bias_residual_relu``."""
+        signs = str.maketrans({".": "p", "-": "m", "+": None})
+        slope = f"{self.slope:g}".translate(signs) if self.slope else ""
+        parts = [operand.name for operand in self.operands]
+        if self.activation != "none":
+            parts.append(self.activation + slope)
+        return "_".join(parts)

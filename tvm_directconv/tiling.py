@@ -1,0 +1,348 @@
+"""A convolution cut into register tiles and tasks: what follows of a case and its block sizes.
+
+Schedules, the model, the tuner and explanations read it here, so that all mean the same tiles.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import pairwise
+from math import ceil
+from typing import NamedTuple
+
+from .blocking import IC_OUTSIDE, ORDERS, Blocking
+from .case import Case
+from .errors import BlockingError
+from .hardware.device import Device, Rate
+from .instructions import BROADCAST, LANE, MEMORY, VECTOR
+from .workload import ConvWorkload
+
+# Border tiles get code of their own; with more than this many, they share a loop with branches.
+_MOST_BORDER_TILES = 4
+
+
+class ChannelTiles(NamedTuple):
+    """The tiles of output channels; the narrower ones are the last.
+
+    Attributes
+    ----------
+    tiles : int
+        All of them.
+    narrower : int
+        How many of these are narrower.
+    vectors : int
+        Vectors of a narrower one.
+    """
+
+    tiles: int
+    narrower: int
+    vectors: int
+
+
+class Row(NamedTuple):
+    """The tiles of a row of the output.
+
+    Attributes
+    ----------
+    tiles : tuple of range
+        The columns of each.
+    rebalanced : int
+        How many columns the last tile takes over from the one before. Alone, what is left over may
+        be too narrow to keep the FMA units busy: the two share evenly. If the last one reads
+        padding, it has fewer products to each of its sums, and gets one more.
+    left, right : int
+        How many tiles need code of their own, at each end: those that read padding, and the last
+        ones if they are narrower. A tile between them reads no padding.
+    """
+
+    tiles: tuple[range, ...]
+    rebalanced: int
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A case as a blocking cuts it.
+
+    Parameters
+    ----------
+    case : Case
+        What is computed.
+    blocking : Blocking
+        One that :func:`reasons_against` has nothing against.
+    """
+
+    case: Case
+    blocking: Blocking
+
+    @cached_property
+    def view(self) -> ConvWorkload:
+        """The workload as the blocking sees it: pixels of 1x1 kernels in other rows.
+
+        Of a strided one, it has just the input that is read.
+        """
+        rows = self.blocking.flat_rows
+        return _counted_in_rows(self.case.workload, rows) if rows else self.case.workload
+
+    @cached_property
+    def rate(self) -> Rate:
+        """The instruction that it computes with, and how fast the device runs it."""
+        return next(rate for rate in self.case.rates if rate.lanes == self.blocking.lanes)
+
+    @cached_property
+    def channels_at_once(self) -> int:
+        """The input channels that are summed up before a tile's sums are stored."""
+        b = self.blocking
+        return b.ic_block if b.loop_order == IC_OUTSIDE else self.view.group_in
+
+    @cached_property
+    def sums_are_stored(self) -> bool:
+        """Whether sums leave the registers before they are complete."""
+        return self.channels_at_once < self.view.group_in
+
+    @cached_property
+    def channel_tiles(self) -> ChannelTiles:
+        """The tiles of output channels.
+
+        What is left over would be too few sums to fill the FMA pipelines, so several tiles do with
+        one vector less, if there are as many.
+        """
+        b = self.blocking
+        vectors = ceil(self.view.out_channels / b.lanes)
+        tiles = ceil(vectors / b.oc_vectors)
+        lacking = tiles * b.oc_vectors - vectors
+        if lacking < tiles:
+            return ChannelTiles(tiles, lacking, b.oc_vectors - 1)
+        return ChannelTiles(tiles, 1, vectors % b.oc_vectors)
+
+    @property
+    def narrower(self) -> "Tiling":
+        """The same with all tiles as narrow as the last tiles of output channels."""
+        narrow = replace(self.blocking, oc_vectors=self.channel_tiles.vectors)
+        return Tiling(self.case, narrow)
+
+    @property
+    def row(self) -> Row:
+        """The tiles of a row."""
+        return _row(self.view, self.blocking.ow_tile)
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks of rows, each the rows of one task."""
+        return self.view.out_height // self.blocking.oh_block
+
+    @property
+    def tasks(self) -> int:
+        """Tasks: each is one tile of output channels in one block of rows of one image."""
+        return self.view.batch * self.channel_tiles.tiles * self.row_blocks
+
+    @property
+    def contiguous_channels(self) -> int:
+        """How many channels of a block lie side by side in the input.
+
+        Straight-line code goes over these: their addresses differ by constants.
+        """
+        return contiguous_channels(self.blocking.ic_block, self.case.input_layout.block)
+
+    @property
+    def straight_channels(self) -> int:
+        """The input channels in straight-line code: where two rounds were left, both."""
+        b, contiguous = self.blocking, self.contiguous_channels
+        rounds = b.ic_block // contiguous, contiguous // b.ic_unroll
+        return b.ic_unroll * 2 ** sum(map(unrolls, rounds))
+
+    @property
+    def straight_fmas(self) -> int:
+        """The multiply-adds in straight-line code."""
+        b = self.blocking
+        taps = self.view.kernel[1] if b.kw_unroll else 1
+        return b.oc_vectors * b.ow_tile * self.straight_channels * taps
+
+    @cached_property
+    def groups_in_tile(self) -> int:
+        """How many groups the output channels of a register tile belong to.
+
+        If there are several, lanes have input channels of their own, and pixels are vectors.
+        """
+        b = self.blocking
+        return min(self.view.groups, ceil(b.oc_vectors * b.lanes / self.view.group_out))
+
+    @property
+    def registers(self) -> int:
+        """The vector registers that a tile needs."""
+        b = self.blocking
+        return registers(b.oc_vectors, b.ow_tile, self.case.workload)
+
+    @cached_property
+    def pixel_operand(self) -> str:
+        """How a pixel reaches the instruction; see :mod:`tvm_directconv.instructions`.
+
+        From memory in tiles of one vector, where each pixel is used once; from a lane where sums,
+        pixels and weights of a step all find registers.
+        """
+        b, operands = self.blocking, self.rate.instruction.pixel_operands
+        if self.groups_in_tile > 1:
+            return VECTOR
+        if MEMORY in operands and b.oc_vectors == 1:
+            return MEMORY
+        # One register stays free, as 12 x 7 on AArch64 needs it.
+        needed = b.oc_vectors * b.ow_tile + b.ow_tile + b.oc_vectors
+        if LANE in operands and needed < self.case.device.vector_registers:
+            return LANE
+        return BROADCAST
+
+
+# The model asks the same of a workload for each of a thousand blockings.
+@cache
+def _counted_in_rows(workload: ConvWorkload, rows: int) -> ConvWorkload:
+    columns = workload.out_height * workload.out_width // rows
+    return replace(workload, in_height=rows, in_width=columns, stride=(1, 1))
+
+
+@cache
+def _row(view: ConvWorkload, ow_tile: int) -> Row:
+    width, stride, padding = view.out_width, view.stride[1], view.padding[1]
+    rest = width % ow_tile
+    padded = view.padding[3] > 0
+    rebalanced = (ow_tile - rest + padded) // 2 if rest and width > ow_tile else 0
+    firsts = list(range(0, width, ow_tile))
+    firsts[-1] -= rebalanced
+    tiles = tuple(range(*pair) for pair in pairwise([*firsts, width]))
+
+    taps = (view.kernel[1] - 1) * view.dilation[1]
+    left = sum(tile[0] * stride < padding for tile in tiles)
+    special = [
+        len(tile) < ow_tile or tile[-1] * stride - padding + taps >= view.in_width for tile in tiles
+    ]
+    # Where the last but one is narrower, the last may be whole and read no padding.
+    right = len(tiles) - special.index(True) if any(special) else 0
+    if left + right > 2 * _MOST_BORDER_TILES:
+        left, right = min(left, _MOST_BORDER_TILES), min(right, _MOST_BORDER_TILES)
+    return Row(tiles, rebalanced, left, right)
+
+
+@cache
+def taps_inside(view: ConvWorkload, axis: int, outputs: range) -> list[int]:
+    """Return for each row (axis 0) or column (1) of the kernel how many outputs read input."""
+    size = (view.in_height, view.in_width)[axis]
+    stride, dilation, before = view.stride[axis], view.dilation[axis], view.padding[axis]
+    return [
+        sum(0 <= out * stride + tap * dilation - before < size for out in outputs)
+        for tap in range(view.kernel[axis])
+    ]
+
+
+def contiguous_channels(ic_block: int, input_block: int | None) -> int:
+    """Return how many channels of a block lie side by side in an input in such blocks."""
+    return input_block if input_block and ic_block % input_block == 0 else ic_block
+
+
+def unrolls(rounds: int) -> bool:
+    """Return whether a loop over input channels is unrolled, beyond what `ic_unroll` says.
+
+    LLVM makes a loop with a flag of two rounds, which begins each of them late.
+    """
+    return rounds == 2
+
+
+def can_flatten(workload: ConvWorkload) -> bool:
+    """Return whether rows mean nothing: every output pixel reads just one input pixel."""
+    return workload.kernel == (1, 1) and not any(workload.padding)
+
+
+def registers(oc_vectors: int, ow_tile: int, workload: ConvWorkload) -> int:
+    """Return the vector registers a tile needs.
+
+    Its sums; of weights and pixels the fewer, which stay through a step; and one through which
+    the others pass. Those that are used only once each pass too fast for one register. Depthwise,
+    the weights of a row of the kernel stay, and the pixels that neighbouring outputs share; of wide
+    kernels, LLVM reads some of them again.
+    """
+    if workload.depthwise:
+        return oc_vectors * ow_tile + 2 * min(workload.kernel[1], 3) + 2
+    stay = min(oc_vectors, ow_tile)
+    return oc_vectors * ow_tile + stay + (2 if stay == 1 else 1)
+
+
+def usable_registers(device: Device) -> int:
+    """Return the vector registers that a tile of a device may need."""
+    return device.vector_registers - device.spare_registers
+
+
+def divides_blocks(ic_block: int, input_block: int | None) -> bool:
+    """Return whether a block of channels is a part or a multiple of the input's blocks."""
+    return not input_block or ic_block % input_block == 0 or input_block % ic_block == 0
+
+
+def reasons_against(blocking: Blocking, case: Case) -> list[str]:
+    """Return why a blocking cannot be used, each reason with its numbers; empty if it can."""
+    b, workload, device = blocking, case.workload, case.device
+    reasons = []
+    widths = [rate.lanes for rate in case.rates]
+    if b.lanes not in widths:
+        reasons.append(f"lanes is {b.lanes}: {device.name} has vectors of {widths} lanes")
+    for name in ("oc_vectors", "ow_tile", "ic_block", "ic_unroll", "oh_block"):
+        if getattr(b, name) < 1:
+            reasons.append(f"{name} is {getattr(b, name)}: expected at least 1")
+    if b.loop_order not in ORDERS:
+        reasons.append(f"loop_order is {b.loop_order!r}: expected one of {', '.join(ORDERS)}")
+    if reasons:
+        return reasons
+    tiling = Tiling(case, blocking)
+    vectors = ceil(workload.out_channels / b.lanes)
+    if b.oc_vectors > vectors:
+        reasons.append(
+            f"oc_vectors is {b.oc_vectors}: {workload.out_channels} output channels are only "
+            f"{vectors} vectors"
+        )
+    elif workload.groups > 1 and vectors % b.oc_vectors:
+        reasons.append(
+            f"oc_vectors is {b.oc_vectors}: does not divide the {vectors} vectors of "
+            f"{workload.out_channels} output channels in groups"
+        )
+    if workload.group_in % b.ic_block:
+        reasons.append(
+            f"ic_block is {b.ic_block}: does not divide {workload.group_in} input channels"
+            + (" of a group" if workload.groups > 1 else "")
+        )
+    block = case.input_layout.block
+    if not divides_blocks(b.ic_block, block) and b.ic_block != workload.group_in:
+        reasons.append(
+            f"ic_block is {b.ic_block}: neither a part nor a multiple of the input's blocks of "
+            f"{block} channels"
+        )
+    contiguous = tiling.contiguous_channels
+    if contiguous % b.ic_unroll:
+        reasons.append(f"ic_unroll is {b.ic_unroll}: does not divide {contiguous} channels")
+    if b.flat_rows:
+        pixels = workload.out_height * workload.out_width
+        if not can_flatten(workload):
+            reasons.append("flat_rows is set: only 1x1 kernels without padding can")
+        elif b.flat_rows < 0 or pixels % b.flat_rows:
+            reasons.append(f"flat_rows is {b.flat_rows}: does not divide {pixels} pixels")
+    if not reasons:
+        view = tiling.view
+        if b.ow_tile > view.out_width:
+            reasons.append(f"ow_tile is {b.ow_tile}: a row has only {view.out_width} columns")
+        if view.out_height % b.oh_block:
+            reasons.append(f"oh_block is {b.oh_block}: does not divide {view.out_height} rows")
+    needed, usable = tiling.registers, usable_registers(device)
+    if needed > usable:
+        reasons.append(
+            f"{b.ow_tile} x {b.oc_vectors} sums with their operands need {needed} registers: "
+            f"{device.name} has {device.vector_registers}, {usable} of them for tiles"
+        )
+    return reasons
+
+
+def tiled(blocking: Blocking, case: Case) -> Tiling:
+    """Return a case as a blocking cuts it.
+
+    Raises
+    ------
+    BlockingError
+        If the blocking cannot be used, with every reason there is.
+    """
+    if reasons := reasons_against(blocking, case):
+        raise BlockingError(f"this blocking cannot be used for {case}: " + "; ".join(reasons))
+    return Tiling(case, blocking)

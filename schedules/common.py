@@ -7,11 +7,11 @@ from tvm_directconv.blocking import IC_OUTSIDE
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.hardware.device import Device
 from tvm_directconv.lowering.marks import (
-    BASE,
     COLUMN,
-    LANES,
-    NEXT,
-    PIXELS,
+    LANE_OPERAND,
+    MEMORY_OPERAND,
+    PREFETCH_PIXELS,
+    PREFETCH_WEIGHTS,
     STEP,
     TAIL,
     TAP,
@@ -110,9 +110,9 @@ def _stays(size: int, device: Device) -> bool:
 def load_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
     """Have pixels loaded as the multiply-adds read them; see :attr:`Tiling.pixel_operand`."""
     if tiling.pixel_operand == LANE:
-        sch.annotate(loops.step, LANES, tiling.blocking.lanes)
+        sch.annotate(loops.step, LANE_OPERAND, tiling.blocking.lanes)
     if tiling.pixel_operand == MEMORY:
-        sch.annotate(loops.step, BASE, 1)
+        sch.annotate(loops.step, MEMORY_OPERAND, 1)
 
 
 def fetch_weights(sch: Any, tiling: Tiling, loops: Loops) -> None:
@@ -139,7 +139,9 @@ def fetch_weights(sch: Any, tiling: Tiling, loops: Loops) -> None:
         # Not within rows of the kernel, which are straight-line code in border tiles.
         fetching.append(loops.kh if workload.kernel[0] > 1 else loops.ic_blocks)
     for loop in fetching:
-        sch.annotate(loop, NEXT, [blocking.oc_vectors, distance, vector * channels, again])
+        sch.annotate(
+            loop, PREFETCH_WEIGHTS, [blocking.oc_vectors, distance, vector * channels, again]
+        )
 
 
 def fetch_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
@@ -165,7 +167,7 @@ def fetch_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
         for row in range(min(workload.stride[0], rows))
         for column in range(min(workload.stride[1], columns))
     ]
-    sch.annotate(loop, PIXELS, [pixel * block for pixel in pixels])
+    sch.annotate(loop, PREFETCH_PIXELS, [pixel * block for pixel in pixels])
 
 
 def start_sums(sch: Any, loops: Loops) -> None:

@@ -81,7 +81,7 @@ def test_pixels_that_strides_leave_out_fill_caches() -> None:
     assert cycles(small, blocking) < cycles(large, blocking)
 
 
-def test_what_tasks_read_first_comes_from_afar() -> None:
+def test_what_tasks_read_first_is_cold() -> None:
     # 9 MB of weights, of which each task reads its own 590 KB: all of them, once.
     workload = ConvWorkload.parse("ic512ih14oc512oh14kh3ph1")
     whole = Blocking(16, 2, 14, 16, 8, oh_block=14)
@@ -90,13 +90,13 @@ def test_what_tasks_read_first_comes_from_afar() -> None:
     weights = workload.weight_bytes + workload.input_bytes
     slower = cycles(workload, whole, **far) - cycles(workload, whole, **near)
     assert slower > 8 * weights  # of 10 cycles a byte; some are hidden
-    # Several tasks that share them read them from afar but once.
+    # Several tasks that share them read them cold but once.
     parts = replace(whole, oh_block=2)
     again = cycles(workload, parts, **far) - cycles(workload, parts, **near)
     assert again < 1.1 * slower
 
 
-def slower_from_afar(workload: ConvWorkload, blocking: Blocking) -> float:
+def slower_if_cold(workload: ConvWorkload, blocking: Blocking) -> float:
     """Return how many cycles it takes if each byte of the third level takes a tenth of one more."""
     slow, fast = (
         cycles(workload, blocking, l3_bytes=1 << 28, l3_bytes_per_cycle=rate) for rate in (8, 40)
@@ -108,7 +108,7 @@ def test_sums_stored_between_blocks_wait_for_their_lines() -> None:
     workload = ConvWorkload.parse("ic128ih28oc512oh28kh1")
     inside = Blocking(16, 2, 14, 16, 4, rows_outside=True)
     outside = replace(inside, ic_block=32, loop_order=IC_OUTSIDE)
-    waited = slower_from_afar(workload, outside) - slower_from_afar(workload, inside)
+    waited = slower_if_cold(workload, outside) - slower_if_cold(workload, inside)
     assert waited == pytest.approx(0.7 * 0.1 * workload.output_bytes, rel=0.1)
 
 
@@ -116,7 +116,7 @@ def test_strided_pixels_counted_in_other_rows_wait() -> None:
     workload = ConvWorkload.parse("ic256ih56oc512oh28kh1sh2")
     rows = Blocking(16, 2, 14, 16, 4, oh_block=7, rows_outside=True)
     flat = replace(rows, oh_block=2, flat_rows=8)
-    waited = slower_from_afar(workload, flat) - slower_from_afar(workload, rows)
+    waited = slower_if_cold(workload, flat) - slower_if_cold(workload, rows)
     # Half the rows of the image are read, with all their pixels.
     assert waited == pytest.approx(0.1 * workload.input_bytes / 2, rel=0.1)
 

@@ -68,16 +68,19 @@ def candidates(case: Case) -> Iterator[Blocking]:
     lanes = channel_block(workload.out_channels, device, case.precision)
     vectors = ceil(workload.out_channels / lanes)
     channels = workload.group_in
-    together = gcd(channels, input_layout.block) if input_layout.block else channels
-    if together < 4 and channels <= 32:
-        together = channels
+    contiguous = gcd(channels, input_layout.block) if input_layout.block else channels
+    if contiguous < 4 and channels <= 32:
+        contiguous = channels
     # Blocks for the paper's order; one block of all channels is the other order.
     blocks = [
         n
         for n in _divisors(channels)
-        if n % together == 0 and n <= 256 and n < channels and divides_blocks(n, input_layout.block)
+        if n % contiguous == 0
+        and n <= 256
+        and n < channels
+        and divides_blocks(n, input_layout.block)
     ]
-    inner = contiguous_channels(together, input_layout.block)
+    inner = contiguous_channels(contiguous, input_layout.block)
     # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
     # ships them. Where groups are whole vectors, a tile stays within one.
     widths: Iterable[int] = range(1, min(vectors, 4) + 1)
@@ -97,7 +100,7 @@ def candidates(case: Case) -> Iterator[Blocking]:
                 lanes,
                 oc_vectors,
                 ow_tile,
-                together,
+                contiguous,
                 ic_unroll,
                 kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS,
             )

@@ -150,7 +150,7 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def peeled(loop: For) -> Any:
         if TILE not in loop.annotations:
             return loop
-        left, right, moved = (int(count) for count in loop.annotations[TILE])
+        left, right, rebalanced = (int(count) for count in loop.annotations[TILE])
         tiles = int(loop.extent)
         if left + right >= tiles:
             left, right = tiles, 0
@@ -165,12 +165,12 @@ def peel_borders(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                     return columns
                 column, inside = columns.loop_var, columns.body
                 if index == tiles - 2:
-                    inside = IfThenElse(column < columns.extent - moved, inside, None)
+                    inside = IfThenElse(column < columns.extent - rebalanced, inside, None)
                 elif index == tiles - 1:
-                    inside = replaced(inside, column, column - moved)
+                    inside = replaced(inside, column, column - rebalanced)
                 return with_body(columns, inside)
 
-            return marked(tvm_ffi.structural_map(body, (For, shared)) if moved else body)
+            return marked(tvm_ffi.structural_map(body, (For, shared)) if rebalanced else body)
 
         parts: list[Any] = [border(index) for index in range(left)]
         if left + right < tiles:

@@ -16,7 +16,7 @@ from tvm.tirx import (
 )
 
 from ..compute import INPUT_NAME
-from .registers import BASE_MARK, LANES_MARK, after_marks
+from .registers import LANE_OPERAND_MARK, MEMORY_OPERAND_MARK, after_marks
 from .statements import importing, tir_pass
 
 # The same address, but LLVM does not see of what it was made.
@@ -135,7 +135,7 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         begin = next(i for i, part in enumerate(statements) if not part.same_as(changed[i]))
         return [*changed[:begin], *vectors, *changed[begin:]]
 
-    return after_marks(func, LANES_MARK, in_vectors)
+    return after_marks(func, LANE_OPERAND_MARK, in_vectors)
 
 
 @tir_pass
@@ -172,4 +172,4 @@ def read_from_one_base(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         ]
         return [importing(_BASE, SeqStmt(changed))]
 
-    return after_marks(func, BASE_MARK, from_base)
+    return after_marks(func, MEMORY_OPERAND_MARK, from_base)

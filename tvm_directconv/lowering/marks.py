@@ -1,43 +1,47 @@
-"""The annotations with which schedules talk to the passes.
-
-=====================  ======================================================================
-``directconv.tile``    on the loop over register tiles: how many tiles at its beginning and at
-                       its end see padding or are narrower than the others, and how many columns
-                       the last tile takes over from the one before, ``[left, right, moved]``
-``directconv.column``  on the loop over the columns of a tile
-``directconv.tail``    on the loop over tasks: where its last tiles of output channels have fewer
-                       vectors than the others. ``[run, tiles, narrow, vectors]``: the tile changes
-                       after every `run` tasks, and of `tiles`, the last `narrow` have so many
-``directconv.vector``  on the loop over the vectors of such a tile
-``directconv.tap``     on the loop over kernel columns: unrolled in those border tiles, so that
-                       which products are with padding is known when compiling
-``directconv.next``    on the loop over register tiles and on loops within a tile: the weights that
-                       the next round of all tiles needs are fetched meanwhile, in one of these
-                       loops. ``[vectors, distance, length, tasks]``: they are so many stretches of
-                       `length` elements, `distance` apart, and tasks in succession share them
-``directconv.pixels``  on a loop within a tile: pixels of the next tile are fetched in it.
-                       Its value is a list: elements so far beyond what the first product of each
-                       column reads
-``directconv.step``    on a loop of which each round is one step: one input channel, one kernel
-                       position, all products of the tile. Its value says how many sums, spread
-                       over the tile, LLVM must finish before the next step; 0 for all
-``directconv.lanes``   on an unrolled loop of steps: where these read neighbouring elements of the
-                       input, so many are loaded as one vector, of which each step uses a lane
-``directconv.base``    on an unrolled loop of steps: what these read of the input is addressed from
-                       one register on
-=====================  ======================================================================
-"""
+"""The annotations with which schedules talk to the passes."""
 
 TILE = "directconv.tile"
+"""On the loop over register tiles: ``[left, right, rebalanced]``. So many tiles at its beginning
+and at its end read padding or are narrower than the others, and the last tile takes over so many
+columns from the one before."""
+
 COLUMN = "directconv.column"
+"""On the loop over the columns of a tile."""
+
 TAIL = "directconv.tail"
+"""On the loop over tasks, where its last tiles of output channels have fewer vectors than the
+others: ``[run, tiles, narrower, vectors]``. The tile changes after every `run` tasks, and the last
+`narrower` of `tiles` have `vectors`."""
+
 VECTOR = "directconv.vector"
+"""On the loop over the vectors of such a tile."""
+
 TAP = "directconv.tap"
-NEXT = "directconv.next"
-PIXELS = "directconv.pixels"
+"""On the loop over kernel columns: unrolled in border tiles, so that which products are with
+padding is known when compiling."""
+
 STEP = "directconv.step"
-LANES = "directconv.lanes"
-BASE = "directconv.base"
+"""On a loop whose rounds are steps: one input channel, one kernel position, all products of the
+tile. Its value says how many sums, spread over the tile, LLVM must finish before the next step; 0
+for all."""
+
+LANE_OPERAND = "directconv.lane_operand"
+"""On an unrolled loop of steps: where these read neighbouring elements of the input, as many as the
+value says are loaded as one vector, and each step uses a lane of it."""
+
+MEMORY_OPERAND = "directconv.memory_operand"
+"""On an unrolled loop of steps: what these read of the input is addressed from one register on."""
+
+PREFETCH_WEIGHTS = "directconv.prefetch_weights"
+"""On the loop over register tiles and on loops within a tile: the weights that the next round of
+all tiles needs are fetched meanwhile, in one of these loops. ``[vectors, distance, length,
+tasks]``: these are `vectors` stretches of `length` elements, `distance` apart, which `tasks` tasks
+in succession share."""
+
+PREFETCH_PIXELS = "directconv.prefetch_pixels"
+"""On a loop within a tile: pixels of the next tile are fetched in it. Its value is a list of
+elements: how far beyond what the first product of each column reads."""
+
 SHAPES = "directconv.shapes"
 """Function attribute: shapes of the parameters as callers see them, where they differ."""
 

@@ -17,7 +17,7 @@ from tvm.tirx import (
 )
 
 from ..compute import INPUT_NAME, WEIGHT_NAME
-from .marks import COLUMN, NEXT, PIXELS, TILE
+from .marks import COLUMN, PREFETCH_PIXELS, PREFETCH_WEIGHTS, TILE
 from .statements import importing, sequence, tir_pass, uses, with_body
 
 # Into the second-level cache. Past the end of the weights there is nothing to fetch, and that does
@@ -114,7 +114,9 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """
 
     def fetches(outer: list[For], loop: For, load: TensorLoad) -> list[Any]:
-        vectors, distance, length, tasks = (int(value) for value in loop.annotations[NEXT])
+        vectors, distance, length, tasks = (
+            int(value) for value in loop.annotations[PREFETCH_WEIGHTS]
+        )
         (index,) = load.indices
         nest = [*outer, loop]
         inside = [TILE in other.annotations for other in nest].index(True) + 1
@@ -160,7 +162,7 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return found
         return [IfThenElse(turn * share < lines, sequence(found), None)]
 
-    return _with_fetches(func, NEXT, WEIGHT_NAME, fetches)
+    return _with_fetches(func, PREFETCH_WEIGHTS, WEIGHT_NAME, fetches)
 
 
 @tir_pass
@@ -173,7 +175,7 @@ def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     analyzer = sym.Analyzer()
 
     def fetches(outer: list[For], loop: For, load: TensorLoad) -> list[Any]:
-        beyond = [int(elements) for elements in loop.annotations[PIXELS]]
+        beyond = [int(elements) for elements in loop.annotations[PREFETCH_PIXELS]]
         (index,) = load.indices
         nest = [*outer, loop]
         place = [TILE in other.annotations for other in nest].index(True)
@@ -208,4 +210,4 @@ def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 lines.append(element)
         return [_fetched(load, line + elements) for line in lines for elements in beyond]
 
-    return _with_fetches(func, PIXELS, INPUT_NAME, fetches)
+    return _with_fetches(func, PREFETCH_PIXELS, INPUT_NAME, fetches)

@@ -16,12 +16,13 @@ from tvm.tirx import (
     SeqStmt,
 )
 
-from .marks import BASE, LANES, STEP, TILE
+from .marks import LANE_OPERAND, MEMORY_OPERAND, STEP, TILE
 from .statements import architecture_of, importing, sequence, tir_pass, with_body
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
-LANES_MARK = "directconv_lanes"  # Stands before steps whose input may be loaded as vectors.
-BASE_MARK = "directconv_base"  # Stands before steps whose input is read from one address on.
+# Stand before steps whose input may be loaded as vectors, and is read from one address on.
+LANE_OPERAND_MARK = "directconv_lane_operand"
+MEMORY_OPERAND_MARK = "directconv_memory_operand"
 
 # No instruction comes of this function either. For LLVM it may change the memory and its argument:
 # no load moves from one step into another, and no step begins before that sum is done. Without
@@ -65,7 +66,8 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if STEP in loop.annotations:
             body = SeqStmt([mark(_MARK, loop.annotations[STEP]), loop.body])
             found = with_body(found, body, done=STEP)
-        for annotation, name in ((LANES, LANES_MARK), (BASE, BASE_MARK)):
+        marks = {LANE_OPERAND: LANE_OPERAND_MARK, MEMORY_OPERAND: MEMORY_OPERAND_MARK}
+        for annotation, name in marks.items():
             if annotation in loop.annotations:
                 steps = with_body(found, found.body, done=annotation)
                 found = SeqStmt([mark(name, loop.annotations[annotation]), steps])

@@ -180,20 +180,20 @@ def _timed_loops(text: str, device: Device) -> list[_Timed]:
     ]
 
 
-def _row_cycles(loops: list[_Timed], b: Blocking, met: tuple[int, ...]) -> float | None:
+def _row_cycles(loops: list[_Timed], b: Blocking, inside: tuple[int, ...]) -> float | None:
     """Return the cycles of one input channel at one row of the kernel, None if no loop fits.
 
-    `met` is how many columns of the tile read input at each column of the kernel.
+    `inside` is how many columns of the tile read input at each column of the kernel.
     """
     # On x86, sums may change registers: then there seem to be more of them.
     for exactly in (True, False):
-        taps = [_cycles(loops, b, columns, columns, exactly) for columns in met if columns]
+        taps = [_cycles(loops, b, columns, columns, exactly) for columns in inside if columns]
         if None not in taps:
             return sum(cycles for cycles in taps if cycles is not None)
         # Columns of the kernel share a round if they are straight-line code.
-        together = _cycles(loops, b, sum(met), max(met), exactly)
-        if together is not None:
-            return together
+        at_once = _cycles(loops, b, sum(inside), max(inside), exactly)
+        if at_once is not None:
+            return at_once
     return None
 
 

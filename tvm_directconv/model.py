@@ -15,6 +15,7 @@ stores, and tasks must share out evenly.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from .blocking import IC_OUTSIDE
 from .case import channel_block
@@ -88,101 +89,167 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
 
 def _task_cycles(tiling: Tiling, oc_tiles: int, step_cycles: StepCycles | None) -> float:
     """Return the cycles of one task, where there are `oc_tiles` tiles of output channels."""
-    case, b, view = tiling.case, tiling.blocking, tiling.view
-    device, precision, constants = case.device, case.precision, case.device.model
+    b, view, constants = tiling.blocking, tiling.view, tiling.case.device.model
+    size = _sizes(tiling)
+    traffic = _traffic(tiling, size, oc_tiles)
+    visits = view.group_in // tiling.channels_at_once * b.oh_block
+    computed = visits * _row_cycles(tiling, size, traffic, step_cycles)
+    weights = size.task_weights * traffic.weights
+    # Some cold traffic is not seen to hide behind anything: lines of the output where sums are
+    # stored between blocks, which the first of them waits for, and the pixels of strided images
+    # that are counted in other rows.
+    waited = 0.0
+    if tiling.sums_are_stored:
+        waited += constants.first_stored * traffic.cold * size.task_outputs
+    if b.flat_rows and tiling.case.workload.stride != (1, 1):
+        waited += traffic.cold * size.task_input * traffic.first_input
+    # Cold weights, and those that every tile reads from the second-level cache again, wait for
+    # each other.
+    if traffic.cold > 1 / tiling.case.device.l2_bytes_per_cycle:
+        again = visits * len(tiling.row.tiles) * size.tile_weights * traffic.weights_again
+        waited += constants.contention * min(weights, again)
+    return _together(computed, weights + size.task_input * traffic.input, constants) + waited
+
+
+class _Sizes(NamedTuple):
+    """Bytes that a visit to a tile, a row of tiles, a task and all tasks read or write."""
+
+    tile_weights: int
+    tile_input: int
+    row_input: int
+    task_weights: int
+    task_input: int
+    task_outputs: int
+    all_weights: int
+    image: int
+    outputs: int
+
+
+def _sizes(tiling: Tiling) -> _Sizes:
+    b, view, precision = tiling.blocking, tiling.view, tiling.case.precision
     rows, columns = view.kernel
     depth, channels = view.group_in, tiling.channels_at_once
-    vector_bytes = b.lanes * precision.weight.bytes  # of weights
-    tile_bytes = b.oc_vectors * vector_bytes
-    sums_bytes = b.oc_vectors * b.lanes * precision.sum.bytes
-
-    # Bytes that are read again and again, by the next tile of the row, the next row and the next
-    # task. How many others lie between two readings decides about the cache they come from.
-    tile_weights = channels * rows * columns * tile_bytes
-    pixel = precision.pixel.bytes * tiling.groups_in_tile
-    tile_input = channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * pixel
-    row_input = channels * rows * view.in_width * pixel
+    pixel = at_tile = precision.pixel.bytes * tiling.groups_in_tile
     if b.flat_rows:
         # Pixels between those that are read come along as far as the second-level cache, into
         # which processors fetch lines in pairs.
-        pixel *= case.workload.stride[1]
+        pixel *= tiling.case.workload.stride[1]
     vectors = ceil(view.out_channels / b.lanes)
-    task_weights = depth * rows * columns * tile_bytes
-    all_weights = depth * rows * columns * vectors * vector_bytes
+    weights_of_vector = rows * columns * b.lanes * precision.weight.bytes  # and input channel
+    sums_of_vector = b.lanes * precision.sum.bytes
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
-    task_input = task_rows * view.in_width * depth * pixel
-    task_outputs = b.oh_block * view.out_width * sums_bytes
+    return _Sizes(
+        tile_weights=channels * b.oc_vectors * weights_of_vector,
+        tile_input=channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * at_tile,
+        row_input=channels * rows * view.in_width * at_tile,
+        task_weights=depth * b.oc_vectors * weights_of_vector,
+        task_input=task_rows * view.in_width * depth * pixel,
+        task_outputs=b.oh_block * view.out_width * b.oc_vectors * sums_of_vector,
+        all_weights=depth * vectors * weights_of_vector,
+        image=view.in_height * view.in_width * depth * pixel,
+        outputs=view.out_height * view.out_width * vectors * sums_of_vector,
+    )
+
+
+class _Traffic(NamedTuple):
+    """Cycles for a byte, by what it is and when it was read before.
+
+    Attributes
+    ----------
+    weights_again, input_again, sums_again : float
+        Of what the tile, row or visit before read, or stored.
+    weights, input : float
+        Of what a task reads for the first time.
+    cold : float
+        Of what no task has read before.
+    first_input : float
+        Part of a task's input that is cold.
+    """
+
+    weights_again: float
+    input_again: float
+    sums_again: float
+    weights: float
+    input: float
+    cold: float
+    first_input: float
+
+
+def _traffic(tiling: Tiling, size: _Sizes, oc_tiles: int) -> _Traffic:
+    """Return what bytes take: how many others lie between two readings decides about the cache."""
+    b, view, device = tiling.blocking, tiling.view, tiling.case.device
+    constants, channels = device.model, tiling.channels_at_once
     # A tile of whole groups shares its input with no other: it is read again by the next rows only.
     own_input = view.groups > 1 and b.oc_vectors * b.lanes >= view.group_out
-    # What a task is the first to read comes from farther away than what one before it read.
-    image = view.in_height * view.in_width * depth * pixel
-    outputs = view.out_height * view.out_width * vectors * b.lanes * precision.sum.bytes
     images = oc_tiles if own_input else 1
-    everything = all_weights + image * images + outputs
     if b.rows_outside:
-        between_weights = all_weights
-        between_input = (task_input + task_weights) * images
+        between_weights = size.all_weights
+        between_input = (size.task_input + size.task_weights) * images
     else:
-        between_weights = task_weights + task_input
-        between_input = task_input + task_weights if own_input else image
-    first_weights = b.oh_block / view.out_height
+        between_weights = size.task_weights + size.task_input
+        between_input = between_weights if own_input else size.image
+    # What a task is the first to read comes from farther away than what one before it read.
+    cold = _per_byte(size.all_weights + size.image * images + size.outputs, device)
+    task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + view.kernel[0])
     first_input = min(1.0, b.oh_block * view.stride[0] / task_rows) * images / oc_tiles
-    cold = _per_byte(everything, device)
-    next_weights = _mixed(first_weights, cold, _per_byte(between_weights, device))
-    next_input = _mixed(first_input, cold, _per_byte(between_input, device))
-    if channels > constants.streams * channel_block(view.in_channels, device, precision):
+    weights = _mixed(b.oh_block / view.out_height, cold, _per_byte(between_weights, device))
+    pixels = _mixed(first_input, cold, _per_byte(between_input, device))
+    if channels > constants.streams * channel_block(
+        view.in_channels, device, tiling.case.precision
+    ):
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
-        next_input *= 2
+        pixels *= 2
     # Each vector's weights are a stream. Where channels are round numbers, so are the distances of
     # the streams: they compete for the same places, whatever else is free.
-    places = tile_weights
-    if depth * rows * columns * vector_bytes % constants.round_distance_bytes == 0:
+    places = size.tile_weights
+    if size.task_weights // b.oc_vectors % constants.round_distance_bytes == 0:
         way = constants.cache_way_bytes
-        places = b.oc_vectors * ceil(tile_weights / b.oc_vectors / way) * way
-    weights_again = tile_weights * _per_byte(places + tile_input, device)
-    input_again = tile_input * _per_byte(row_input + tile_weights, device)
-    sums_again = 0.0
-    if tiling.sums_are_stored:  # and loaded
-        sums_again = 2 * _per_byte(task_outputs, device)
+        places = b.oc_vectors * ceil(size.tile_weights / b.oc_vectors / way) * way
+    return _Traffic(
+        weights_again=_per_byte(places + size.tile_input, device),
+        input_again=_per_byte(size.row_input + size.tile_weights, device),
+        # Loaded and stored.
+        sums_again=2 * _per_byte(size.task_outputs, device) if tiling.sums_are_stored else 0.0,
+        weights=weights,
+        input=pixels,
+        cold=cold,
+        first_input=first_input,
+    )
 
+
+def _row_cycles(
+    tiling: Tiling, size: _Sizes, traffic: _Traffic, step_cycles: StepCycles | None
+) -> float:
+    """Return the cycles of one visit to each tile of a row, sums at hand or in the cache."""
+    b, view, device = tiling.blocking, tiling.view, tiling.case.device
+    sum_bytes = b.lanes * tiling.case.precision.sum.bytes
+    weights_again = size.tile_weights * traffic.weights_again
+    input_again = size.tile_input * traffic.input_again
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
     rows_inside = sum(taps_inside(view, 0, range(view.out_height))) / view.out_height
 
     def tile_cycles(columns: range) -> float:
         width = len(columns)
-        fmas = width * b.oc_vectors
+        sums = width * b.oc_vectors
         memory = weights_again + input_again * width / b.ow_tile
-        memory += fmas * b.lanes * precision.sum.bytes * sums_again
+        memory += sums * sum_bytes * traffic.sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
-        overhead = fmas / device.loads_per_cycle * (2 if tiling.sums_are_stored else 1)
-        overhead += constants.visit_cycles
+        overhead = sums / device.loads_per_cycle * (2 if tiling.sums_are_stored else 1)
+        overhead += device.model.visit_cycles
         inside = taps_inside(view, 1, columns)
         taken = step_cycles(tuple(inside)) if step_cycles else None
         if taken is None:
             whole = width == b.ow_tile
             taken = sum(_step_cycles(tiling, taps, whole) for taps in inside)
-        return _together(channels * rows_inside * taken + overhead, memory, constants)
+        computed = tiling.channels_at_once * rows_inside * taken + overhead
+        return _together(computed, memory, device.model)
 
     tiles, _, left, right = tiling.row
     right = min(right, len(tiles) - left)
     row = sum(map(tile_cycles, tiles[:left] + tiles[len(tiles) - right :]))
     if inner := tiles[left : len(tiles) - right]:
         row += len(inner) * tile_cycles(inner[0])
-    visits = depth // channels * b.oh_block
-    cold_weights = task_weights * next_weights
-    # Some cold traffic is not seen to hide behind anything: lines of the output
-    # where sums are stored between blocks, which the first of them waits for, and the pixels of
-    # strided images that are counted in other rows.
-    waited = 0.0
-    if tiling.sums_are_stored:
-        waited += constants.first_stored * cold * task_outputs
-    if b.flat_rows and case.workload.stride != (1, 1):
-        waited += cold * task_input * first_input
-    # Cold weights, and those that every tile reads from the second-level cache again, wait for
-    # each other.
-    if cold > 1 / device.l2_bytes_per_cycle:
-        waited += constants.contention * min(cold_weights, visits * len(tiles) * weights_again)
-    return _together(row * visits, cold_weights + task_input * next_input, constants) + waited
+    return row
 
 
 def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:

@@ -104,3 +104,25 @@ def test_pixels_of_1x1_kernels_are_counted_in_other_rows() -> None:
     assert reasons_against(blocking, case) == []
     padded = ConvWorkload.parse("ic8ih6oc8kh3ph1")
     assert reasons_against(blocking, replace(case, workload=padded))
+
+
+def test_loads_of_pixels_are_counted_as_scheduled() -> None:
+    def loads(device_name: str, layout: str, stride: int = 1, **knobs: int) -> tuple[float, float]:
+        workload = ConvWorkload.parse(f"ic16ih29oc32kh1sh{stride}")
+        case = Case.of(workload, device_name, input_layout=layout)
+        lanes = case.rates[0].lanes
+        tile = {"oc_vectors": 2, "ow_tile": 5, "ic_block": 16, "ic_unroll": 4, **knobs}
+        return Tiling(case, Blocking(lanes, **tile)).pixel_loads(5)
+
+    # Into all lanes, or by the instruction itself: a float each.
+    assert loads("haswell", "NCHW8c") == loads("znver4", "NCHW16c", oc_vectors=1) == (0, 5)
+    # From a lane: four channels of a pixel, or four pixels of a channel, are one load.
+    assert loads("cortex-a72", "NCHW4c") == loads("cortex-a72", "NHWC") == (5 / 4, 0)
+    assert loads("cortex-a72", "NCHW") == (1, 1)
+    # Alone where they are apart, too few in straight-line code, or sums need the registers.
+    assert loads("cortex-a72", "NCHW", stride=2) == (0, 5)
+    assert loads("cortex-a72", "NCHW4c", ic_unroll=2) == (0, 5)
+    assert loads("cortex-a72", "NCHW4c", ow_tile=10) == (0, 5)
+    # As vectors where lanes belong to different groups.
+    depthwise = Case.of("g32ic32ih15oc32oh15kh3ph1", "haswell")
+    assert Tiling(depthwise, Blocking(8, 1, 5, 1, 1)).pixel_loads(5) == (5, 0)

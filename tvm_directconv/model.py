@@ -21,7 +21,7 @@ from .blocking import IC_OUTSIDE
 from .case import channel_block
 from .hardware.constants import ModelConstants
 from .hardware.device import Device
-from .instructions import MEMORY, VECTOR
+from .instructions import MEMORY
 from .tiling import Tiling, taps_inside
 
 StepCycles = Callable[[tuple[int, ...]], float | None]
@@ -262,10 +262,10 @@ def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:
     b, device, constants = tiling.blocking, tiling.case.device, tiling.case.device.model
     fma = width * b.oc_vectors / tiling.rate.per_cycle
     sustained = constants.loads_sustained if whole else constants.narrow_loads_sustained
-    load = width / device.scalar_loads_per_cycle + b.oc_vectors / device.loads_per_cycle
-    if tiling.pixel_operand == VECTOR:
-        load = (width + 1) * b.oc_vectors / device.loads_per_cycle
-    elif tiling.pixel_operand == MEMORY:
+    vectors, floats = tiling.pixel_loads(width)
+    load = (vectors + b.oc_vectors) / device.loads_per_cycle
+    load += floats / device.scalar_loads_per_cycle
+    if tiling.pixel_operand == MEMORY:
         sustained = constants.operand_loads_sustained
     load /= sustained
     return (

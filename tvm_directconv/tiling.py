@@ -191,6 +191,23 @@ class Tiling:
             return LANE
         return BROADCAST
 
+    def pixel_loads(self, columns: int) -> tuple[float, float]:
+        """Return the loads of pixels in a step of so many columns: of vectors, and of floats.
+
+        From a lane, one load of a vector serves as many steps as it has lanes, or as many columns
+        where neighbouring columns rather than channels lie side by side in the input.
+        """
+        lanes, layout = self.blocking.lanes, self.case.input_layout
+        if self.pixel_operand == VECTOR:
+            return columns * self.blocking.oc_vectors, 0
+        if self.pixel_operand == LANE:
+            if layout.name == "NCHW":
+                vectors = columns // lanes if self.view.stride[1] == 1 else 0
+                return vectors, columns - vectors * lanes
+            if self.blocking.ic_unroll % lanes == 0:
+                return columns / lanes, 0
+        return 0, columns
+
 
 # The model asks the same of a workload for each of a thousand blockings.
 @cache

@@ -42,6 +42,8 @@ SCRIPTS = (
     "scripts/tune_board",
     "scripts/check_arm",
     "scripts/check_search",
+    "scripts/fingerprint",
+    "scripts/fit_model",
     "scripts/compare_networks",
     "scripts/compare_pools",
     "scripts/reproduce_paper",

@@ -1,8 +1,9 @@
-"""Which module imports which: data walks one way."""
+"""Which module imports which: data walks one way, and every module is found by its name."""
 
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -68,3 +69,29 @@ def test_circles_are_found(tmp_path: Path, line: str) -> None:
     (folder / "upper.py").write_text("from .lower import g\n")
     (folder / "lower.py").write_text(line)
     assert {f"{PACKAGE}.upper", f"{PACKAGE}.lower"} <= set(circle(tmp_path))
+
+
+def hidden(name: str) -> bool:
+    """Return whether another thing of this name is in the package that a module belongs to."""
+    parent, _, leaf = name.rpartition(".")
+    module = import_module(name)
+    return bool(parent) and getattr(import_module(parent), leaf) is not module
+
+
+@pytest.mark.parametrize("name", modules(ROOT))
+def test_no_module_is_hidden(name: str) -> None:
+    try:
+        assert not hidden(name)
+    except ImportError as error:  # Only of what the optional libraries of rivals are needed for.
+        assert ".bench.rivals." in name and error.name and PACKAGE not in error.name, error
+
+
+def test_hidden_modules_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "hiding"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .shown import shown\n")
+    (package / "shown.py").write_text("def shown() -> None: ...\n")
+    (package / "other.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hidden("hiding.shown")
+    assert not hidden("hiding.other")

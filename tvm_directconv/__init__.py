@@ -10,7 +10,7 @@ from .blocking import Blocking
 from .convolution import CompiledConv, build, load
 from .epilogue import Epilogue
 from .errors import DirectConvError, ModelWarning
-from .explain import explain
+from .explanation import explain
 from .hardware.device import Device
 from .hardware.device_files import devices
 from .hardware.lookup import device

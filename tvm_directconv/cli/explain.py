@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import prediction
-from ..explain import explain
+from ..explanation import explain
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..prediction import Experience, Plan, Prediction

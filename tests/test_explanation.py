@@ -173,12 +173,6 @@ def test_mistakes_are_explained(
         dc.explain(*arguments)
 
 
-def test_the_function_wins_over_the_module() -> None:
-    import tvm_directconv.explain  # noqa: F401
-
-    assert callable(dc.explain) and "explain" in dc.__all__
-
-
 def test_tvm_is_not_imported() -> None:
     program = (
         "import sys, tvm_directconv as dc; dc.explain('ic8ih8oc8kh3', 'haswell'); "

@@ -151,7 +151,10 @@ WRONG_FIELDS = [
     (dict(padding=(0, 0, 0, 3)), "padding is (0, 0, 0, 3)"),
     (dict(groups=4), "groups is 4, which does not divide out_channels = 6"),
     (dict(groups=3), "groups is 3, which does not divide in_channels = 4"),
-    (dict(dtype="float16"), "dtype is 'float16'; only 'float32'"),
+    (
+        dict(dtype="float16"),
+        "dtype is 'float16'; expected one of float32 (did you mean 'float32'?)",
+    ),
     (dict(kernel=9), "the dilated kernel is 9x9 but the padded input is only 8x8"),
     (dict(dilation=(1, 4)), "the dilated kernel is 3x9"),
     (dict(in_height=2**16, in_width=2**16), "the input of shape (1, 4, 65536, 65536) has 171"),

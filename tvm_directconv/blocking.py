@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .descriptor import MAX_ELEMENTS
 from .errors import BlockingError, did_you_mean
 from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
-from .workload import MAX_ELEMENTS
 
 IC_INSIDE = "ic_inside"
 IC_OUTSIDE = "ic_outside"

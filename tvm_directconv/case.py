@@ -118,7 +118,7 @@ class Case:
     @property
     def precision(self) -> Precision:
         """The number types that it computes with."""
-        return FLOAT32
+        return self.workload.precision
 
 
 def check_threads(threads: object) -> None:

@@ -58,7 +58,7 @@ def conv2d(
     Returns
     -------
     tvm.tirx.PrimFunc
-        Function of (x, weight, y), all float32. Between weight and y come the epilogue's operands:
+        Function of (x, weight, y). Between weight and y come the epilogue's operands:
         those by channel as (blocks of output channels, lanes), others in the output's layout.
     """
     from tvm import te, tirx
@@ -71,8 +71,11 @@ def conv2d(
     output_layout = ActivationLayout.blocked(oc_block)
     counted = output_shape or workload.output_shape
 
-    x = te.placeholder(input_layout.shape(workload.input_shape), name=INPUT_NAME)
-    weight = te.placeholder(weight_layout.shape(workload.weight_shape), name=WEIGHT_NAME)
+    types = workload.precision
+    x = te.placeholder(input_layout.shape(workload.input_shape), types.pixel.name, INPUT_NAME)
+    weight = te.placeholder(
+        weight_layout.shape(workload.weight_shape), types.weight.name, WEIGHT_NAME
+    )
 
     def read(batch: Any, channel: Any, row: Any, column: Any) -> Any:
         if input_layout.block:
@@ -92,7 +95,9 @@ def conv2d(
             inside.append(column >= 0)
         if reach(workload.out_width, 1, kernel_columns) - left >= width:
             inside.append(column < width)
-        return tirx.if_then_else(tirx.all(*inside), value, 0.0) if inside else value
+        if not inside:
+            return value
+        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, types.pixel.name))
 
     def pixel(oh: Any, ow: Any) -> tuple[Any, Any]:
         """Return row and column in the image of an output."""
@@ -128,20 +133,24 @@ def conv2d(
             row * stride[0] - top + kh * dilation[0],
             column * stride[1] - left + kw * dilation[1],
         )
-        return te.sum(value * weight[oc, ic, kh, kw, ici, lane], axis=[ic, kh, kw, ici])
+        taps = weight[oc, ic, kh, kw, ici, lane]
+        product = value.astype(types.sum.name) * taps.astype(types.sum.name)
+        return te.sum(product, axis=[ic, kh, kw, ici])
 
     y = te.compute(output_layout.shape(counted), multiplied, name=BLOCK_NAME)
     if not epilogue:
         return te.create_prim_func([x, weight, y])
     added = {
         operand: te.placeholder(
-            (y.shape[1], oc_block) if operand.by_channel else y.shape, name=operand.name
+            (y.shape[1], oc_block) if operand.by_channel else y.shape,
+            (types.sum if operand.by_channel else types.output).name,
+            operand.name,
         )
         for operand in epilogue.operands
     }
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
-        value = y[batch, oc, oh, ow, lane]
+        value = y(batch, oc, oh, ow, lane)
         for operand, tensor in added.items():
             at = (oc, lane) if operand.by_channel else (batch, oc, oh, ow, lane)
             value = operand.apply(value, tensor[at])

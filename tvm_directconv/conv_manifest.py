@@ -12,6 +12,7 @@ from .epilogue import Epilogue, Operand
 from .errors import DirectConvError, LibraryError
 from .kinds import TEXT, THREADS, Kind, Table, shown
 from .layout import ActivationLayout, ChannelLayout, WeightLayout
+from .precision import NumberType, Precision
 from .workload import ConvWorkload
 
 _TENSOR: Table = {
@@ -73,6 +74,11 @@ class ConvManifest:
     denormals: str = FLUSH
 
     @property
+    def precision(self) -> Precision:
+        """The number types of its tensors."""
+        return self.workload.precision
+
+    @property
     def weight_layout(self) -> WeightLayout:
         """Layout of the weights."""
         return self.blocking.weight_layout()
@@ -106,6 +112,10 @@ class ConvManifest:
         if operand.by_channel:
             return ChannelLayout(self.blocking.lanes).shape((self.workload.out_channels,))
         return self.output_shape
+
+    def operand_type(self, operand: Operand) -> NumberType:
+        """Return the number type of an operand of the epilogue."""
+        return self.precision.sum if operand.by_channel else self.precision.output
 
     def to_dict(self, library: bytes) -> dict[str, Any]:
         """Return what is written beside the library with these bytes."""

@@ -82,11 +82,11 @@ class CompiledConv:
         Raises
         ------
         ArgumentError
-            If it is no float32 array of the workload's shape.
+            If it is no array of the workload's type and shape.
         """
-        return self.manifest.input_layout.pack(
-            checked_plain("the input", x, self.workload.input_shape, "NCHW")
-        )
+        m = self.manifest
+        checked_plain("the input", x, m.precision.pixel, self.workload.input_shape, "NCHW")
+        return m.input_layout.pack(x)
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
         """Copy plain OIHW weights into the layout of :meth:`run`, without denormals.
@@ -94,10 +94,12 @@ class CompiledConv:
         Raises
         ------
         ArgumentError
-            If they are no float32 array of the workload's shape.
+            If they are no array of the workload's type and shape.
         """
-        checked_plain("the weight", weight, self.workload.weight_shape, "OIHW")
-        return self.manifest.weight_layout.pack(flushed(weight, self.manifest.denormals))
+        m = self.manifest
+        shape = self.workload.weight_shape
+        checked_plain("the weight", weight, m.precision.weight, shape, "OIHW")
+        return m.weight_layout.pack(flushed(weight, m.denormals))
 
     def pack_operand(self, name: str, array: np.ndarray) -> np.ndarray:
         """Copy an operand of the epilogue into the layout of :meth:`run`.
@@ -108,20 +110,21 @@ class CompiledConv:
             Such as ``bias``: one number for each output channel, copied without denormals; or
             ``residual``: a plain NCHW tensor of the output's shape.
         array : numpy.ndarray
-            The operand, float32.
+            The operand.
 
         Raises
         ------
         ArgumentError
-            If there is no such operand, or it is no float32 array of its shape.
+            If there is no such operand, or it is no array of its type and shape.
         """
         operand = _operand(name)
-        layout = self.manifest.operand_layout(operand)
+        layout, number = self.manifest.operand_layout(operand), self.manifest.operand_type(operand)
         if operand.by_channel:
             shape, meaning = (self.workload.out_channels,), "a number for each output channel"
-            checked_plain(f"the {name}", array, shape, meaning)
+            checked_plain(f"the {name}", array, number, shape, meaning)
             return layout.pack(flushed(array, self.manifest.denormals))
-        return layout.pack(checked_plain(f"the {name}", array, self.workload.output_shape, "NCHW"))
+        checked_plain(f"the {name}", array, number, self.workload.output_shape, "NCHW")
+        return layout.pack(array)
 
     def unpack_output(self, y: np.ndarray) -> np.ndarray:
         """Copy an output of :meth:`run` into a plain NCHW array.
@@ -129,10 +132,10 @@ class CompiledConv:
         Raises
         ------
         ArgumentError
-            If it is no float32 array of the output's packed shape.
+            If it is no array of the output's type and packed shape.
         """
         m = self.manifest
-        checked_plain("the output", y, m.output_shape, str(m.output_layout))
+        checked_plain("the output", y, m.precision.output, m.output_shape, str(m.output_layout))
         return m.output_layout.unpack(y, self.workload.out_channels)
 
     def run(
@@ -167,7 +170,8 @@ class CompiledConv:
             If this machine cannot run the code.
         """
         if out is None:
-            out = aligned_zeros(self.manifest.output_shape)
+            m = self.manifest
+            out = aligned_zeros(m.output_shape, m.precision.output.name)
         call = self.bind(x, weight, out, **operands)
         call()
         return call.out
@@ -181,16 +185,17 @@ class CompiledConv:
     ) -> BoundCall:
         """Check arrays as :meth:`run` does and return the call itself, to be made repeatedly."""
         m = self.manifest
+        p = m.precision
         given = self._given(operands)
         checked = [
-            checked_packed("the input", x, m.input_shape, str(m.input_layout)),
-            checked_packed("the weight", weight, m.weight_shape, str(m.weight_layout)),
+            checked_packed("the input", x, p.pixel, m.input_shape, str(m.input_layout)),
+            checked_packed("the weight", weight, p.weight, m.weight_shape, str(m.weight_layout)),
         ]
         for operand in m.epilogue.operands:
-            shape, layout = m.operand_shape(operand), str(m.operand_layout(operand))
-            array = given[operand.name]
-            checked.append(checked_packed(f"the {operand.name}", array, shape, layout))
-        checked_packed("the output", out, m.output_shape, str(m.output_layout))
+            number, shape = m.operand_type(operand), m.operand_shape(operand)
+            layout, array = str(m.operand_layout(operand)), given[operand.name]
+            checked.append(checked_packed(f"the {operand.name}", array, number, shape, layout))
+        checked_packed("the output", out, p.output, m.output_shape, str(m.output_layout))
         for other in checked:
             if np.may_share_memory(out, other):
                 raise ArgumentError(
@@ -312,24 +317,24 @@ class CompiledConv:
         """
         folder = path_of(folder, "the folder", LibraryError)
         m = self.manifest
-        inputs: dict[str, tuple[tuple[int, ...], object]] = {
-            "x": (m.input_shape, m.input_layout),
-            "weight": (m.weight_shape, m.weight_layout),
-        }
-        for operand in m.epilogue.operands:
-            inputs[operand.name] = m.operand_shape(operand), m.operand_layout(operand)
-        outputs = {"y": (m.output_shape, m.output_layout)}
-        operands = [
-            Tensor(f"{side}{number}", 0, shape, "float32")
-            for side, ports in (("input", inputs), ("output", outputs))
-            for number, (shape, _) in enumerate(ports.values())
+        types = m.precision
+        inputs = [
+            Port("x", m.input_shape, types.pixel.name),
+            Port("weight", m.weight_shape, types.weight.name),
         ]
-        program = Program(
-            inputs=[Port(name, shape, "float32") for name, (shape, _) in inputs.items()],
-            outputs=[Port(name, shape, "float32") for name, (shape, _) in outputs.items()],
-            steps=[Step(m.symbol, tuple(operands))],
-        )
-        notes = {name: str(layout) for name, (_, layout) in {**inputs, **outputs}.items()}
+        notes = {"x": str(m.input_layout), "weight": str(m.weight_layout)}
+        for operand in m.epilogue.operands:
+            shape, number = m.operand_shape(operand), m.operand_type(operand)
+            inputs.append(Port(operand.name, shape, number.name))
+            notes[operand.name] = str(m.operand_layout(operand))
+        outputs = [Port("y", m.output_shape, types.output.name)]
+        notes["y"] = str(m.output_layout)
+        operands = [
+            Tensor(f"{side}{place}", 0, port.shape, port.dtype)
+            for side, ports in (("input", inputs), ("output", outputs))
+            for place, port in enumerate(ports)
+        ]
+        program = Program(inputs, outputs, [Step(m.symbol, tuple(operands))])
         objects = {m.symbol: (m.symbol, object_code(self._module))}
         write_folder(folder, program, objects, m.device, m.target, m.threads, notes)
         return folder

@@ -38,22 +38,29 @@ OPERANDS = (Operand("bias", by_channel=True), Operand("residual", by_channel=Fal
 """In the order in which they are applied, and are parameters of the function."""
 
 
+def _constant(value: float, x: Any) -> Any:
+    """Return a number of the type of an expression."""
+    from tvm import tirx
+
+    return tirx.const(value, x.ty.dtype)
+
+
 def _clipped(x: Any, low: float, high: float) -> Any:
     from tvm import tirx
 
-    return tirx.max(tirx.min(x, tirx.const(high, "float32")), tirx.const(low, "float32"))
+    return tirx.max(tirx.min(x, _constant(high, x)), _constant(low, x))
 
 
 def _relu(x: Any, _: float) -> Any:
     from tvm import tirx
 
-    return tirx.max(x, tirx.const(0.0, "float32"))
+    return tirx.max(x, _constant(0.0, x))
 
 
 def _leaky_relu(x: Any, slope: float) -> Any:
     from tvm import tirx
 
-    return tirx.Select(x > 0.0, x, x * tirx.const(slope, "float32"))
+    return tirx.Select(x > 0.0, x, x * _constant(slope, x))
 
 
 def _hard_sigmoid(x: Any, _: float) -> Any:

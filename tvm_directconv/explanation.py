@@ -13,6 +13,7 @@ from .case import Case
 from .hardware.device import Device
 from .logs.choice import best
 from .model import estimate
+from .precision import NumberType
 from .tiling import Tiling, reasons_against, usable_registers
 from .workload import ConvWorkload
 
@@ -259,26 +260,28 @@ def _caches(chosen: Tiling) -> list[str]:
     rows, columns = view.kernel
     tile, channels = b.oc_vectors * b.lanes, chosen.channels_at_once
     levels = {"L1": d.l1d_bytes, "L2": d.l2_bytes, "L3": d.l3_bytes}
+    types = chosen.case.precision
 
-    def footprint(what: str, *factors: int) -> str:
-        size = 4 * prod(factors)
+    def footprint(what: str, number: NumberType, *factors: int) -> str:
+        size = number.bytes * prod(factors)
         level = next((name for name, room in levels.items() if size <= room), None)
         fits = f"fits {level}" if level else "larger than the caches"
-        return f"{what}: {' x '.join(map(str, factors))} floats, {_size(size)}, {fits}"
+        return f"{what}: {' x '.join(map(str, factors))} {number}, {_size(size)}, {fits}"
 
     sizes = ", ".join(f"{name} {_size(room) if room else 'none'}" for name, room in levels.items())
     return [
         f"Caches of one core when all work: {sizes}",
-        footprint("weights of a visit to a tile", channels, rows, columns, tile),
+        footprint("weights of a visit to a tile", types.weight, channels, rows, columns, tile),
         footprint(
             "input rows under the kernel",
+            types.pixel,
             channels * chosen.groups_in_tile,
             min(rows, view.in_height),
             view.in_width,
         ),
-        footprint("outputs of a task", b.oh_block, view.out_width, tile),
-        footprint("weights", view.group_in, rows, columns, view.out_channels),
-        footprint("input", view.in_channels, view.in_height, view.in_width),
+        footprint("outputs of a task", types.output, b.oh_block, view.out_width, tile),
+        footprint("weights", types.weight, view.group_in, rows, columns, view.out_channels),
+        footprint("input", types.pixel, view.in_channels, view.in_height, view.in_width),
     ]
 
 
@@ -368,19 +371,20 @@ def _compared(other: Tiling, chosen: Tiling) -> str:
 def _memory(chosen: Tiling) -> list[str]:
     w, layout = chosen.case.workload, chosen.case.input_layout
     weights, outputs = chosen.blocking.weight_layout(), chosen.blocking.output_layout()
+    types = chosen.case.precision
     tensors = [
-        ("input", layout, layout.shape(w.input_shape)),
-        ("weight", weights, weights.shape(w.weight_shape)),
-        ("output", outputs, outputs.shape(w.output_shape)),
+        ("input", types.pixel, layout, layout.shape(w.input_shape)),
+        ("weight", types.weight, weights, weights.shape(w.weight_shape)),
+        ("output", types.output, outputs, outputs.shape(w.output_shape)),
     ]
     plain = w.input_bytes + w.weight_bytes + w.output_bytes
-    packed = sum(4 * prod(shape) for _, _, shape in tensors)
+    packed = sum(number.bytes * prod(shape) for _, number, _, shape in tensors)
     filling = packed - plain
     return [
         "Memory",
         *(
-            f"{what}: {layout}, {' x '.join(map(str, shape))}, {4 * prod(shape):,} bytes"
-            for what, layout, shape in tensors
+            f"{what}: {layout}, {' x '.join(map(str, shape))}, {number.bytes * prod(shape):,} bytes"
+            for what, number, layout, shape in tensors
         ),
         "together as many bytes as the plain layouts"
         if not filling

@@ -20,20 +20,21 @@ import numpy as np
 
 from .errors import ArgumentError, BlockingError, did_you_mean
 from .kinds import shown
+from .precision import NumberType
 
 ALIGNMENT = 64
 """Bytes. Kernels use aligned vector instructions, and TVM promises LLVM this much."""
 
 
-def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Return a float32 array of zeros whose data begins on a boundary of :data:`ALIGNMENT`.
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype | str = "float32") -> np.ndarray:
+    """Return an array of zeros whose data begins on a boundary of :data:`ALIGNMENT`.
 
     Raises
     ------
     ArgumentError
         If there is not as much memory.
     """
-    size = math.prod(shape) * 4
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         raw = np.zeros(size + ALIGNMENT, np.uint8)
     except (MemoryError, ValueError):  # ValueError: more than there can be
@@ -41,15 +42,17 @@ def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
             f"an array of shape {shown(shape)} takes {size} bytes: expected as much free memory"
         ) from None
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(np.float32).reshape(shape)
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_shape(what: str, array: np.ndarray, expected: tuple[int, ...], layout: str) -> None:
+def _check(
+    what: str, array: np.ndarray, number: NumberType, expected: tuple[int, ...], layout: str
+) -> None:
     if not isinstance(array, np.ndarray):
         raise ArgumentError(f"{what} is a {type(array).__name__}: expected a numpy.ndarray")
-    if array.dtype != np.float32:
+    if array.dtype.name != number.name:
         raise ArgumentError(
-            f"{what} has dtype {array.dtype}: expected float32, use {what}.astype('float32')"
+            f"{what} has dtype {array.dtype}: expected {number}, use {what}.astype('{number}')"
         )
     if array.shape != expected:
         raise ArgumentError(f"{what} has shape {array.shape}: expected {expected} ({layout})")
@@ -110,15 +113,16 @@ class ActivationLayout:
         Parameters
         ----------
         array : numpy.ndarray
-            float32, NCHW, any strides.
+            NCHW, any strides.
 
         Returns
         -------
         numpy.ndarray
-            Contiguous, in this layout; channels that only fill the last block are zero.
+            Contiguous, of the same type, in this layout; channels that only fill the last block
+            are zero.
         """
         n, c, h, w = array.shape
-        packed = aligned_zeros(self.shape((n, c, h, w)))
+        packed = aligned_zeros(self.shape((n, c, h, w)), array.dtype)
         if self.block is None:
             packed[...] = array.transpose(0, 2, 3, 1) if self.name == "NHWC" else array
             return packed
@@ -134,7 +138,7 @@ class ActivationLayout:
         else:
             n, blocks, h, w, block = array.shape
             plain = array.transpose(0, 1, 4, 2, 3).reshape(n, blocks * block, h, w)[:, :channels]
-        return np.array(plain, np.float32, order="C")
+        return np.array(plain, order="C")
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class WeightLayout:
         """Copy plain OIHW weights into this layout, aligned; missing output channels are zero."""
         o, i, h, w = array.shape
         shape = self.shape((o, i, h, w))
-        packed = aligned_zeros(shape)
+        packed = aligned_zeros(shape, array.dtype)
         for start in range(0, o, self.oc_block):
             part = array[start : start + self.oc_block]
             split = part.reshape(len(part), shape[1], self.ic_block, h, w)
@@ -193,24 +197,28 @@ class ChannelLayout:
 
     def pack(self, values: np.ndarray) -> np.ndarray:
         """Copy a number for each channel into this layout, aligned, zeros filling the last."""
-        packed = aligned_zeros(self.shape(values.shape))
+        packed = aligned_zeros(self.shape(values.shape), values.dtype)
         packed.reshape(-1)[: len(values)] = values
         return packed
 
 
-def checked_plain(what: str, array: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
+def checked_plain(
+    what: str, array: np.ndarray, number: NumberType, shape: tuple[int, ...], layout: str
+) -> np.ndarray:
     """Return a plain array after checking its dtype and shape.
 
     Raises
     ------
     ArgumentError
-        If it is no float32 array of this shape.
+        If it is no array of this type and shape.
     """
-    _check_shape(what, array, shape, layout)
+    _check(what, array, number, shape, layout)
     return array
 
 
-def checked_packed(what: str, array: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
+def checked_packed(
+    what: str, array: np.ndarray, number: NumberType, shape: tuple[int, ...], layout: str
+) -> np.ndarray:
     """Return an array a kernel may be given as it is, after checking all a kernel relies on.
 
     Raises
@@ -218,7 +226,7 @@ def checked_packed(what: str, array: np.ndarray, shape: tuple[int, ...], layout:
     ArgumentError
         If dtype, shape, strides, alignment or writability are not what kernels need.
     """
-    _check_shape(what, array, shape, layout)
+    _check(what, array, number, shape, layout)
     if not array.flags.c_contiguous:
         raise ArgumentError(
             f"{what} is not contiguous (strides {array.strides}): expected C order, "

@@ -108,18 +108,18 @@ def predict(
 def _predicted(case: Case) -> Prediction:
     tiling, source = resolve_blocking(None, case)
     blocking, workload, cost = tiling.blocking, case.workload, estimate(tiling)
-    activations = (
-        case.input_layout.shape(workload.input_shape),
-        blocking.output_layout().shape(workload.output_shape),
-    )
+    types = case.precision
+    weights = prod(blocking.weight_layout().shape(workload.weight_shape))
+    pixels = prod(case.input_layout.shape(workload.input_shape))
+    outputs = prod(blocking.output_layout().shape(workload.output_shape))
     return Prediction(
         workload,
         blocking,
         source,
         cost.cycles,
         cost.of_peak,
-        4 * prod(blocking.weight_layout().shape(workload.weight_shape)),
-        4 * sum(map(prod, activations)),
+        types.weight.bytes * weights,
+        types.pixel.bytes * pixels + types.output.bytes * outputs,
     )
 
 

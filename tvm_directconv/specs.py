@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import reading
+from .descriptor import EXAMPLE, looks_like_descriptor
 from .errors import ModelError, WorkloadError, did_you_mean, similar_file
 from .network.compile import checked_inputs, network_workloads
-from .workload import EXAMPLE, ConvWorkload
+from .workload import ConvWorkload
 
 if TYPE_CHECKING:
     from .hardware.device import Device
@@ -170,7 +171,7 @@ def _layers_or_descriptor(
         paths = [path] if Path(path).is_file() else sorted(glob.glob(path)) or [path]
         return _matching({path: layers_of_model(path) for path in paths}, layer)
     # No network is called like a key and its value, and only descriptors have quotes.
-    if '"' in spec or (":" not in spec and re.match("_*[A-Za-z]{1,2}[0-9]", spec)):
+    if '"' in spec or (":" not in spec and looks_like_descriptor(spec)):
         return _descriptor(spec)
     if not spec or spec.startswith("@"):
         raise WorkloadError(f"{spec!r} is not a convolution; {_expected()}")

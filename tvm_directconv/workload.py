@@ -1,31 +1,18 @@
-"""What is convolved: :class:`ConvWorkload`, its name and its descriptor."""
+"""What is convolved: :class:`ConvWorkload`, and its name."""
 
 from __future__ import annotations
 
 import math
-import operator
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from .descriptor import EXAMPLE, MAX_ELEMENTS, parsed, printed, whole, with_name
 from .errors import WorkloadError, did_you_mean
 from .kinds import shown
+from .precision import PRECISIONS, NumberType, Precision
 
-if TYPE_CHECKING:
-    pass
-
-MAX_ELEMENTS = 2**31 - 1  # kernels index every tensor with 32-bit integers
-
-# The keys of descriptors; a benchdnn descriptor says "dh0" for no dilation.
-_KEYS = ("g", "mb", "ic", "oc", *(key + axis for key in "iokspd" for axis in "hw"))
-_KEYS_3D = ("id", "od", "kd", "sd", "pd", "dd")
-_MAY_BE_ZERO = ("ph", "pw", "dh", "dw")
-_TOKEN = re.compile("([A-Za-z]*)([0-9]*)")
-_NAME = re.compile(r'n"([^"*]+)(?:\*([0-9]+)"|"(?:\*([0-9]+))?)')
 _NOT_IN_NAMES = re.compile(r'["*,#:\[]|^\s')
-EXAMPLE = "ic256ih56oc256oh56kh3ph1"
-"""A descriptor, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +44,8 @@ class ConvWorkload:
     groups : int
         Number of channel groups; equal to `in_channels` for a depthwise convolution.
     dtype : str
-        Element type of all tensors. Only "float32" exists.
+        Name of the precision: which number types its tensors have, and what sums are added up in.
+        One of :data:`~tvm_directconv.precision.PRECISIONS`.
     name : str
         Where the convolution comes from, such as "vgg16:conv3_2".
     count : int
@@ -88,18 +76,19 @@ class ConvWorkload:
             object.__setattr__(self, field_name, value)  # the way past `frozen`
 
         for key in ("batch", "in_channels", "in_height", "in_width", "out_channels", "groups"):
-            normalise(key, _integer(key, getattr(self, key), minimum=1))
+            normalise(key, whole(key, getattr(self, key), minimum=1))
         for key in ("kernel", "stride", "dilation"):
             normalise(key, _pair(key, getattr(self, key)))
         normalise("padding", _padding(self.padding))
-        normalise("count", _integer("count", self.count, minimum=1))
+        normalise("count", whole("count", self.count, minimum=1))
         self._check_strings()
         self._check_geometry()
 
     def _check_strings(self) -> None:
-        if self.dtype != "float32":
+        if not isinstance(self.dtype, str) or self.dtype not in PRECISIONS:
             raise WorkloadError(
-                f"dtype is {self.dtype!r}; only 'float32' is supported, convert the tensors to it"
+                f"dtype is {shown(self.dtype)}; expected one of {', '.join(PRECISIONS)}"
+                + did_you_mean(str(self.dtype), PRECISIONS)
             )
         if (
             not isinstance(self.name, str)
@@ -218,19 +207,24 @@ class ConvWorkload:
         return 2 * self.batch * channels * rows * columns
 
     @property
+    def precision(self) -> Precision:
+        """The number types of its tensors."""
+        return PRECISIONS[self.dtype]
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of the input."""
-        return 4 * math.prod(self.input_shape)
+        return _bytes(self.precision.pixel, self.input_shape)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights."""
-        return 4 * math.prod(self.weight_shape)
+        return _bytes(self.precision.weight, self.weight_shape)
 
     @property
     def output_bytes(self) -> int:
         """Bytes of the output."""
-        return 4 * math.prod(self.output_shape)
+        return _bytes(self.precision.output, self.output_shape)
 
     @property
     def im2col_bytes(self) -> int:
@@ -243,7 +237,8 @@ class ConvWorkload:
         if self.is_matrix_product:
             return 0
         columns = self.in_channels * math.prod(self.kernel)
-        return 4 * self.batch * columns * self.out_height * self.out_width
+        shape = self.batch, columns, self.out_height, self.out_width
+        return _bytes(self.precision.pixel, shape)
 
     @property
     def network(self) -> str:
@@ -259,7 +254,8 @@ class ConvWorkload:
     def descriptor(self) -> str:
         """The canonical descriptor, such as ``ic256ih56oc256oh56kh3ph1``.
 
-        Keys are in the order of oneDNN's benchdnn. A width is printed where it differs from its
+        It begins with the precision and an underscore, unless that is float32. Keys are in the
+        order of oneDNN's benchdnn. A width is printed where it differs from its
         height; the stride, the padding and the dilation (minus 1) where they are not the default.
         ``ph0`` is printed where a reader would otherwise deduce another padding from ``oh``.
 
@@ -269,28 +265,20 @@ class ConvWorkload:
         size and with the least padding that does if not. Name and count are not printed either;
         see `to_line`.
         """
-        (kernel_h, kernel_w), (stride_h, stride_w) = self.dilated_kernel, self.stride
-        top, left, _, _ = self.padding
-        # benchdnn halves these, towards zero, where the padding is left out.
-        deduced_from = (
-            (self.out_height - 1) * stride_h + kernel_h - self.in_height,
-            (self.out_width - 1) * stride_w + kernel_w - self.in_width,
-        )
-        padding_default = 0 if all(-1 <= total <= 1 for total in deduced_from) else None
-        dilation_h, dilation_w = self.dilation
-        return "".join(
-            [
-                f"g{self.groups}" if self.groups != 1 else "",
-                f"mb{self.batch}" if self.batch != 1 else "",
-                f"ic{self.in_channels}",
-                _print_pair("i", (self.in_height, self.in_width), None),
-                f"oc{self.out_channels}",
-                _print_pair("o", (self.out_height, self.out_width), None),
-                _print_pair("k", self.kernel, None),
-                _print_pair("s", self.stride, 1),
-                _print_pair("p", (top, left), padding_default),
-                _print_pair("d", (dilation_h - 1, dilation_w - 1), 0),
-            ]
+        return printed(
+            self.dtype,
+            {
+                "g": self.groups,
+                "mb": self.batch,
+                "ic": self.in_channels,
+                "oc": self.out_channels,
+                **_by_axis("i", (self.in_height, self.in_width)),
+                **_by_axis("o", (self.out_height, self.out_width)),
+                **_by_axis("k", self.kernel),
+                **_by_axis("s", self.stride),
+                **_by_axis("p", self.padding[:2]),
+                **_by_axis("d", (self.dilation[0] - 1, self.dilation[1] - 1)),
+            },
         )
 
     def __str__(self) -> str:
@@ -305,18 +293,16 @@ class ConvWorkload:
             Such as ``ic256ih56oc256oh56kh3ph1n"vgg16:conv3_2*2"``. The count is left out when it
             is 1, and both are when there is no name.
         """
-        if not self.name:
-            return self.descriptor
-        count = f"*{self.count}" if self.count != 1 else ""
-        return f'{self.descriptor}n"{self.name}{count}"'
+        return with_name(self.descriptor, self.name, self.count)
 
     @classmethod
     def parse(cls, text: str) -> ConvWorkload:
         """Read a convolution descriptor in the grammar of oneDNN's benchdnn.
 
-        The grammar is ``[gN][mbN]icN ihN [iwN] ocN [ohN] [owN] khN [kwN] [shN] [swN] [phN] [pwN]
-        [dhN] [dwN] [n"name*count"]`` without the spaces. Keys stand in any order, the name last;
-        underscores between them are ignored.
+        The grammar is ``[type_][gN][mbN]icN ihN [iwN] ocN [ohN] [owN] khN [kwN] [shN] [swN] [phN]
+        [pwN] [dhN] [dwN] [n"name*count"]`` without the spaces. Keys stand in any order, the name
+        last; underscores between them are ignored. The type, which benchdnn has as an option, is
+        that of `dtype`; float32 when left out.
 
         ====== ============================== ==================================================
         key    meaning                        when left out
@@ -360,27 +346,28 @@ class ConvWorkload:
         if not text:
             raise WorkloadError(f"the descriptor is empty; expected one such as {EXAMPLE!r}")
         try:
-            values, name, count = _tokens(text)
-            return _workload(values, name, count)
+            found = parsed(text)
+            sizes = found.sizes
+            return cls(
+                batch=sizes["mb"],
+                in_channels=sizes["ic"],
+                in_height=sizes["ih"],
+                in_width=sizes["iw"],
+                out_channels=sizes["oc"],
+                kernel=(sizes["kh"], sizes["kw"]),
+                stride=(sizes["sh"], sizes["sw"]),
+                padding=found.padding,
+                dilation=(sizes["dh"] + 1, sizes["dw"] + 1),
+                groups=sizes["g"],
+                dtype=found.dtype,
+                name=found.name,
+                count=found.count,
+            )
         except WorkloadError as error:
             raise WorkloadError(f"descriptor {shown(text)}: {error}") from None
 
 
 # ---- checks of the fields
-
-
-def _integer(key: str, value: object, minimum: int) -> int:
-    """Return `value` as an int; bools and floats, even whole ones, are mistakes."""
-    expected = "a positive integer" if minimum else "an integer of 0 or more"
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # its TypeError is the check
-    except TypeError:
-        raise WorkloadError(f"{key} is {value!r}; expected {expected}") from None
-    if isinstance(value, bool) or number < minimum:
-        raise WorkloadError(f"{key} is {value!r}; expected {expected}")
-    if number > MAX_ELEMENTS:
-        raise WorkloadError(f"{key} is {number}; expected at most {MAX_ELEMENTS}")
-    return number
 
 
 def _pair(key: str, value: object) -> tuple[int, int]:
@@ -390,7 +377,7 @@ def _pair(key: str, value: object) -> tuple[int, int]:
         raise WorkloadError(
             f"{key} is {value!r}; expected a positive integer or a pair (height, width)"
         )
-    height, width = (_integer(key, item, minimum=1) for item in value)
+    height, width = (whole(key, item, minimum=1) for item in value)
     return height, width
 
 
@@ -404,7 +391,7 @@ def _padding(value: object) -> tuple[int, int, int, int]:
             f"padding is {value!r}; expected an integer, a pair (vertical, horizontal) or "
             "(top, left, bottom, right)"
         )
-    top, left, bottom, right = (_integer("padding", item, minimum=0) for item in value)
+    top, left, bottom, right = (whole("padding", item, minimum=0) for item in value)
     return top, left, bottom, right
 
 
@@ -419,131 +406,13 @@ def _taps_inside(size: int, kernel: int, stride: int, padding: int, dilation: in
     return total
 
 
-# ---- the descriptor
-
-
-def _print_pair(key: str, pair: tuple[int, int], default: int | None) -> str:
+def _by_axis(key: str, pair: tuple[int, ...]) -> dict[str, int]:
     height, width = pair
-    if height == width == default:
-        return ""
-    return f"{key}h{height}" + (f"{key}w{width}" if width != height else "")
+    return {f"{key}h": height, f"{key}w": width}
 
 
-def _tokens(text: str) -> tuple[dict[str, int], str, int]:
-    """Split a descriptor into its keys' values, its name ("") and its count (1)."""
-    values: dict[str, int] = {}
-    position = 0
-    while position < len(text):
-        if text[position] == "_":
-            position += 1
-            continue
-        if text[position] == "n":
-            return values, *_name(text, position)
-        token = _TOKEN.match(text, position)
-        assert token is not None  # the pattern matches the empty string too
-        key, digits = token.groups()
-        where = f"at character {position + 1}"
-        if not key:
-            raise WorkloadError(
-                f"unexpected {text[position:]!r} {where}; expected a key such as 'ic' and its "
-                "value (several descriptors are separated by commas)"
-            )
-        if key in _KEYS_3D:
-            raise WorkloadError(
-                f"{key!r} {where} belongs to 3-D convolutions; only 2-D convolutions exist here"
-            )
-        if key not in _KEYS:
-            bare = next((known for known in _KEYS if key.startswith(known)), None)
-            if bare:  # as in "icih56": the next key, or a letter, stands where digits should
-                raise WorkloadError(f"key {bare!r} {where} has no value; write {bare}N")
-            raise WorkloadError(
-                f"unknown key {key!r} {where}; keys are {', '.join(_KEYS)}, n"
-                + did_you_mean(key, _KEYS, 3)
-            )
-        if not digits:
-            raise WorkloadError(
-                f"key {key!r} {where} has no value but {text[token.end() :]!r}; write {key}N with "
-                "a decimal number N"
-            )
-        if key in values:
-            raise WorkloadError(f"key {key!r} {where} is given twice; remove one")
-        values[key] = _number(key, digits, minimum=0 if key in _MAY_BE_ZERO else 1)
-        position = token.end()
-    return values, "", 1
-
-
-def _number(key: str, digits: str, minimum: int) -> int:
-    # The length first: Python refuses to convert thousands of digits with an error of its own.
-    if len(digits.lstrip("0")) > 10:
-        raise WorkloadError(f"{key} is {digits}; expected at most {MAX_ELEMENTS}")
-    return _integer(key, int(digits), minimum)
-
-
-def _name(text: str, position: int) -> tuple[str, int]:
-    match = _NAME.fullmatch(text, position)
-    if match is None:
-        raise WorkloadError(
-            f"the name {text[position:]!r} at character {position + 1} is malformed; a "
-            'descriptor ends with n"name" or n"name*count"'
-        )
-    return match[1], _number("count", match[2] or match[3] or "1", minimum=1)
-
-
-def _workload(values: dict[str, int], name: str, count: int) -> ConvWorkload:
-    """Fill in what a descriptor leaves out."""
-    missing = [key for key in ("ic", "oc") if key not in values]
-    missing += [f"{k}h" for k in "ik" if f"{k}h" not in values and f"{k}w" not in values]
-    if missing:
-        raise WorkloadError(
-            f"missing {', '.join(repr(key) for key in missing)}; ic, ih, oc and kh are needed, "
-            f"as in {EXAMPLE!r}"
-        )
-    for k in "iokspd":
-        for key, twin in ((f"{k}h", f"{k}w"), (f"{k}w", f"{k}h")):
-            if key in values:
-                values.setdefault(twin, values[key])
-    top, bottom = _descriptor_padding(values, "h")
-    left, right = _descriptor_padding(values, "w")
-    return ConvWorkload(
-        batch=values.get("mb", 1),
-        in_channels=values["ic"],
-        in_height=values["ih"],
-        in_width=values["iw"],
-        out_channels=values["oc"],
-        kernel=(values["kh"], values["kw"]),
-        stride=(values.get("sh", 1), values.get("sw", 1)),
-        padding=(top, left, bottom, right),
-        dilation=(values.get("dh", 0) + 1, values.get("dw", 0) + 1),
-        groups=values.get("g", 1),
-        name=name,
-        count=count,
-    )
-
-
-def _descriptor_padding(values: dict[str, int], axis: str) -> tuple[int, int]:
-    """Padding before and after one axis, "h" or "w"."""
-    size, stride = values[f"i{axis}"], values.get(f"s{axis}", 1)
-    extent = (values[f"k{axis}"] - 1) * (values.get(f"d{axis}", 0) + 1) + 1
-    before, out = values.get(f"p{axis}"), values.get(f"o{axis}")
-    if out is None:
-        before = before or 0
-        return before, before
-
-    # Padding on either side is at most extent - 1, which bounds the output size.
-    least = max(1, (size + (before or 0) - extent) // stride + 1)
-    most = (size + (extent - 1 if before is None else before) - 1) // stride + 1
-    if not least <= out <= most:
-        given = "" if before is None else f" and p{axis}{before}"
-        expected = f"o{axis}{least}" + (f" to o{axis}{most}" if most != least else "")
-        raise WorkloadError(
-            f"o{axis}{out} is impossible: i{axis}{size} with a dilated kernel of {extent}, "
-            f"s{axis}{stride}{given} can give {expected}; correct o{axis} or leave it out"
-        )
-    both = (out - 1) * stride + extent - size  # negative where the stride leaves input unread
-    if before is None:
-        before = max(0, both // 2)
-    symmetric_out = (size + 2 * before - extent) // stride + 1
-    return before, before if symmetric_out == out else max(0, both - before)
+def _bytes(number: NumberType, shape: tuple[int, ...]) -> int:
+    return number.bytes * math.prod(shape)
 
 
 def model_layer_name(path: str | Path, number: int) -> str:

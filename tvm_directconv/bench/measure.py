@@ -57,7 +57,7 @@ def measure(
     errors = []
 
     def timer(each: CompiledConv) -> Timer:
-        out = aligned_zeros(each.manifest.output_shape)
+        out = aligned_zeros(each.manifest.output_shape, each.manifest.precision.output.name)
         call = each.bind(each.pack_input(x), each.pack_weight(weight), out)
         call()
         errors.append(max_error(each.unpack_output(out), expected))
@@ -124,5 +124,6 @@ def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ..
             [conv.manifest.output_shape],
             toolchain,
             threads=conv.manifest.threads,
+            output_types=[conv.manifest.precision.output.name],
         )
     return report.allocated_bytes

@@ -61,11 +61,12 @@ class BurstCode:
         sums = min(device.vector_registers - 3, ceil(2 * rate.per_cycle * rate.latency))
         sums = max(sums, 4)
         rounds = _ROUNDS
+        operand, total = rate.instruction.precision.pixel.name, rate.instruction.precision.sum.name
 
         @T.prim_func(s_tir=True)
         def burst(
-            x: T.Buffer((2 * lanes,), "float32"),  # type: ignore[valid-type]
-            y: T.Buffer((threads * sums * lanes,), "float32"),  # type: ignore[valid-type]
+            x: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
+            y: T.Buffer((threads * sums * lanes,), total),  # type: ignore[valid-type]
         ):
             T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
             for thread in T.parallel(threads):
@@ -87,12 +88,12 @@ class BurstCode:
         self.flops = 2 * threads * sums * lanes * rounds
         self.flops_per_cycle = threads * rate.flops_per_cycle
         self._triple = device.triple
-        self._sizes = (2 * lanes, threads * sums * lanes)
+        self._tensors = ((2 * lanes, operand), (threads * sums * lanes, total))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Return new arguments of the function: operands, and where the sums go."""
-        operands, sums = (aligned_zeros((size,)) for size in self._sizes)
-        operands[...] = np.float32(0.5)
+        operands, sums = (aligned_zeros((size,), dtype) for size, dtype in self._tensors)
+        operands[...] = 0.5
         return operands, sums
 
     def export(self, path: Path) -> None:

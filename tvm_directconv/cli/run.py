@@ -14,6 +14,7 @@ from ..epilogue import OPERANDS
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import manifest_path
+from ..precision import NumberType
 from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from ..runtime import library_bytes
 from ._network import (
@@ -70,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     workload = conv.workload
     x, weight = random_tensors(workload, args.seed, integers=True)
     if args.input:
-        x = _read(args.input, "input", workload.input_shape)
+        x = _read(args.input, "input", workload.precision.pixel, workload.input_shape)
     if args.weight:
-        weight = _read(args.weight, "weight", workload.weight_shape)
+        weight = _read(args.weight, "weight", workload.precision.weight, workload.weight_shape)
     plain = _operands(conv, args)
     if args.output:
         check_writable(args.output)
@@ -81,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
     if args.emulate:
         m = conv.manifest
         arrays = [*packed, *operands.values()]
-        (out,), seconds, how = emulated(library, m, m.symbol, arrays, [m.output_shape])
+        types = [m.precision.output.name]
+        (out,), seconds, how = emulated(
+            library, m, m.symbol, arrays, [m.output_shape], output_types=types
+        )
     else:
         out = conv.run(*packed, **operands)
         call = conv.bind(*packed, out, **operands)
@@ -121,8 +125,9 @@ def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndar
                 f"--{name} is {path!r}: expected none, the library was compiled without a {name}"
             )
         if operand in epilogue.operands:
-            drawn = rng.integers(-8, 8, shape, endpoint=True).astype(np.float32)
-            found[name] = _read(path, name, shape) if path else drawn
+            number = conv.manifest.operand_type(operand)
+            drawn = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
+            found[name] = _read(path, name, number, shape) if path else drawn
     return found
 
 
@@ -133,6 +138,6 @@ def _for_packing(library: Path) -> CompiledConv:
     )
 
 
-def _read(path: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    about = f"the {name}, float32 of shape {'x'.join(map(str, shape))}"
+def _read(path: str, name: str, number: NumberType, shape: tuple[int, ...]) -> np.ndarray:
+    about = f"the {name}, {number} of shape {'x'.join(map(str, shape))}"
     return read_arrays(path, [Expected(name, shape, about)])[0]

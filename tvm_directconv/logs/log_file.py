@@ -151,7 +151,7 @@ def family(workload: ConvWorkload, device: str) -> tuple[object, ...]:
     """Return what convolutions have in common that differ in batch and image size at most."""
     w = workload
     channels = (w.in_channels, w.out_channels, w.groups)
-    return device, channels, w.kernel, w.stride, w.padding, w.dilation
+    return device, w.dtype, channels, w.kernel, w.stride, w.padding, w.dilation
 
 
 def append(record: Record, folder: str | os.PathLike[str] | None = None) -> Path:

@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from ...descriptor import MAX_ELEMENTS
 from ...errors import ModelError, said_by
-from ...workload import MAX_ELEMENTS
 from .nodes import (
     CONVERTERS,
     RULES,

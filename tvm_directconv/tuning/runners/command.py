@@ -194,12 +194,13 @@ class CommandRunner:
     def _run_library(self, placed: "_Placed", **options: int) -> list[float]:
         m = placed.manifest
         shapes = m.input_shape, m.weight_shape, m.output_shape
+        types = m.precision.pixel, m.precision.weight, m.precision.output
         roles = "in", "in", "expect"
         report = self._run(
             runner_arguments(
                 placed.library,
                 m.symbol,
-                list(map(tensor_argument, roles, placed.arrays, shapes)),
+                list(map(tensor_argument, roles, placed.arrays, shapes, map(str, types))),
                 threads=m.threads,
                 # Where ending the command does not end what it has started on the board.
                 limit=ceil(self._time_limit),

@@ -21,9 +21,9 @@ class Problem:
     Attributes
     ----------
     x, weight : numpy.ndarray
-        Plain, NCHW and OIHW, float32, whole numbers.
+        Plain, NCHW and OIHW, whole numbers.
     expected : numpy.ndarray
-        The output, NCHW, float32.
+        The output, NCHW.
     """
 
     x: np.ndarray
@@ -44,7 +44,8 @@ class Problem:
 def problem(workload: ConvWorkload) -> Problem:
     """Return the arrays of a workload, computed once."""
     x, weight = random_tensors(workload, _SEED, integers=True)
-    return Problem(x, weight, conv2d_reference(x, weight, workload).astype(np.float32))
+    expected = conv2d_reference(x, weight, workload).astype(workload.precision.output.name)
+    return Problem(x, weight, expected)
 
 
 def wrong(actual: np.ndarray, expected: np.ndarray) -> str | None:
@@ -59,5 +60,5 @@ def differing(different: int, size: int) -> str:
     """Return what is wrong with an output of `size` elements."""
     return (
         f"{different} of {size} outputs differ from the reference, on whole numbers "
-        "that float32 holds exactly"
+        "whose sums are exact"
     )

@@ -627,7 +627,7 @@ class _Session:
         loaded = self._loaded[candidate]
         out = loaded.arrays[-1]
         # What an earlier candidate has left there would be right.
-        out.copyfrom(np.full(out.shape, np.nan, np.float32))
+        out.copyfrom(np.full(out.shape, np.nan, out.dtype))
         loaded.module[loaded.manifest.symbol](*loaded.arrays)
         expected = problem(loaded.manifest.workload).packed(loaded.manifest)[-1]
         return wrong(out.numpy(), expected), loaded.manifest.workload.flops

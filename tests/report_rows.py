@@ -6,7 +6,9 @@ from itertools import product
 from typing import Any
 
 from tvm_directconv import ConvWorkload
-from tvm_directconv.bench.report.rows import CONTESTANTS, OURS, TUNED
+from tvm_directconv.bench.report.rows import OURS
+from tvm_directconv.bench.rivals.contestants import KNOWN
+from tvm_directconv.bench.rivals.ours import TUNED
 
 PEAK = 100.0  # GFLOP/s of one thread
 # Part of the peak on all products; on 3x3 layers, Winograd's algorithm is faster by its factor.
@@ -29,7 +31,7 @@ SPEEDS = {
 WINOGRAD = {"ncnn": 2.0, "MNN": 2.4}
 IM2COL = ("im2col + OpenBLAS", "OpenBLAS SGEMM alone", "ncnn, no Winograd")
 FOR_NETWORKS = (OURS, "onnxruntime", "PyTorch")
-ALL = tuple(name for name in CONTESTANTS if name != "PyTorch")
+ALL = tuple(name for name in KNOWN if name != "PyTorch")
 # Not installed; and installed, but found out when it is loaded that it does not know the processor.
 ABSENT = {"XNNPACK": "package ai_edge_litert is not installed"}
 UNKNOWN = {"NNPACK": "NNPACK does not know this processor"}

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from tvm_directconv import ConvWorkload, workloads
 from tvm_directconv.bench.report import environment, measuring, page, plots, rows
 from tvm_directconv.bench.report.figures import Results, figures, intensity, winograd_bytes
 from tvm_directconv.bench.report.measuring import Asked
-from tvm_directconv.bench.report.rows import CONTESTANTS, GEMM, IM2COL, OURS, TUNED, Row
+from tvm_directconv.bench.report.rows import GEMM, IM2COL, OURS, Row
+from tvm_directconv.bench.rivals.contestants import KNOWN
+from tvm_directconv.bench.rivals.ours import TUNED
 from tvm_directconv.errors import ReportError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,6 +151,7 @@ def test_rivals_are_those_that_compute_all_products() -> None:
             row("oneDNN", [0.98e-6]),
             row("ncnn", [0.4e-6], algorithm="its own choice"),
             row("OpenVINO", [0.9e-6], algorithm="its own choice"),
+            row("one of former times", [0.4e-6], algorithm="its own choice"),
             row(IM2COL, [2e-6], algorithm="im2col"),
         ]
     )
@@ -513,7 +517,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pages_name_every_contestant_and_why_some_are_missing(written: Path) -> None:
     html = "".join(ElementTree.fromstring((written / "report.html").read_text()).itertext())
     for text in ((written / "report.md").read_text(), html):
-        assert all(name in text for name in CONTESTANTS)
+        assert all(name in text for name in KNOWN)
         assert all(reason in text for reason in (ABSENT | UNKNOWN).values())
         assert "oneDNN 3.9" in text and "jit:avx512" in text
         peaks = re.findall(r"FMA peak, (\d) threads?\W*([\d.]+), [\d.]+ to [\d.]+ GFLOP/s", text)
@@ -603,7 +607,13 @@ def test_every_plot_is_drawn(written: Path) -> None:
 def test_the_same_rows_give_the_same_files(written: Path, tmp_path: Path) -> None:
     for name in ("rows.jsonl", "environment.json"):
         (tmp_path / name).write_bytes((written / name).read_bytes())
-    code = "import sys; from tvm_directconv.cli import main; sys.exit(main(sys.argv[1:]))"
+    # Reports are drawn where nothing of what was measured is installed.
+    packages = {name for each in KNOWN.values() for name in each.packages} - {"tvm_directconv"}
+    assert {"tvm", "ncnn", "torch"} <= packages
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(packages)})); "
+        "from tvm_directconv.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     words = [sys.executable, "-c", code, "report", "-o", str(tmp_path), "--render-only"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -642,8 +652,18 @@ def test_names_are_never_taken_for_markup(tmp_path: Path, quick: None) -> None:
 
 
 def test_contestants_can_be_told_apart() -> None:
-    assert [*plots._STYLES] and set(plots._STYLES) == set(CONTESTANTS)
-    assert len({colour for colour, _ in plots._STYLES.values()}) == len(CONTESTANTS)
+    assert all(each.colour and each.marker for each in KNOWN.values())
+    colours = [each.colour for each in KNOWN.values()]
+    assert len({*colours, *plots._OTHERS}) == len(colours) + len(plots._OTHERS)
+
+
+def test_contestants_without_a_colour_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "new", replace(KNOWN["oneDNN"], name="new", colour=""))
+    found = Results([row("former"), row("new"), row(), row("oneDNN")])
+    assert found.contestants == [OURS, "oneDNN", "new", "former"]
+    styles = [plots._style(found, name) for name in found.contestants]
+    assert styles[:2] == [(KNOWN[name].colour, KNOWN[name].marker) for name in (OURS, "oneDNN")]
+    assert styles[2:] == [(plots._OTHERS[0], "8"), (plots._OTHERS[1], "8")]
 
 
 def test_what_has_no_limit_is_not_measured_by_it(tmp_path: Path, quick: None) -> None:
@@ -852,8 +872,7 @@ def test_a_report_on_a_wrong_result_of_ours_fails(
 def test_the_contestants_are_those_of_the_package(run: Command, tmp_path: Path) -> None:
     known = measuring.rivals(trials=3)
     names = {subject: [*known.contestants(subject)] for subject in rows.SUBJECTS}
-    # All have their place in tables, and their colour.
-    assert {*names["layer"], *names["network"]} <= set(CONTESTANTS)
+    assert {*names["layer"], *names["network"]} == {*KNOWN}
     assert all(OURS in each for each in names.values()) and measuring.SLOW in names["layer"]
     words = ("report", SMALL, "-o", str(tmp_path), "--repeat", "2")
     assert run(*words, "--contestant", "onnxruntime")[0] == 0

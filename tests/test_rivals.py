@@ -22,11 +22,7 @@ from tvm_directconv import ConvWorkload, random_tensors, workloads
 from tvm_directconv.bench import models
 from tvm_directconv.bench.rivals import rounds, serve, turns
 from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere, Prepared
-from tvm_directconv.bench.rivals.contestants import (
-    LAYER_CONTESTANTS,
-    NETWORK_CONTESTANTS,
-    TUNED_CONTESTANTS,
-)
+from tvm_directconv.bench.rivals.contestants import LAYER_CONTESTANTS, NETWORK_CONTESTANTS
 from tvm_directconv.bench.rivals.litert import LiteRt
 from tvm_directconv.bench.rivals.ncnn import Ncnn
 from tvm_directconv.bench.rivals.onednn import OneDnn
@@ -412,7 +408,7 @@ def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_are_told_apart_and_everybody_says_what_time_includes() -> None:
-    for contestants in ((*LAYER_CONTESTANTS, *TUNED_CONTESTANTS), NETWORK_CONTESTANTS):
+    for contestants in (LAYER_CONTESTANTS, NETWORK_CONTESTANTS):
         names = [contestant.name for contestant in contestants]
         assert names[0] == "ours" and len({*names}) == len(names)
         for contestant in contestants:

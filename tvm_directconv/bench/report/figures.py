@@ -14,7 +14,10 @@ import numpy as np
 
 from ...workload import ConvWorkload
 from ..disturbance import disturbance
-from .rows import CHOOSE_THEM, CONTESTANTS, FEWER_PRODUCTS, GEMM, IM2COL, OURS, TUNED, Row, Subject
+from ..rivals.base import ALL_PRODUCTS, OWN_CHOICE
+from ..rivals.contestants import CHOOSING, KNOWN
+from ..rivals.ours import TUNED
+from .rows import GEMM, IM2COL, OURS, Row, Subject
 
 AHEAD = 1.03
 """How many times as fast as ours a rival has to be, to be listed as ahead."""
@@ -77,12 +80,11 @@ class Figures:
     def all_products(self) -> bool:
         """Whether it computes all products that are not with padding, so that there is a limit.
 
-        Of libraries that do not say how they compute it is believed, but for those that are known
-        not to.
+        Where a row does not say how, it is believed of contestants that are known to.
         """
         algorithm, contestant = self.row.algorithm, self.row.contestant
-        known = algorithm in ("direct", "im2col")
-        return known or not (algorithm in FEWER_PRODUCTS or contestant in CHOOSE_THEM)
+        known = contestant in KNOWN and contestant not in CHOOSING
+        return algorithm in ALL_PRODUCTS or (algorithm == OWN_CHOICE and known)
 
     @property
     def is_rival(self) -> bool:
@@ -176,8 +178,8 @@ class Results:
         self.figures = tuple(figures(self.rows))
         self.threads = sorted({f.row.threads for f in self.figures})
         names = dict.fromkeys(f.row.contestant for f in self.figures)
-        self.contestants = [name for name in CONTESTANTS if name in names]
-        self.contestants += [name for name in names if name not in CONTESTANTS]
+        self.contestants = [name for name in KNOWN if name in names]
+        self.contestants += [name for name in names if name not in KNOWN]
         subjects = dict.fromkeys(f.about for f in self.figures)
         self.layers = [s for s in subjects if s.kind == "layer"]
         self.networks = [s for s in subjects if s.kind == "network"]

@@ -9,12 +9,16 @@ from typing import Any, Protocol
 from ...errors import ReportError
 from ...hardware.host import check_cores
 from ...workload import ConvWorkload
+from ..rivals import rounds
+from ..rivals.base import NotHere
+from ..rivals.contestants import LAYER_CONTESTANTS, NETWORK_CONTESTANTS
+from ..rivals.tvm import Tuned
 from . import environment
 from .rows import OURS, SUBJECTS, Row, Subject, appending, layer_subject, network_subject, now, read
 
 ROWS = "rows.jsonl"
 ENVIRONMENT = "environment.json"
-SLOW = "TVM, tuned"
+SLOW = Tuned.name
 """The contestant that takes minutes for a layer."""
 
 RawRow = Mapping[str, Any]
@@ -67,21 +71,16 @@ class _Rivals:
     """The contestants of :mod:`tvm_directconv.bench.rivals`."""
 
     def __init__(self, trials: int) -> None:
-        from ..rivals import contestants
-        from ..rivals.tvm import Tuned
-
-        tuned = (
+        layers = (
             replace(each, trials=trials) if isinstance(each, Tuned) else each
-            for each in contestants.TUNED_CONTESTANTS
+            for each in LAYER_CONTESTANTS
         )
         self._known: dict[str, dict[str, Any]] = {
-            "layer": {each.name: each for each in (*contestants.LAYER_CONTESTANTS, *tuned)},
-            "network": {each.name: each for each in contestants.NETWORK_CONTESTANTS},
+            "layer": {each.name: each for each in layers},
+            "network": {each.name: each for each in NETWORK_CONTESTANTS},
         }
 
     def contestants(self, subject: str) -> dict[str, str | None]:
-        from ..rivals.base import NotHere
-
         found: dict[str, str | None] = {}
         for name, each in self._known[subject].items():
             try:
@@ -94,22 +93,18 @@ class _Rivals:
     def compare_layers(
         self, workloads: Sequence[ConvWorkload], contestants: Sequence[str], *how: Any, **say: Any
     ) -> Iterator[RawRow]:
-        from ..rivals.rounds import compare_layers
-
         chosen = [self._known["layer"][name] for name in contestants]
-        yield from compare_layers(workloads, chosen, *how, **say)
+        yield from rounds.compare_layers(workloads, chosen, *how, **say)
 
     def compare_networks(
         self, networks: Sequence[str], contestants: Sequence[str], *how: Any, **say: Any
     ) -> Iterator[RawRow]:
-        from ..rivals.rounds import compare_networks
-
         chosen = [self._known["network"][name] for name in contestants]
-        yield from compare_networks(networks, chosen, *how, **say)
+        yield from rounds.compare_networks(networks, chosen, *how, **say)
 
 
 def rivals(trials: int) -> Measurer:
-    """Return what measures: the one place where reports and contestants meet.
+    """Return what measures the contestants of this package.
 
     Parameters
     ----------

@@ -15,11 +15,13 @@ import numpy as np
 from ... import files
 from ...errors import ReportError
 from ..disturbance import left_out
+from ..rivals.contestants import CHOOSING
+from ..rivals.ours import TUNED
 from . import environment
 from .figures import AHEAD, Figures, Results, mean
 from .measuring import ENVIRONMENT, ROWS
 from .plots import Plot, overview, plots
-from .rows import CHOOSE_THEM, OURS, TUNED, Row, Subject, read
+from .rows import OURS, Row, Subject, read
 
 _NOTES = (
     "All ratios are medians, over the repeats, of times that were measured in turns, next to each "
@@ -287,7 +289,7 @@ def _summary(results: Results, threads: int) -> list[_Block]:
             "Nominal GFLOP/s, and part of the limit. In brackets: of how many layers, if not of "
             "all. The best rival is the one that takes the least time of those that compute the "
             "whole convolution by all its products: without "
-            f"{', '.join(CHOOSE_THEM)}, which take Winograd's algorithm or FFT where it pays, but "
+            f"{', '.join(CHOOSING)}, which take Winograd's algorithm or FFT where it pays, but "
             "for layers on which they say that they do not."
         ),
         _Table(("", *scopes), speeds),

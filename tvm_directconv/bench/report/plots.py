@@ -14,34 +14,18 @@ from urllib.parse import quote
 import numpy as np
 
 from ...errors import ReportError
+from ..rivals.contestants import KNOWN
+from ..rivals.ours import TUNED
 from .figures import Figures, Results, intensity, own_bytes, winograd_bytes
-from .rows import GEMM, IM2COL, OURS, TUNED, Subject
+from .rows import GEMM, IM2COL, OURS, Subject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A colour and a marker for each contestant, the same in all plots.
-_STYLES = {
-    OURS: ("#d7191c", "o"),
-    TUNED: ("#ff8c00", "D"),
-    IM2COL: ("#7f7f7f", "s"),
-    GEMM: ("#b8b8b8", "P"),
-    "oneDNN": ("#1f77b4", "^"),
-    "oneDNN, nChw16c": ("#74a9cf", "^"),
-    "onnxruntime": ("#17becf", "v"),
-    "OpenVINO": ("#6a3d9a", "<"),
-    "PyTorch, channels last": ("#e377c2", ">"),
-    "PyTorch": ("#c51b7d", ">"),
-    "XNNPACK": ("#2ca02c", "p"),
-    "TVM, untuned": ("#9e9ac8", "X"),
-    "TVM, tuned": ("#08306b", "X"),
-    "ncnn, no Winograd": ("#c49c94", "d"),
-    "ncnn": ("#8c564b", "d"),
-    "MNN": ("#000000", "*"),
-    "NNPACK": ("#bcbd22", "h"),
-}
-_OTHERS = ("#00a087", "#dc0000", "#3c5488", "#f39b7f")  # with an octagon each
+# For those that say none, or are no longer known; with an octagon each.
+_OTHERS = ("#00a087", "#dc0000", "#3c5488", "#f39b7f")
+_WINOGRAD = "#8c564b"  # The algorithm, of no library.
 
 _SETTINGS = {
     "svg.fonttype": "none",  # text stays text: smaller, and it can be searched
@@ -282,9 +266,11 @@ def _file_name(network: str) -> str:
 
 
 def _style(results: Results, contestant: str) -> tuple[str, str]:
-    if contestant in _STYLES:
-        return _STYLES[contestant]
-    others = [name for name in results.contestants if name not in _STYLES]
+    """Return the colour and the marker of a contestant."""
+    styles = {name: (each.colour, each.marker) for name, each in KNOWN.items() if each.colour}
+    if contestant in styles:
+        return styles[contestant]
+    others = [name for name in results.contestants if name not in styles]
     return _OTHERS[others.index(contestant) % len(_OTHERS)], "8"
 
 
@@ -421,7 +407,7 @@ def _draw_overview(results: Results) -> "Figure":
         ],
     )
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.axvline(1, color=_STYLES[OURS][0], linewidth=2)
+    axes.axvline(1, color=KNOWN[OURS].colour, linewidth=2)
     axes.set_xlim(0, 1.1 * max(1.0, *(max(bar.middle, bar.high) for _, bar in shown)))
     axes.set_xlabel("time over ours (red line)")
     return figure
@@ -610,7 +596,7 @@ def _draw_memory(results: Results, subjects: Sequence[Subject]) -> "Figure":
             lambda w: w.im2col_bytes,
             _style(results, IM2COL)[0],
         ),
-        "Winograd F(4x4, 3x3) (formula)": (winograd_bytes, _style(results, "ncnn")[0]),
+        "Winograd F(4x4, 3x3) (formula)": (winograd_bytes, _WINOGRAD),
     }
     for number, (label, (size, colour)) in enumerate(formulas.items()):
         bars = [
@@ -642,9 +628,9 @@ def _draw_tuned(tuned: Sequence[Figures]) -> "Figure":
     speeds = [1 / (f.over_ours or 1) for f in tuned]
     ends = [(1 / (f.over_ours_p80 or 1), 1 / (f.over_ours_p20 or 1)) for f in tuned]
     places = range(len(tuned))
-    axes.axvline(1, color=_STYLES[OURS][0], linewidth=1)
-    axes.hlines(places, *zip(*ends, strict=True), color=_STYLES[TUNED][0], linewidth=1.5)
-    axes.plot(speeds, places, _STYLES[TUNED][1], color=_STYLES[TUNED][0], markersize=4)
+    axes.axvline(1, color=KNOWN[OURS].colour, linewidth=1)
+    axes.hlines(places, *zip(*ends, strict=True), color=KNOWN[TUNED].colour, linewidth=1.5)
+    axes.plot(speeds, places, KNOWN[TUNED].marker, color=KNOWN[TUNED].colour, markersize=4)
     axes.set_xlabel("speed of the tuned over the model's choice")
     return figure
 

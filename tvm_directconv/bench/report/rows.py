@@ -18,40 +18,16 @@ from ... import files, reading
 from ...errors import ReportError, WorkloadError
 from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem, shown
 from ...workload import ConvWorkload
+from ..rivals.base import ALGORITHMS
+from ..rivals.openblas import Im2colSgemm, Sgemm
+from ..rivals.ours import Ours
 
-OURS = "ours"
-TUNED = "ours, tuned"
-IM2COL = "im2col + OpenBLAS"
-GEMM = "OpenBLAS SGEMM alone"
+# Those that others are compared with.
+OURS, IM2COL, GEMM = Ours.name, Im2colSgemm.name, Sgemm.name
 
-# In the order in which tables and legends have them.
-CONTESTANTS = (
-    OURS,
-    TUNED,
-    IM2COL,
-    GEMM,
-    "oneDNN",
-    "oneDNN, nChw16c",
-    "onnxruntime",
-    "OpenVINO",
-    "PyTorch, channels last",
-    "PyTorch",
-    "XNNPACK",
-    "TVM, untuned",
-    "TVM, tuned",
-    "ncnn, no Winograd",
-    "ncnn",
-    "MNN",
-    "NNPACK",
-)
 _LARGEST = 2**30  # bytes
 SUBJECTS = ("layer", "network")
 STATUSES = ("ok", "not_here", "unsupported", "failed", "wrong")
-FEWER_PRODUCTS = ("Winograd", "FFT")
-"""Algorithms that need fewer multiplications than a convolution has."""
-CHOOSE_THEM = ("ncnn", "MNN", "NNPACK")
-"""Contestants that take one of these where it pays, whether they say so or not."""
-ALGORITHMS = ("direct", "im2col", *FEWER_PRODUCTS, "its own choice")
 
 
 def _is_measured(value: object) -> bool:
@@ -154,7 +130,7 @@ class Row:
     threads : int
         How many computed.
     contestant : str
-        Such as those of :data:`CONTESTANTS`.
+        Such as those of :mod:`..rivals.contestants`.
     library, implementation : str, optional
         Name and version of the library; which of its kernels it took.
     status : str

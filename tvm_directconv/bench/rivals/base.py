@@ -17,7 +17,11 @@ from ...workload import ConvWorkload
 DIRECT = "direct"
 IM2COL = "im2col"
 WINOGRAD = "Winograd"
+FFT = "FFT"
 OWN_CHOICE = "its own choice"
+ALL_PRODUCTS = (DIRECT, IM2COL)
+"""Algorithms with as many multiplications as a convolution has, but for those with padding."""
+ALGORITHMS = (*ALL_PRODUCTS, WINOGRAD, FFT, OWN_CHOICE)
 
 NETWORK_SHAPE = (1, 3, 224, 224)
 """Of a network's input: one image."""
@@ -85,9 +89,13 @@ class Contestant:
     name : str
         In rows and tables.
     algorithm : str
-        Class of what it computes with: "direct", "im2col", "Winograd", "FFT", "its own choice".
+        Class of what it computes with, one of :data:`ALGORITHMS`. :data:`OWN_CHOICE` if it takes
+        Winograd's algorithm or FFT where it pays, whether it says so or not.
     includes : str
         One sentence: what is within the time of a layer and what is not.
+    colour, marker : str
+        What stands for it in all plots, as Matplotlib has them; no two have the same colour. If
+        there is none, plots choose one.
     title : str
         Name of the library.
     packages, network_packages : mapping of str to str
@@ -99,6 +107,8 @@ class Contestant:
     name: str
     algorithm: str = OWN_CHOICE
     includes: str = ""
+    colour: str = ""
+    marker: str = ""
 
     title: ClassVar[str]
     packages: ClassVar[Mapping[str, str]] = {}

@@ -1,6 +1,6 @@
-"""Who takes part unless somebody says otherwise."""
+"""Who takes part unless somebody says otherwise, in the order of tables and legends."""
 
-from .base import IM2COL, Contestant
+from .base import ALL_PRODUCTS, IM2COL, Contestant
 from .litert import LiteRt
 from .mnn import Mnn
 from .ncnn import Ncnn
@@ -8,39 +8,50 @@ from .onednn import OneDnn
 from .onnxruntime import OnnxRuntime
 from .openblas import Im2colSgemm, Sgemm
 from .openvino import OpenVino
-from .ours import Ours
+from .ours import TUNED, Ours
 from .pytorch import Nnpack, PyTorch
 from .tvm import Tuned, Untuned
 
-_NCNN = (Ncnn(), Ncnn(name="ncnn, no Winograd", algorithm=IM2COL, winograd=False))
+_NCNN = (
+    Ncnn(name="ncnn, no Winograd", algorithm=IM2COL, winograd=False, colour="#c49c94"),
+    Ncnn(),
+)
 
 LAYER_CONTESTANTS: tuple[Contestant, ...] = (
     Ours(),
+    Ours(name=TUNED, blocking="auto", colour="#ff8c00", marker="D"),
     Im2colSgemm(),
     Sgemm(),
     OneDnn(),
-    OneDnn(name="oneDNN, nChw16c", blocked=True),
+    OneDnn(name="oneDNN, nChw16c", blocked=True, colour="#74a9cf"),
     OnnxRuntime(),
     OpenVino(),
     PyTorch(),
     LiteRt(),
+    Untuned(),
+    Tuned(),
     *_NCNN,
     Mnn(),
     Nnpack(),
-    Untuned(),
 )
-"""All that need no tuning, ours first."""
-
-TUNED_CONTESTANTS: tuple[Contestant, ...] = (Ours(name="ours, tuned", blocking="auto"), Tuned())
-"""Ours with block sizes of tuning logs, and TVM's own tuner, which takes minutes for a layer."""
+"""All that compute layers, ours first."""
 
 NETWORK_CONTESTANTS: tuple[Contestant, ...] = (
     Ours(blocking="auto"),
     OnnxRuntime(),
     OpenVino(),
-    PyTorch(name="PyTorch"),
+    PyTorch(name="PyTorch", colour="#c51b7d"),
     LiteRt(),
     *_NCNN,
     Mnn(),
 )
 """All that can load networks, ours first."""
+
+_ALL = (*LAYER_CONTESTANTS, *NETWORK_CONTESTANTS)
+_CLASSES = [*dict.fromkeys(map(type, _ALL))]
+
+KNOWN = {each.name: each for each in sorted(_ALL, key=lambda each: _CLASSES.index(type(each)))}
+"""By name, in the order of tables: forms of one library stand together."""
+
+CHOOSING = tuple(name for name, each in KNOWN.items() if each.algorithm not in ALL_PRODUCTS)
+"""Names of those that need not compute all products, whether they say so or not."""

@@ -24,6 +24,8 @@ class LiteRt(Contestant):
         "The convolution alone, as a matrix product through pointers instead of im2col's copies: "
         "input and output have the channels last, and nothing is reordered."
     )
+    colour: str = "#2ca02c"
+    marker: str = "p"
 
     title: ClassVar = "XNNPACK in LiteRT"
     packages: ClassVar = {"ai_edge_litert": "", "flatbuffers": ", which writes its files,"}

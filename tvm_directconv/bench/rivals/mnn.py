@@ -23,6 +23,8 @@ class Mnn(Contestant):
         "From plain to plain, its output allocated anew: input and output are reordered in each "
         "call where it convolves in blocks."
     )
+    colour: str = "#000000"
+    marker: str = "*"
 
     title: ClassVar = "MNN"
     packages: ClassVar = {"MNN": "", "onnx": ", which writes ONNX files,"}

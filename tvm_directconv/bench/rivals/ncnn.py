@@ -35,6 +35,8 @@ class Ncnn(Contestant):
         "The convolution alone, its output allocated anew: input and output have the layout that "
         "layers pass on to each other, and nothing is reordered."
     )
+    colour: str = "#8c564b"
+    marker: str = "d"
     winograd: bool = True
 
     title: ClassVar = "ncnn"

@@ -55,6 +55,8 @@ class OneDnn(Contestant):
         "The convolution alone: input, weights and output are in layouts of its own choice, and "
         "nothing is reordered."
     )
+    colour: str = "#1f77b4"
+    marker: str = "^"
     blocked: bool = False
 
     title: ClassVar = "oneDNN"

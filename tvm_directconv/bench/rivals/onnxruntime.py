@@ -22,6 +22,8 @@ class OnnxRuntime(Contestant):
         "From plain to plain: where it convolves in a blocked layout, input and output are "
         "reordered in each call."
     )
+    colour: str = "#17becf"
+    marker: str = "v"
 
     title: ClassVar = "onnxruntime"
     packages: ClassVar = {"onnxruntime": "", "onnx": ", which writes ONNX files,"}

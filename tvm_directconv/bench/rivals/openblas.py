@@ -29,6 +29,8 @@ class Sgemm(Contestant):
     name: str = "OpenBLAS SGEMM alone"
     algorithm: str = IM2COL
     includes: str = "The matrix product only: the matrix that im2col makes is ready."
+    colour: str = "#b8b8b8"
+    marker: str = "P"
 
     title: ClassVar = "OpenBLAS"
     packages: ClassVar = {"scipy_openblas32": ", a build of OpenBLAS,"}
@@ -80,6 +82,8 @@ class Im2colSgemm(Sgemm):
     includes: str = (
         "im2col and the matrix product, from plain to plain; 1x1 of stride 1 needs no im2col."
     )
+    colour: str = "#7f7f7f"
+    marker: str = "s"
 
     def prepare_layer(
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray

@@ -22,6 +22,8 @@ class OpenVino(Contestant):
         "From plain to plain: where it convolves in a layout of its own, input and output are "
         "reordered in each call."
     )
+    colour: str = "#6a3d9a"
+    marker: str = "<"
 
     title: ClassVar = "OpenVINO"
     packages: ClassVar = {"openvino": "", "onnx": ", which writes ONNX files,"}

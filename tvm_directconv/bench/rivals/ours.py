@@ -14,6 +14,9 @@ from ...layout import aligned_zeros
 from ...workload import ConvWorkload
 from .base import DIRECT, Contestant, Prepared
 
+TUNED = "ours, tuned"
+"""The name with block sizes of tuning logs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ours(Contestant):
@@ -31,6 +34,8 @@ class Ours(Contestant):
         "The convolution alone: input and output stay in the blocked layout that layers pass on "
         "to each other (an image of 3 channels is plain), and nothing is reordered."
     )
+    colour: str = "#d7191c"
+    marker: str = "o"
     blocking: str = "model"
 
     title: ClassVar = "tvm-directconv"

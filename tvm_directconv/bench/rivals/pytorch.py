@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...workload import ConvWorkload
-from .base import DIRECT, Contestant, NotHere, Prepared, only_plain
+from .base import DIRECT, OWN_CHOICE, Contestant, NotHere, Prepared, only_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class PyTorch(Contestant):
         "The convolution alone, its output allocated anew: input and output have the channels "
         "last, the weights a layout of oneDNN's choice, and nothing is reordered."
     )
+    colour: str = "#e377c2"
+    marker: str = ">"
 
     title: ClassVar = "PyTorch"
     packages: ClassVar = {"torch": ""}
@@ -81,11 +83,13 @@ class Nnpack(PyTorch):
     """NNPACK as PyTorch calls it: it chooses between FFT, Winograd and matrix products."""
 
     name: str = "NNPACK"
-    algorithm: str = "its own choice"
+    algorithm: str = OWN_CHOICE
     includes: str = (
         "From plain to plain; the weights are transformed in each call, as PyTorch does not keep "
         "what NNPACK makes of them, and the output is allocated anew."
     )
+    colour: str = "#bcbd22"
+    marker: str = "h"
 
     network_packages: ClassVar = {}
 

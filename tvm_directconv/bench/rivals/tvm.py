@@ -26,6 +26,8 @@ class Untuned(Contestant):
         "From plain to plain: the input is copied into a padded one, and the loops run in one "
         "thread, as TVM's operators come without a schedule for CPUs."
     )
+    colour: str = "#9e9ac8"
+    marker: str = "X"
 
     title: ClassVar = "TVM"
     packages: ClassVar = {"tvm": ""}
@@ -68,6 +70,7 @@ class Tuned(Untuned):
     includes: str = (
         "From plain to plain, weights included, as MetaSchedule's search has scheduled it."
     )
+    colour: str = "#08306b"
     trials: int = 64
 
     packages: ClassVar = {

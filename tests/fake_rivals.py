@@ -70,7 +70,7 @@ class Fake(Contestant):
         if does == "raise":
             raise Failed("it is broken")
         if does == "raise anything":
-            raise ZeroDivisionError("by zero")
+            raise ZeroDivisionError("at some length:\nby zero")
         if does == "be wrong":
             out[0, 0, 0, 0] += 1
         if does == "be nothing":

@@ -22,6 +22,7 @@ from conftest import FOREIGN, described
 
 import tvm_directconv as dc
 from tvm_directconv.bench.compare import Comparison, Failure
+from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
 from tvm_directconv.cli import main
 from tvm_directconv.cli._options import duration
@@ -706,6 +707,19 @@ def test_the_best_of_the_log_that_can_no_longer_be_compiled(folder: Path) -> Non
     assert layer.records[9].status == "compile_error"
 
 
+def test_of_what_a_compiler_says_the_end_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case.of("ic8ih8oc8kh3", "haswell")
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("a stack of calls\nand the reason\n")
+
+    monkeypatch.setattr(tune, "build", failing)
+    failure = tune._export(case, choose(case), tmp_path / "a.so")
+    assert failure == Failure("compile_error", "RuntimeError: and the reason")
+
+
 def test_the_best_of_the_log_that_no_longer_runs(folder: Path) -> None:
     seconds: Speeds = lambda name, point: {4: 0.8, 9: 0.7}.get(point, 1.0)  # noqa: E731
     options: dict[str, Any] = {"strategy": "exhaustive"}
@@ -823,7 +837,7 @@ def test_measures_here(local: LocalRunner, library: Path) -> None:
             "extern void TVMFFIErrorSetRaisedFromCStr(const char *, const char *);"
             'TVMFFIErrorSetRaisedFromCStr("ValueError", "not aligned"); return -1;',
             "crash",
-            r"LibraryError: the compiled code refuses .*\(not aligned\)",
+            r"^the compiled code refuses .*\(not aligned\)",
         ),
     ],
     ids=["idle", "trap", "segv", "refuses"],

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from .. import versions
 from ..assembly import find_mca
-from ..errors import DirectConvError, ToolchainError
+from ..errors import DirectConvError, ToolchainError, said_by
 from ..hardware.architecture import ARCHITECTURES
 from ..toolchain import Toolchain, find_toolchain
 from ._output import add_format, render, write
@@ -152,7 +152,7 @@ def _tvm(usable: bool) -> Iterator[_Check]:
             "pip install --force-reinstall apache-tvm" if lacking else "",
         )
     except Exception as error:  # Whatever a broken installation may raise.
-        yield _Check(names[0], "missing", f"{type(error).__name__}: {error}", "reinstall TVM")
+        yield _Check(names[0], "missing", said_by(error), "reinstall TVM")
         yield _Check(names[1], "missing", "", "reinstall TVM")
         return
     yield _native(names[1])

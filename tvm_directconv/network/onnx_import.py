@@ -106,7 +106,7 @@ def _read(path: Path, onnx: Any) -> Any:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions.
         raise ModelError(
-            f"model {str(path)!r} is corrupt or no ONNX file ({type(error).__name__}: {error})"
+            f"model {str(path)!r} is corrupt or no ONNX file ({said_by(error)})"
         ) from None
     if not model.graph.node:
         raise ModelError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, absence
+from ..errors import ModelError, absence, said_by
 
 _TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -62,6 +62,7 @@ def import_torch(program: str | Path | Any) -> Any:
             with tensors_only():
                 program = torch.export.load(program)
         except Exception as error:  # Zip, pickle and version errors, all of their own kinds.
+            # PyTorch says what is wrong first, and where its documentation is last.
             said = str(error).partition("\n")[0]
             raise ModelError(
                 f"model {str(program)!r} is corrupt, was not written by torch.export.save, or has "
@@ -71,4 +72,4 @@ def import_torch(program: str | Path | Any) -> Any:
     try:
         return from_exported_program(program, unwrap_unit_return_tuple=True)
     except Exception as error:  # Whatever a converter of TVM's does not expect.
-        raise ModelError(f"TVM cannot import the model: {type(error).__name__}: {error}") from error
+        raise ModelError(f"TVM cannot import the model: {said_by(error)}") from error

@@ -19,7 +19,7 @@ from ..bench.disturbance import disturbance
 from ..blocking import Blocking
 from ..case import Case, check_threads
 from ..convolution import build
-from ..errors import BlockingError, LogError, TuningError, path_of
+from ..errors import BlockingError, LogError, TuningError, path_of, said_by
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..kinds import is_positive
@@ -640,5 +640,5 @@ def _export(case: Case, blocking: Blocking, path: Path) -> Failure | None:
     except BlockingError as error:
         return Failure("rejected", str(error))
     except Exception as error:
-        return Failure("compile_error", f"{type(error).__name__}: {error}")
+        return Failure("compile_error", said_by(error))
     return None

@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from ... import pool
+from ...errors import said_by
 from ...layout import aligned_zeros
 from ...runtime import BoundCall
 from ...workload import ConvWorkload
@@ -55,7 +56,7 @@ class Server:
         try:
             self.contestant.load_library()
         except (ImportError, OSError) as error:
-            raise NotHere(f"{type(error).__name__}: {error}") from error
+            raise NotHere(said_by(error)) from error
         library = self.contestant.library()
         if layers:
             # What fails here fails with layers, too, and is told there.
@@ -230,7 +231,7 @@ def _answer(server: Server, command: dict[str, Any]) -> dict[str, Any]:
     except (NotHere, Unsupported, Failed) as error:
         return {"error": type(error).__name__, "reason": str(error)}
     except Exception as error:  # Whatever a library raises.
-        return {"error": "Failed", "reason": f"{type(error).__name__}: {error}"}
+        return {"error": "Failed", "reason": said_by(error)}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from ...bench.measure import grouped
 from ...bench.peak import Burst
 from ...convolution import load
 from ...deploy.runner import RunFailure
-from ...errors import DeviceError
+from ...errors import DeviceError, said_by
 from ...hardware.device import Device
 from ...hardware.host import check_cores, host_cpu, native
 from ...hardware.target import host_lacks
@@ -121,7 +121,7 @@ def _new_timer(library: Path) -> Timer:
     try:
         call()
     except Exception as error:
-        raise RunFailure("crash", f"{type(error).__name__}: {error}") from None
+        raise RunFailure("crash", said_by(error)) from None
     if reason := wrong(call.out, expected):
         raise RunFailure("wrong_result", reason)
     return grouped(call)

@@ -33,7 +33,7 @@ from ... import deploy, files
 from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
 from ...conv_manifest import ConvManifest
-from ...errors import DirectConvError, RpcError
+from ...errors import DirectConvError, RpcError, said_by
 from ...hardware.device import Device
 from ...hardware.host import cpu_of
 from ...manifest import manifest_path
@@ -696,7 +696,7 @@ def _reported(function: Callable[_P, _T]) -> Callable[_P, _T]:
         except (DirectConvError, OSError, _BoardError):
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {str(error).strip()}"
+            message = said_by(error)
             if _session is None or not _session.is_alive():
                 raise ConnectionError(message) from None
             raise _BoardError(message) from None

@@ -139,6 +139,7 @@ RUNS: list[tuple[str, Callable[[np.ndarray, np.ndarray], tuple[Any, ...]], str]]
     ("shape", lambda x, w: (aligned_zeros((1, 1, 7, 7, 3)), w), "has shape (1, 1, 7, 7, 3)"),
     ("plain", lambda x, w: (np.zeros((1, 8, 7, 7), np.float32), w), "has shape (1, 8, 7, 7)"),
     ("dtype", lambda x, w: (x.astype(np.float64), w), "dtype float64: expected float32"),
+    ("byte order", lambda x, w: (x.astype(">f4"), w), "dtype >f4: expected float32"),
     ("list", lambda x, w: (x.tolist(), w), "is a list: expected a numpy.ndarray"),
     ("swapped", lambda x, w: (w, x), "has shape"),
     ("strides", lambda x, w: (np.asfortranarray(x), w), "is not contiguous"),

@@ -50,7 +50,7 @@ def _check(
 ) -> None:
     if not isinstance(array, np.ndarray):
         raise ArgumentError(f"{what} is a {type(array).__name__}: expected a numpy.ndarray")
-    if array.dtype.name != number.name:
+    if array.dtype != np.dtype(number.name):
         raise ArgumentError(
             f"{what} has dtype {array.dtype}: expected {number}, use {what}.astype('{number}')"
         )

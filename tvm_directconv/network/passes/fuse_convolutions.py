@@ -34,7 +34,10 @@ class _Chain:
     def epilogue(self) -> Epilogue:
         """Return what the kernel does with its sums."""
         return Epilogue(
-            self.bias is not None, self.residual is not None, self.activation, self.slope
+            bias=self.bias is not None,
+            residual=self.residual is not None,
+            activation=self.activation,
+            slope=self.slope,
         )
 
 

@@ -17,8 +17,9 @@ from onnx_models import (
     random_inputs,
 )
 
-from tvm_directconv import ConvWorkload, device
+from tvm_directconv import ConvWorkload, device, reference
 from tvm_directconv.case import channel_block
+from tvm_directconv.epilogue import ACTIVATIONS, Activation
 from tvm_directconv.network.network import Network
 from tvm_directconv.network.operators import ACTIVATION, CONV2D, REORDER, conv_attributes
 from tvm_directconv.network.passes.blocked_layout import blocked_layout
@@ -433,6 +434,7 @@ WAYS: dict[str, tuple[str, float, Written]] = {
         lambda g, x: g.node("Max", g.node("Min", _c(g, 6), x), _c(g, 0)),
     ),
     "leaky relu": ("leaky_relu", 0.1, lambda g, x: g.node("LeakyRelu", x, alpha=0.1)),
+    "steep leaky relu": ("leaky_relu", 2, lambda g, x: g.node("LeakyRelu", x, alpha=2.0)),
     "leaky relu as maximum": (
         "leaky_relu",
         0.25,
@@ -446,6 +448,11 @@ WAYS: dict[str, tuple[str, float, Written]] = {
         ),
     ),
     "silu": ("silu", 0, lambda g, x: g.node("Mul", x, g.node("Sigmoid", x))),
+    "silu with an exponential": (
+        "silu",
+        0,
+        lambda g, x: g.node("Div", x, g.node("Add", _c(g, 1), g.node("Exp", g.node("Neg", x)))),
+    ),
     "silu, other order": ("silu", 0, lambda g, x: g.node("Mul", g.node("Sigmoid", x), x)),
     "hard-sigmoid": (
         "hard_sigmoid",
@@ -507,6 +514,21 @@ WAYS: dict[str, tuple[str, float, Written]] = {
 }
 
 
+def test_a_new_activation_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row here and one in the oracle is all that fusion needs."""
+    row = Activation(lambda x, slope: x, has_slope=True)
+    monkeypatch.setitem(ACTIVATIONS, "elu", row)
+    monkeypatch.setitem(
+        reference._ACTIVATIONS, "elu", lambda y, slope: np.where(y > 0, y, slope * np.expm1(y))
+    )
+    g = Graph(x=(1, 8, 4, 5))
+    conv = g.conv("x", 12, 8, 1, 1)
+    model = g.model(g.node("Elu", conv, alpha=0.5))
+    module = after(model, tmp_path, Simplify, RecognizeActivations)
+    ((found, slope),) = activations(module)
+    assert (found, slope) == ("elu", pytest.approx(0.5))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_write_an_activation(tmp_path: Path, way: str) -> None:
     name, slope, write = WAYS[way]
@@ -539,7 +561,6 @@ OTHERS: dict[str, Written] = {
     "swish of 1.702": lambda g, x: g.node(
         "Mul", x, g.node("Sigmoid", g.node("Mul", x, _c(g, 1.702)))
     ),
-    "steep leaky relu": lambda g, x: g.node("LeakyRelu", x, alpha=2.0),
     "leaky relu that goes up again": lambda g, x: g.node("LeakyRelu", x, alpha=-0.5),
     "absolute value": lambda g, x: g.node("Max", x, g.node("Mul", x, _c(g, -1))),
     "leaky relu of 1": lambda g, x: g.node("LeakyRelu", x, alpha=1.0),

@@ -115,6 +115,11 @@ class Case:
         """The fastest of them."""
         return self.device.peak(self.precision)
 
+    @cached_property
+    def input_block(self) -> int:
+        """The channel block that inputs have between layers; see :func:`channel_block`."""
+        return channel_block(self.workload.in_channels, self.device, self.precision)
+
     @property
     def precision(self) -> Precision:
         """The number types that it computes with."""

@@ -18,7 +18,6 @@ from math import ceil
 from typing import NamedTuple
 
 from .blocking import IC_OUTSIDE
-from .case import channel_block
 from .hardware.constants import ModelConstants
 from .hardware.device import Device
 from .instructions import MEMORY
@@ -82,9 +81,10 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
         wholes = turns * whole + min(left, whole)
         return wholes * of_whole + (tasks - wholes) * of_narrower
 
-    largest = of_first(ceil(tiling.tasks / case.threads))
+    tasks = tiling.tasks
+    largest = of_first(ceil(tasks / case.threads))
     ideal = case.workload.flops / case.peak.flops_per_cycle / case.threads
-    return Estimate(largest, ideal, of_first(tiling.tasks) / case.threads / largest)
+    return Estimate(largest, ideal, of_first(tasks) / case.threads / largest)
 
 
 def _task_cycles(tiling: Tiling, oc_tiles: int, step_cycles: StepCycles | None) -> float:
@@ -194,9 +194,7 @@ def _traffic(tiling: Tiling, size: _Sizes, oc_tiles: int) -> _Traffic:
     first_input = min(1.0, b.oh_block * view.stride[0] / task_rows) * images / oc_tiles
     weights = _mixed(b.oh_block / view.out_height, cold, _per_byte(between_weights, device))
     pixels = _mixed(first_input, cold, _per_byte(between_input, device))
-    if channels > constants.streams * channel_block(
-        view.in_channels, device, tiling.case.precision
-    ):
+    if channels > constants.streams * tiling.case.input_block:
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         pixels *= 2
     # Each vector's weights are a stream. Where channels are round numbers, so are the distances of
@@ -223,6 +221,7 @@ def _row_cycles(
     """Return the cycles of one visit to each tile of a row, sums at hand or in the cache."""
     b, view, device = tiling.blocking, tiling.view, tiling.case.device
     sum_bytes = b.lanes * tiling.case.precision.sum.bytes
+    channels, stored = tiling.channels_at_once, tiling.sums_are_stored
     weights_again = size.tile_weights * traffic.weights_again
     input_again = size.tile_input * traffic.input_again
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
@@ -234,14 +233,16 @@ def _row_cycles(
         memory = weights_again + input_again * width / b.ow_tile
         memory += sums * sum_bytes * traffic.sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
-        overhead = sums / device.loads_per_cycle * (2 if tiling.sums_are_stored else 1)
+        overhead = sums / device.loads_per_cycle * (2 if stored else 1)
         overhead += device.model.visit_cycles
         inside = taps_inside(view, 1, columns)
         taken = step_cycles(tuple(inside)) if step_cycles else None
         if taken is None:
+            # Most columns of the kernel see as many columns of the tile.
             whole = width == b.ow_tile
-            taken = sum(_step_cycles(tiling, taps, whole) for taps in inside)
-        computed = tiling.channels_at_once * rows_inside * taken + overhead
+            steps = {taps: _step_cycles(tiling, taps, whole) for taps in set(inside)}
+            taken = sum(steps[taps] for taps in inside)
+        computed = channels * rows_inside * taken + overhead
         return _together(computed, memory, device.model)
 
     tiles, _, left, right = tiling.row

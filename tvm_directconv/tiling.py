@@ -89,18 +89,18 @@ class Tiling:
         """The instruction that it computes with, and how fast the device runs it."""
         return next(rate for rate in self.case.rates if rate.lanes == self.blocking.lanes)
 
-    @cached_property
+    @property
     def channels_at_once(self) -> int:
         """The input channels that are summed up before a tile's sums are stored."""
         b = self.blocking
         return b.ic_block if b.loop_order == IC_OUTSIDE else self.view.group_in
 
-    @cached_property
+    @property
     def sums_are_stored(self) -> bool:
         """Whether sums leave the registers before they are complete."""
         return self.channels_at_once < self.view.group_in
 
-    @cached_property
+    @property
     def channel_tiles(self) -> ChannelTiles:
         """The tiles of output channels.
 
@@ -158,7 +158,7 @@ class Tiling:
         taps = self.view.kernel[1] if b.kw_unroll else 1
         return b.oc_vectors * b.ow_tile * self.straight_channels * taps
 
-    @cached_property
+    @property
     def groups_in_tile(self) -> int:
         """How many groups the output channels of a register tile belong to.
 

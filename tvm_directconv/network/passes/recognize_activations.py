@@ -17,6 +17,9 @@ _ELEMENTWISE: dict[str, Any] = {
     "relax.divide": np.divide,
     "relax.maximum": np.maximum,
     "relax.minimum": np.minimum,
+    "relax.negative": np.negative,
+    "relax.exp": np.exp,
+    "relax.tanh": np.tanh,
     "relax.nn.relu": lambda x: np.maximum(x, 0),
     "relax.nn.relu6": lambda x: np.clip(x, 0, 6),
     "relax.sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -24,7 +27,6 @@ _ELEMENTWISE: dict[str, Any] = {
 }
 # More operators than any activation is written in.
 _MOST = 8
-_NAMES = [name for name, row in ACTIVATIONS.items() if name != "none" and not row.has_slope]
 # On both sides of every bend that an activation has, and far out: others have their bends there.
 _FAR = np.geomspace(10, 1e37, 73)
 _PROBES = np.concatenate([np.linspace(-8, 8, 129), _FAR, -_FAR])
@@ -113,13 +115,25 @@ class RecognizeActivations(Rewriter):
 
 
 def _matching(values: np.ndarray) -> tuple[str, float] | None:
-    slope = float(-values[_PROBES == -1.0][0])
-    candidates = [(name, 0.0) for name in _NAMES]
-    if np.array_equal(values[_PROBES > 0], _PROBES[_PROBES > 0]) and slope < 1:
-        candidates.append(("leaky_relu", slope))
-    for name, parameter in candidates:
-        with np.errstate(over="ignore"):  # Far out, e^x is infinite.
-            expected = epilogue_reference(_PROBES, Epilogue(activation=name, slope=parameter))
-        if np.allclose(values, expected, rtol=_TOLERANCE, atol=_TOLERANCE / 10):
-            return name, parameter
+    """Return the activation with these values at the probes, and its slope."""
+    if np.array_equal(values, _PROBES):
+        return None
+    for name, row in ACTIVATIONS.items():
+        slope = _slope(name, values) if row.has_slope else 0.0
+        if np.isfinite(slope) and np.allclose(
+            values, _computed(name, slope), rtol=_TOLERANCE, atol=_TOLERANCE / 10
+        ):
+            return name, slope
     return None
+
+
+def _slope(name: str, values: np.ndarray) -> float:
+    """Return the slope with which an activation has its value at -1, if its values are linear."""
+    at = _PROBES == -1.0
+    flat, steep = (_computed(name, slope)[at][0] for slope in (0.0, 1.0))
+    return float((values[at][0] - flat) / (steep - flat))
+
+
+def _computed(name: str, slope: float) -> np.ndarray:
+    with np.errstate(over="ignore"):  # Far out, e^x is infinite.
+        return epilogue_reference(_PROBES, Epilogue(activation=name, slope=slope))

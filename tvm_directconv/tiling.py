@@ -121,7 +121,7 @@ class Tiling:
         narrow = replace(self.blocking, oc_vectors=self.channel_tiles.vectors)
         return Tiling(self.case, narrow)
 
-    @property
+    @cached_property
     def row(self) -> Row:
         """The tiles of a row."""
         return _row(self.view, self.blocking.ow_tile)

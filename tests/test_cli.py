@@ -949,7 +949,7 @@ def test_doctor_tells_required_tools_from_others(
     (folder / "bin" / "cc").symlink_to(compiler)
     status, rows = doctor(run)
     assert status == 0
-    for name in ("cross compiler for aarch64", "emulator for armv7l", "llvm-mca (cycle model)"):
+    for name in ("cross compiler for AArch64", "emulator for ARMv7", "llvm-mca (cycle model)"):
         assert rows[name]["status"] == "missing" and rows[name]["advice"]
         assert rows[name]["required"] is False
 

@@ -1,4 +1,4 @@
-"""Compiled here, run in an emulator: layers for ARM give the same bits as the reference."""
+"""Compiled here, run in an emulator: foreign layers give the same bits as the reference."""
 
 from collections.abc import Hashable
 from dataclasses import replace
@@ -11,6 +11,7 @@ from tvm_directconv import ConvWorkload, build, device
 from tvm_directconv.blocking import IC_INSIDE, IC_OUTSIDE
 from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
+from tvm_directconv.errors import LibraryError
 
 
 def shrunk(layer: ConvWorkload) -> ConvWorkload:
@@ -55,9 +56,18 @@ def test_the_cases_have_every_shape() -> None:
     assert shapes(CASES) == shapes(LAYERS)
 
 
+# RISC-V's code is made like ARM's, but for its instructions: some layers show that these are right.
+RUNS = [
+    *((layer, name) for layer in CASES for name in ("cortex-a53", "cortex-a72", "armv7")),
+    *((layer, "rv64gcv") for layer in CASES[::6]),
+    *((layer, "spacemit-x60") for layer in CASES[3::9]),
+]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", ["cortex-a53", "cortex-a72", "armv7"])
-@pytest.mark.parametrize("layer", CASES, ids=lambda w: w.name)
+@pytest.mark.parametrize(
+    ("layer", "name"), RUNS, ids=[f"{layer.name}-{name}" for layer, name in RUNS]
+)
 def test_emulated_layers_are_exact(
     layer: ConvWorkload, name: str, threads: int, tmp_path: Path
 ) -> None:
@@ -68,3 +78,21 @@ def test_emulated_layers_are_exact(
         b = replace(b, loop_order=IC_INSIDE if b.loop_order == IC_OUTSIDE else IC_OUTSIDE)
     report = run_exact(build(layer, target, threads, b), target, tmp_path, threads)
     assert report.allocated_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "runs"),
+    [("rv64gcv", 128, True), ("rv64gcv", 512, True), ("spacemit-x60", 128, False)],
+)
+def test_riscv_with_vectors_of_other_widths(
+    name: str, bits: int, runs: bool, tmp_path: Path
+) -> None:
+    """Wider ones will do. Narrower ones would leave out lanes, and nobody would notice."""
+    layer = ConvWorkload.parse("ic20ih5oc24oh5kh3ph1")
+    target = replace(device(name), qemu_cpu=f"rv64,v=true,vlen={bits},vext_spec=v1.0")
+    conv = build(layer, name)
+    if runs:
+        run_exact(conv, target, tmp_path)
+    else:
+        with pytest.raises(LibraryError, match="lacks an instruction of this library"):
+            run_exact(conv, target, tmp_path)

@@ -67,6 +67,25 @@ def test_they_can_be_kept(name: str, tmp_path: Path) -> None:
     assert (computed(build(LAYER, name, denormals=KEEP), tmp_path) > 0).all()
 
 
+def test_riscv_always_keeps_them(tmp_path: Path) -> None:
+    """It has no state that decides, so what would be expected to flush them is refused."""
+    conv = build(LAYER, "rv64gcv")
+    assert conv.manifest.denormals == KEEP
+    assert conv.pack_weight(np.full(LAYER.weight_shape, SMALL, np.float32)).all()
+    assert (computed(conv, tmp_path) > 0).all()
+    g = Graph(x=(1, 3, 5, 5))
+    model = saved(g.model(g.node("Relu", "x")), tmp_path)
+    found = compile_network(model, tmp_path / "a.so", "rv64gcv", check=False)
+    assert found.denormals == KEEP
+    calls = (
+        lambda: build(LAYER, "rv64gcv", denormals=FLUSH),
+        lambda: compile_network(model, tmp_path / "a.so", "rv64gcv", denormals=FLUSH),
+    )
+    for call in calls:
+        with pytest.raises(ArgumentError, match=r"is 'flush', but .* like rv64gcv .*'keep'"):
+            call()
+
+
 def test_the_state_of_threads_is_restored(tmp_path: Path) -> None:
     """The same threads compute with and without denormals by turns, and so does the caller."""
     x = np.full(LAYER.input_shape, SMALL, np.float32)

@@ -429,7 +429,7 @@ BOARD = (
     "gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross "
     "qemu-user make"
 )
-CROSS = f"{BOARD} g++ llvm-19 cmake"
+CROSS = f"{BOARD} gcc-riscv64-linux-gnu libc6-dev-riscv64-cross g++ llvm-19 cmake"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ FACTS = {
     "cortex-x1": (4, 32, 32),
     "apple-m1": (4, 32, 32),
     "armv7": (4, 2, 16),
+    "rv64gcv": (4, 8, 32),
+    "spacemit-x60": (8, 16, 32),
 }
 
 # One FMA of the widest vector in assembly, by architecture and lanes.
@@ -54,6 +56,8 @@ FMA = {
     ("x86_64", 8): r"vfmadd\d+ps\s.*%ymm",
     ("aarch64", 4): r"fmla\s+v\d+\.4s",
     ("armv7l", 4): r"vfma\.f32\s+q\d+",
+    ("riscv64", 4): r"vfm(?:acc|add)\.v",
+    ("riscv64", 8): r"vfm(?:acc|add)\.v",
 }
 
 
@@ -167,7 +171,9 @@ def test_assembly_has_the_expected_fma(name):
         found = re.findall(FMA[arch(spec), spec.lanes], text)
         assert len(found) >= 4
         # LLVM's preference for 256 bits must not have split anything.
-        assert len(found) == len(re.findall(r"\sv?fn?m(?:add\d+ps|la)\s|\svfma\.f32\s", text))
+        assert len(found) == len(
+            re.findall(r"\sv?fn?m(?:add\d+ps|la)\s|\svfma\.f32\s|\sv?fm(?:acc|add)\.", text)
+        )
     else:
         assert re.search(r"\smulps\s.*%xmm", text) and re.search(r"\saddps\s.*%xmm", text)
         assert "fmadd" not in text
@@ -210,7 +216,10 @@ def test_target_refuses_no_cores():
         ({"mcpu": "cortex-a27"}, "no mcpu 'cortex-a27' for 'aarch64-linux-gnu'.*mean 'cortex-a7"),
         ({"mattr": ("+neno",)}, r"mattr has '\+neno', a feature that LLVM does not know"),
         ({"mattr": ("-neno",)}, "mattr has '-neno', a feature that LLVM does not know"),
-        ({"triple": "riscv64-linux-gnu"}, "triple is 'riscv64-linux-gnu': expected one of"),
+        (
+            {"triple": "loongarch64-linux-gnu"},
+            "triple is 'loongarch64-linux-gnu': expected one of x86-64, .* or RV64",
+        ),
     ],
 )
 def test_target_refuses_what_llvm_only_logs(change, message):
@@ -256,6 +265,9 @@ def test_a_device_is_returned_as_it_is():
         ("raspberry-pi/4b-aarch64", "cortex-a72"),
         ("arm/rasp4b64", "cortex-a72"),
         ("arm/rasp3b", "armv7"),
+        ("llvm -mtriple=riscv64-linux-gnu -mattr=+v", "rv64gcv"),
+        ("llvm -mtriple=riscv64-linux-gnu -mattr=+v,+zvl256b", "spacemit-x60"),
+        ("llvm -mcpu=spacemit-x60", "spacemit-x60"),
         ('{"kind": "llvm", "mcpu": "znver2"}', "znver2"),
         ({"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["+avx512vl"]}, "x86-64-v4"),
         (Target({"kind": "llvm", "mcpu": "icelake-server", "num-cores": 8}), "icelake-server"),
@@ -500,6 +512,9 @@ def machine(monkeypatch, tmp_path):
         ("aarch64-unknown-linux-gnu", "neoverse-n2", "neoverse-n1", "neoverse-n1"),
         ("aarch64-linux-gnu", "tsv110", "neoverse-n1", "aarch64"),
         ("armv7l-linux-gnueabihf", "cortex-a72", "armv7", "armv7"),
+        ("aarch64-linux-gnu", "generic", "cortex-a72", "aarch64"),
+        ("riscv64-unknown-linux-gnu", "spacemit-x60", "spacemit-x60", "spacemit-x60"),
+        ("riscv64-linux-gnu", "generic", "rv64gcv", "rv64gcv"),
     ],
 )
 def test_native_finds_the_nearest_device_that_runs(machine, triple, cpu, like, name):
@@ -526,7 +541,7 @@ def test_native_elsewhere_keeps_the_systems_triple(machine):
 @pytest.mark.parametrize(
     ("triple", "like", "message"),
     [
-        ("riscv64-linux-gnu", "", "triple is 'riscv64-linux-gnu': expected x86-64 or ARM"),
+        ("loongarch64-linux-gnu", "", "triple is 'loongarch64-linux-gnu': expected x86-64, .*RV64"),
         ("armv7l-linux-gnueabihf", "aarch64", "older than any device"),
     ],
 )
@@ -563,7 +578,7 @@ def test_native_takes_the_caches_of_this_machine(machine, tmp_path):
 
 
 def test_messages_name_no_vendor_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = "riscv64-conda-linux-gnu"
+    here = "loongarch64-conda-linux-gnu"
     monkeypatch.setattr(codegen, "llvm_get_system_triple", lambda: here)
     reason = targets.host_lacks({"mtriple": "x86_64-linux-gnu"})
-    assert reason == "the code is for x86_64-linux-gnu, this machine is riscv64-linux-gnu"
+    assert reason == "the code is for x86_64-linux-gnu, this machine is loongarch64-linux-gnu"

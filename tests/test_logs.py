@@ -564,7 +564,7 @@ def test_what_is_not_trusted_is_not_taken(folder: Path) -> None:
 
 def test_instruction_sets_are_told_from_cores() -> None:
     found = {d.name for d in dc.devices() if choice._names_no_core(d)}
-    assert found == {"x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64", "armv7"}
+    assert found == {"x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64", "armv7", "rv64gcv"}
 
 
 AMD = """processor\t: 0

@@ -70,9 +70,13 @@ MORE = ("googlenet", "resnet18", "mobilenetv1", "mobilenetv2")
 
 @pytest.mark.parametrize(
     ("name", "device"),
-    [*((name, "cortex-a72") for name in SMALL + MORE), *((name, "armv7") for name in SMALL)],
+    [
+        *((name, "cortex-a72") for name in SMALL + MORE),
+        *((name, "armv7") for name in SMALL),
+        ("mobilenetv3", "rv64gcv"),
+    ],
 )
-def test_networks_for_arm(name: str, device: str, tmp_path: Path) -> None:
+def test_networks_for_other_processors(name: str, device: str, tmp_path: Path) -> None:
     path = saved(name, tmp_path, size=65)
     manifest = dc.compile_network(path, tmp_path / "net.so", device, blocking="model", check=False)
     x, expected = case(path, 65)

@@ -13,10 +13,10 @@ from tvm_directconv.epilogue import ACTIVATIONS
 from tvm_directconv.reference import epilogue_reference
 from tvm_directconv.toolchain import find_toolchain
 
-# One of each kind of vectors: those that run here, and ARM's in emulators.
+# One of each kind of vectors: those that run here, and others in emulators.
 TARGETS = [
     name
-    for name in ("x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72", "armv7")
+    for name in ("x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72", "armv7", "rv64gcv")
     if device(name).is_host_runnable or find_toolchain(device(name).triple).emulator
 ]
 SPECIAL = np.array([np.nan, np.inf, -np.inf, -0.0, 3e38, -3e38], np.float32)

@@ -20,7 +20,12 @@ from tvm_directconv.toolchain import (
     run_cc,
 )
 
-TRIPLES = ("x86_64-linux-gnu", "aarch64-linux-gnu", "arm-linux-gnueabihf")
+TRIPLES = (
+    "x86_64-linux-gnu",
+    "aarch64-linux-gnu",
+    "arm-linux-gnueabihf",
+    "riscv64-linux-gnu",
+)
 FOREIGN = tuple(triple for triple in TRIPLES if not triple.startswith(platform.machine()))
 
 SOURCE = """
@@ -66,6 +71,8 @@ def library(object_file: Path, toolchain: Toolchain) -> Path:
         ("armv7a-none-linux-gnueabihf", TRIPLES[2], "arm"),
         ("arm-linux-gnueabihf", TRIPLES[2], "arm"),
         ("armv8l", TRIPLES[2], "arm"),
+        ("riscv64", TRIPLES[3], "riscv64"),
+        ("riscv64-unknown-linux-gnu", TRIPLES[3], "riscv64"),
     ],
 )
 def test_triples_are_normalised(spelling: str, triple: str, machine: str) -> None:
@@ -77,7 +84,8 @@ def test_triples_are_normalised(spelling: str, triple: str, machine: str) -> Non
     "triple",
     [
         "",
-        "riscv64-linux-gnu",
+        "riscv32-linux-gnu",
+        "riscv64-linux-musl",
         "arm-linux-gnueabi",
         "armv6l-linux-gnueabihf",
         "aarch64-apple-darwin",
@@ -120,6 +128,7 @@ def only_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str) 
         (platform.machine(), "gcc"),
         ("aarch64-linux-gnu", "gcc-aarch64-linux-gnu"),
         ("armv7l-linux-gnueabihf", "gcc-arm-linux-gnueabihf"),
+        ("riscv64-linux-gnu", "gcc-riscv64-linux-gnu"),
     ],
 )
 def test_a_missing_compiler_is_explained(
@@ -156,7 +165,7 @@ def test_a_missing_c_library_is_explained(triple: str) -> None:
     found = find_toolchain(triple)
     emulator = (found.emulator[0], "-L", "/nonexistent/sysroot")
     broken = Toolchain(found.triple, found.cc, emulator, "no libc")
-    with pytest.raises(ToolchainError, match=r"/nonexistent/sysroot.*apt install libc6-arm"):
+    with pytest.raises(ToolchainError, match=r"/nonexistent/sysroot.*apt install libc6-\w+-cross"):
         broken.command("program")
 
 
@@ -319,6 +328,6 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_an_unknown_machine_is_a_number(library: Path) -> None:
     data = bytearray(library.read_bytes())
-    data[18:20] = (243).to_bytes(2, "little")
+    data[18:20] = (258).to_bytes(2, "little")
     library.write_bytes(data)
-    assert elf_info(library).machine == "e_machine 243"
+    assert elf_info(library).machine == "e_machine 258"

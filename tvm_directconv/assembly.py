@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .errors import ToolchainError
-from .hardware.architecture import AARCH64, ARM, X86_64, architecture
+from .hardware.architecture import AARCH64, ARM, RISCV64, X86_64, architecture, titles
 
 __all__ = ["Loop", "find_mca", "innermost_loops", "mca_cycles", "whole_function"]
 
@@ -57,7 +57,7 @@ def innermost_loops(text: str, triple: str) -> list[Loop]:
     text : str
         Assembly as LLVM writes it, of one function or more.
     triple : str
-        Target triple of an x86-64 (AT&T syntax), AArch64 or ARMv7 system.
+        Target triple. Assembly of x86-64 is in AT&T syntax.
 
     Returns
     -------
@@ -177,12 +177,13 @@ def find_mca() -> str:
 # --- Instructions -------------------------------------------------------------------------------
 
 _BRANCH = re.compile(
-    r"(?:j\w+|b(?:\.?(?:eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le))?|cbn?z|tbn?z)"
+    r"(?:j\w*|b(?:\.?(?:eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le)[uz]?)?|cbn?z|tbn?z)"
     r"\s(?:\S+, ?)*(\.L[\w.$]+)"
 )
 # What follows these in the text does not run after them.
 _LEAVES = re.compile(
-    r"(jmpq?|b|br|bx)\s|(ret[lq]?|ud2)$|(brk|udf)\s|(pop|ldm\w*)\s.*\bpc\b|(ldr|mov)\s+pc,"
+    r"(jmpq?|j|jr|tail|b|br|bx)\s|(ret[lq]?|ud2|unimp)$|(brk|udf)\s|(pop|ldm\w*)\s.*\bpc\b"
+    r"|(ldr|mov)\s+pc,"
 )
 _STACK_POINTER = "sp"
 
@@ -308,16 +309,33 @@ _ARM = _Machine(
     call=re.compile(r"blx?\s"),
     scratch=frozenset(["r0", "r1", "r2", "r3", "r12", "lr"]),
 )
+_RISCV64_REGISTER = r"\b(zero|ra|[sgt]p|[ast]\d+)\b"
+_RISCV64 = _Machine(
+    comment="#",
+    register=re.compile(_RISCV64_REGISTER),
+    result=re.compile(rf"\S+\s+{_RISCV64_REGISTER}"),
+    results=re.compile(r"(?!)"),
+    no_result=re.compile(r"s[bhwd]\s|b|j"),
+    copy=re.compile(r"(mv|addi?|sub|sh[123]add|andi?)\s"),
+    vector_access=re.compile(r"v[ls](\d+r|[emsoux]*\d|m)|f[ls][wd]\s"),
+    pair_load=re.compile(r"(?!)"),
+    pair_use=re.compile(r"(?!)"),
+    fma=re.compile(r"vfn?m(acc|add|sac|sub)\.v"),
+    multiply=re.compile(r"vfmul\.v"),
+    add=re.compile(r"vfadd\.v"),
+    call=re.compile(r"call|jalr?\s"),
+    scratch=frozenset(["ra", *(f"t{i}" for i in range(7)), *(f"a{i}" for i in range(8))]),
+)
 
 
-_MACHINES = {X86_64: _X86_64, AARCH64: _AARCH64, ARM: _ARM}
+_MACHINES = {X86_64: _X86_64, AARCH64: _AARCH64, ARM: _ARM, RISCV64: _RISCV64}
 
 
 def _machine(triple: str) -> _Machine:
     found = architecture(triple)
     if found is None:
         raise ToolchainError(
-            f"cannot read the assembly of {triple!r}: expected an x86-64, AArch64 or ARMv7 triple"
+            f"cannot read the assembly of {triple!r}: expected a triple of {titles()}"
         )
     return _MACHINES[found]
 

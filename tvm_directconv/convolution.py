@@ -12,7 +12,7 @@ from . import files, versions
 from .blocking import Blocking
 from .case import Case
 from .conv_manifest import ConvManifest
-from .denormals import FLUSH, checked_mode, flushed
+from .denormals import checked_mode, flushed
 from .emit.c_folder import write_folder
 from .emit.program import Port, Program, Step, Tensor
 from .epilogue import OPERANDS, Epilogue, Operand
@@ -364,7 +364,7 @@ def build(
     input_layout: str | None = None,
     schedule: str | Path | None = None,
     epilogue: Epilogue | None = None,
-    denormals: str = FLUSH,
+    denormals: str | None = None,
 ) -> CompiledConv:
     """Compile a convolution.
 
@@ -386,9 +386,10 @@ def build(
         A Python file with a schedule to use instead of the device's.
     epilogue : Epilogue, optional
         Bias, residual and activation, applied before an output is stored.
-    denormals : str
+    denormals : str, optional
         ``flush``: numbers below 2^-126 count as zeros, as processors can take a hundred times as
-        long for them; ``keep``: they are computed with.
+        long for them; ``keep``: they are computed with. If not given, they are flushed where the
+        processor can; RISC-V's cannot.
 
     Returns
     -------
@@ -403,19 +404,19 @@ def build(
     DeviceError, ScheduleError
         If device or schedule cannot be used.
     ArgumentError
-        If `denormals` is none of the two, or `epilogue` none.
+        If `denormals` is none of the two that the device has, or `epilogue` none.
     """
     versions.check()
-    checked_mode(denormals)
     from tvm import IRModule, tirx
 
     from .lowering.marks import DENORMALS
     from .lowering.pipeline import PIPELINE
 
     case = Case.of(workload, device, threads, input_layout, epilogue)
+    mode = checked_mode(denormals, case.device)
     tiling, source = resolve_blocking(blocking, case)
     begin = time.perf_counter()
-    function = scheduled(tiling, schedule).mod[case.symbol].with_attr(DENORMALS, denormals)
+    function = scheduled(tiling, schedule).mod[case.symbol].with_attr(DENORMALS, mode)
     target = case.device.target(threads)
     try:
         module = tirx.build(IRModule({case.symbol: function}), target, pipeline=PIPELINE)
@@ -437,7 +438,7 @@ def build(
         symbol=case.symbol,
         input_layout=case.input_layout,
         epilogue=case.epilogue,
-        denormals=denormals,
+        denormals=mode,
     )
     return CompiledConv(manifest, module, seconds)
 

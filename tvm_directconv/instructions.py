@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from .precision import FLOAT32, Precision
 
 BROADCAST = "broadcast"
-"""A load puts the pixel into all lanes of a register."""
+"""The pixel is in all lanes of the operand: a load puts it there, or the instruction itself, from a
+register for one number."""
 
 MEMORY = "memory"
 """The instruction reads the pixel from memory into all lanes."""
@@ -69,6 +70,10 @@ INSTRUCTIONS = {
         Instruction("fmla v.4s", ("neon",), FLOAT32, 4, (BROADCAST, LANE)),
         # vfma has no form with a lane; only vmla, which rounds twice, has one.
         Instruction("vfma.f32 q", ("neon", "vfp4"), FLOAT32, 4),
+        # A vector and a number in a floating-point register, from there into all lanes. The name is
+        # the same for all vectors: how wide they are is up to the processor.
+        Instruction("vfmacc.vf vlen128", ("v", "zvl128b"), FLOAT32, 4),
+        Instruction("vfmacc.vf vlen256", ("v", "zvl256b"), FLOAT32, 8),
     )
 }
 """By name."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import ScheduleError, absence, path_of, said_by
 from .hardware.device import Device
+from .hardware.device_files import shipped
 
 _PARAMETERS = ("sch", "tiling")
 
@@ -39,9 +40,12 @@ def find_schedule(device: Device, path: str | Path | None = None) -> Callable[..
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
+            names = {
+                file.keys["schedule"] for file in shipped().values() if "schedule" in file.keys
+            }
             raise ScheduleError(
                 f"device {device.name!r} asks for schedule {device.schedule!r}: there is no "
-                "module of that name in schedules/; expected 'x86' or 'arm'"
+                f"module of that name in schedules/; expected one of {', '.join(sorted(names))}"
             ) from error
         return module.schedule
     file = path_of(path, "the schedule file", ScheduleError)

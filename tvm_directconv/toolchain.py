@@ -45,7 +45,7 @@ class Toolchain:
     Attributes
     ----------
     triple : str
-        ``x86_64-linux-gnu``, ``aarch64-linux-gnu`` or ``arm-linux-gnueabihf``.
+        Debian's, such as ``aarch64-linux-gnu``.
     cc : tuple of str
         Command that compiles C and links, to which arguments are appended.
     emulator : tuple of str
@@ -63,7 +63,7 @@ class Toolchain:
 
     @property
     def machine(self) -> str:
-        """The machine as :class:`ElfInfo` names it: ``x86_64``, ``aarch64`` or ``arm``."""
+        """The machine as :class:`ElfInfo` names it, such as ``aarch64``."""
         return self.triple.split("-")[0]
 
     def command(self, *program: str) -> list[str]:
@@ -106,8 +106,8 @@ def find_toolchain(triple: str, qemu_cpu: str | None = None) -> Toolchain:
     Parameters
     ----------
     triple : str
-        Target triple of x86-64, AArch64 or hard-float ARMv7 Linux with glibc,
-        in any common spelling, or the bare architecture.
+        Target triple of Linux with glibc, with hard float on ARMv7, in any
+        common spelling, or the bare architecture.
     qemu_cpu : str, optional
         CPU that the emulator imitates, e.g. ``cortex-a72``: an instruction
         that it lacks then ends the program. Not used where the host runs the
@@ -374,8 +374,8 @@ class ElfInfo:
     Attributes
     ----------
     machine : str
-        ``x86_64``, ``aarch64`` or ``arm``; for any other the number that ELF
-        has for it, as ``e_machine 243``.
+        Such as ``aarch64``; for one that is not known here the number that ELF
+        has for it, as ``e_machine 258``.
     bits : int
         32 or 64.
     undefined : tuple of str

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import files
 from ..convolution import SUFFIXES, build
-from ..denormals import FLUSH, MODES
+from ..denormals import MODES
 from ..epilogue import ACTIVATIONS, Epilogue
 from ..errors import LibraryError, ModelError, WorkloadError
 from ..specs import is_model
@@ -48,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--denormals",
         choices=MODES,
-        default=FLUSH,
         help="numbers below 2^-126, for which processors can take a hundred times as long: flush "
-        "has them count as zeros, keep computes with them; default: flush",
+        "has them count as zeros, keep computes with them; default: flush where the processor can",
     )
     parser.add_argument(
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"

@@ -13,14 +13,13 @@ from importlib.util import find_spec
 from .. import versions
 from ..assembly import find_mca
 from ..errors import DirectConvError, ToolchainError, said_by
-from ..hardware.architecture import ARCHITECTURES
+from ..hardware.architecture import ARCHITECTURES, architecture
 from ..toolchain import Toolchain, find_toolchain
 from ._output import add_format, render, write
 
 _NARROWEST = 40
 _COMMAND = re.compile(r"\b(?:pip|apt) install [^,;:]+")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-_FOREIGN = ("aarch64", "armv7l")
 
 # By what is imported, as XGBoost's package has several names: what for, and the extra it is in.
 _OPTIONAL = {
@@ -179,12 +178,13 @@ def _compilers() -> Iterator[_Check]:
         yield _Check(name, "ok", find_toolchain(platform.machine()).description, "")
     except DirectConvError as error:
         yield _Check(name, "missing", "", str(error))
-    for machine in _FOREIGN:
-        if machine == platform.machine():
+    here = architecture(platform.machine())
+    for foreign in ARCHITECTURES:
+        if foreign is here:
             continue
-        compiler, emulator = f"cross compiler for {machine}", f"emulator for {machine}"
+        compiler, emulator = f"cross compiler for {foreign.title}", f"emulator for {foreign.title}"
         try:
-            toolchain = find_toolchain(machine)
+            toolchain = find_toolchain(foreign.triple)
         except DirectConvError as error:
             yield _Check(compiler, "missing", "", str(error), required=False)
             yield _Check(emulator, "missing", "", "install the compiler first", required=False)

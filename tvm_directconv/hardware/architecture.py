@@ -12,6 +12,8 @@ class Architecture:
     ----------
     name : str
         As ELF files and Python have it.
+    title : str
+        As people write it.
     spellings : str
         How the first part of a triple says it; a regular expression.
     elf : int
@@ -24,12 +26,25 @@ class Architecture:
         The program of QEMU that runs such programs.
     cc_package, libc_package : str
         Debian's packages of the cross compiler, and of the C library that emulated programs load.
+    device : str
+        The device of processors that none is named after.
+    told_by_triple : bool
+        Whether a target without a processor means that device.
+    computes : str
+        Features that LLVM uses in numeric code without being asked; a regular expression.
+    propagates_nans : bool
+        Whether an instruction takes the maximum of two float32, and is not a number if one of them
+        is not.
     pin : str
-        LLVM's constraints for assembly that may change memory and a vector; see
+        The function of LLVM through which sums go between steps, ``{n}`` floats at once; see
         :mod:`tvm_directconv.lowering.registers`.
+    vector_check : str
+        The function of LLVM that ends the program on a processor whose vectors have fewer than
+        ``{bytes}``; empty where such a processor does not have the instructions.
     """
 
     name: str
+    title: str
     spellings: str
     elf: int
     triple: str
@@ -37,11 +52,51 @@ class Architecture:
     emulator: str
     cc_package: str
     libc_package: str
+    device: str
+    told_by_triple: bool
+    computes: str
+    propagates_nans: bool
     pin: str
+    vector_check: str = ""
 
+
+# LLVM knows the size of a register.
+_PIN = """
+define <{n} x float> @directconv_pin(<{n} x float> %a) {{
+  %b = call <{n} x float> asm sideeffect "", "CONSTRAINTS"(<{n} x float> %a)
+  ret <{n} x float> %b
+}}
+"""
+# It does not, and takes no vectors of fixed size for operands of assembly.
+_PIN_SCALABLE = """
+define <{n} x float> @directconv_pin(<{n} x float> %a) {{
+  %r = call <vscale x 2 x float> @llvm.vector.insert.nxv2f32.v{n}f32(
+      <vscale x 2 x float> poison, <{n} x float> %a, i64 0)
+  %s = call <vscale x 2 x float> asm sideeffect "", "CONSTRAINTS"(<vscale x 2 x float> %r)
+  %b = call <{n} x float> @llvm.vector.extract.v{n}f32.nxv2f32(<vscale x 2 x float> %s, i64 0)
+  ret <{n} x float> %b
+}}
+declare <vscale x 2 x float> @llvm.vector.insert.nxv2f32.v{n}f32(
+    <vscale x 2 x float>, <{n} x float>, i64)
+declare <{n} x float> @llvm.vector.extract.v{n}f32.nxv2f32(<vscale x 2 x float>, i64)
+"""
+_CHECK_VLENB = """
+define void @directconv_check_vectors() alwaysinline {{
+  %bytes = call i64 asm "csrr $0, vlenb", "=r"()
+  %fewer = icmp ult i64 %bytes, {bytes}
+  br i1 %fewer, label %stop, label %go
+stop:
+  call void @llvm.trap()
+  unreachable
+go:
+  ret void
+}}
+declare void @llvm.trap()
+"""
 
 X86_64 = Architecture(
     name="x86_64",
+    title="x86-64",
     spellings="x86_64h?|amd64",
     elf=62,
     triple="x86_64-linux-gnu",
@@ -49,10 +104,15 @@ X86_64 = Architecture(
     emulator="qemu-x86_64",
     cc_package="gcc-x86-64-linux-gnu",
     libc_package="libc6-amd64-cross",
-    pin="=v,0,~{memory},~{rbp}",
+    device="x86-64-v4",
+    told_by_triple=False,  # Most have FMA, and TVM would do without.
+    computes=r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni",
+    propagates_nans=False,
+    pin=_PIN.replace("CONSTRAINTS", "=v,0,~{{memory}},~{{rbp}}"),
 )
 AARCH64 = Architecture(
     name="aarch64",
+    title="AArch64",
     spellings="aarch64|arm64",
     elf=183,
     triple="aarch64-linux-gnu",
@@ -60,10 +120,15 @@ AARCH64 = Architecture(
     emulator="qemu-aarch64",
     cc_package="gcc-aarch64-linux-gnu",
     libc_package="libc6-arm64-cross",
-    pin="=w,0,~{memory}",
+    device="aarch64",
+    told_by_triple=True,
+    computes="neon|lse|sve2?",
+    propagates_nans=True,
+    pin=_PIN.replace("CONSTRAINTS", "=w,0,~{{memory}}"),
 )
 ARM = Architecture(
     name="arm",
+    title="ARMv7",
     spellings=r"arm|armhf|(arm|thumb)v[78]\w*",  # Armv6 and older have no NEON.
     elf=40,
     triple="arm-linux-gnueabihf",
@@ -71,9 +136,30 @@ ARM = Architecture(
     emulator="qemu-arm",
     cc_package="gcc-arm-linux-gnueabihf",
     libc_package="libc6-armhf-cross",
-    pin="=w,0,~{memory}",
+    device="armv7",
+    told_by_triple=True,
+    computes="neon|vfp4|hwdiv-arm",
+    propagates_nans=True,
+    pin=_PIN.replace("CONSTRAINTS", "=w,0,~{{memory}}"),
 )
-ARCHITECTURES = (X86_64, AARCH64, ARM)
+RISCV64 = Architecture(
+    name="riscv64",
+    title="RV64",
+    spellings="riscv64",
+    elf=243,
+    triple="riscv64-linux-gnu",
+    triples=r"riscv64((-\w+)?-linux(-gnu)?)?",
+    emulator="qemu-riscv64",
+    cc_package="gcc-riscv64-linux-gnu",
+    libc_package="libc6-riscv64-cross",
+    device="rv64gcv",
+    told_by_triple=True,
+    computes=r"[mafdcv]|zb[abcs]",  # Linux does not tell how wide vectors are.
+    propagates_nans=False,
+    pin=_PIN_SCALABLE.replace("CONSTRAINTS", "=^vr,0,~{{memory}}"),
+    vector_check=_CHECK_VLENB,
+)
+ARCHITECTURES = (X86_64, AARCH64, ARM, RISCV64)
 
 
 def architecture(triple: str) -> Architecture | None:
@@ -81,3 +167,9 @@ def architecture(triple: str) -> Architecture | None:
     first = triple.split("-")[0].lower()
     found = (each for each in ARCHITECTURES if re.fullmatch(each.spellings, first))
     return next(found, None)
+
+
+def titles() -> str:
+    """Return what the architectures are called, as an error lists what it expected."""
+    *others, last = (each.title for each in ARCHITECTURES)
+    return f"{', '.join(others)} or {last}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, DeviceError
-from .architecture import AARCH64, ARM, X86_64, architecture
+from .architecture import ARM, architecture, titles
 from .device import Device
 from .device_files import named, resolve, shipped
 from .target import host_features, llvm
@@ -40,13 +40,16 @@ def native() -> Device:
     cpu = str(llvm("llvm_get_system_cpu"))
     here = architecture(triple)
     if here is None:
-        raise DeviceError(f"this machine's triple is {triple!r}: expected x86-64 or ARM")
-    nearest = {X86_64: "x86-64-v4", AARCH64: "aarch64", ARM: "armv7"}[here]
-    match = named(cpu) if nearest != "armv7" else None
+        raise DeviceError(f"this machine's triple is {triple!r}: expected {titles()}")
+    file = shipped().get(cpu)
+    # LLVM calls processors that it does not know "generic". The 64-bit cores run 32-bit code too,
+    # and the device for that is always the same.
+    unnamed = here is ARM or (file is not None and file.keys.get("abstract"))
+    match = None if unnamed else named(cpu)
     for name, file in shipped().items():
         if file.keys.get("told_by") in host_features():
             match = resolve(name, shipped())
-    for name in match.chain if match else resolve(nearest, shipped()).chain:
+    for name in match.chain if match else resolve(here.device, shipped()).chain:
         if shipped()[name].keys.get("abstract"):
             continue
         found = resolve(name, shipped())
@@ -57,7 +60,7 @@ def native() -> Device:
             return replace(found, ghz=None, cores=_usable_cores(), **_cache_sizes())
     raise DeviceError(
         f"this machine's processor ({cpu}, {triple}) is older than any device: expected at least "
-        "SSE4.2 on x86-64, or NEON and VFPv4 on ARM"
+        "SSE4.2 on x86-64, NEON and VFPv4 on ARM, or V on RISC-V"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from .. import reading
 from ..errors import DeviceError, did_you_mean
 from ..kinds import is_text, shown
-from .architecture import AARCH64, ARM, architecture
+from .architecture import ARM, architecture
 from .device import Device
 from .device_files import FLAGS, device_names, devices, from_file, named, resolve, shipped
 from .host import native
@@ -139,7 +139,8 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
                 f"target {text!r}: cannot use {key!r}{did_you_mean(key, _TARGET_KEYS)}: expected "
                 f"{', '.join(_TARGET_KEYS)}. Put what else you need into a device file"
             )
-    found = _device_of(value("mcpu"), value("mtriple"), text)
+    flags = _flags(options.get("mattr", ()), text)
+    found = _device_of(value("mcpu"), value("mtriple"), flags, text)
     value("mfloat-abi")
     _check_abi(options, found, text)
     if "num-cores" in options:
@@ -156,16 +157,15 @@ def _from_target(options: Mapping[str, object], text: str) -> Device:
     return found
 
 
-def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
+def _device_of(mcpu: str | None, triple: str | None, flags: list[str], text: str) -> Device:
     arch = architecture(triple) if triple else None
     if mcpu == "native":
         return native()
     if mcpu in (None, "generic"):
-        # Every Armv8-A processor has NEON and FMA, so there the triple says enough.
-        if arch is AARCH64:
-            return resolve("aarch64", shipped())
-        if arch is ARM:
-            return resolve("armv7", shipped())
+        if arch and arch.told_by_triple:
+            telling = {f"+{file.keys.get('told_by')}": name for name, file in shipped().items()}
+            names = [telling[flag] for flag in flags if flag in telling]
+            return resolve(names[0] if names else arch.device, shipped())
         raise DeviceError(
             f"target {text!r} names no processor (mcpu): TVM would silently compile for the oldest "
             f"one, on x86 to SSE code without FMA. Expected {_choices()}"
@@ -180,7 +180,7 @@ def _device_of(mcpu: str | None, triple: str | None, text: str) -> Device:
         )
     # The 64-bit cores run 32-bit code too, and the device for that is always the same.
     if arch is ARM and found.schedule == "arm":
-        return resolve("armv7", shipped())
+        return resolve(ARM.device, shipped())
     return found
 
 

@@ -9,16 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, did_you_mean
-from .architecture import architecture
+from .architecture import architecture, titles
 
 if TYPE_CHECKING:
     from tvm.target import Target
-
-# Features that LLVM uses in numeric code without being asked. The others of a processor (pku,
-# wbnoinvd, spe, ...) are often hidden by virtual machines and no reason to refuse to run.
-_COMPUTES = re.compile(
-    r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni|neon|lse|sve2?|vfp4|hwdiv-arm"
-)
 
 
 def llvm(name: str, *args: object) -> Any:
@@ -59,8 +53,11 @@ def host_lacks(options: Mapping[str, object]) -> str | None:
         return f"the code is for {there}, this machine is {_plain(here)}"
     host = host_features()
     needed = map(str, llvm("llvm_get_cpu_features", Target(dict(options))))
-    # LLVM knows nothing about some systems: there the triple has to do.
-    missing = sorted(f for f in needed if _COMPUTES.fullmatch(f) and f not in host) if host else []
+    known = architecture(there)
+    # Other features of a processor (pku, wbnoinvd, spe, ...) are often hidden by virtual machines,
+    # and no reason to refuse to run. About some systems LLVM knows nothing: the triple has to do.
+    computes = re.compile(known.computes if known and host else "")
+    missing = sorted(f for f in needed if computes.fullmatch(f) and f not in host)
     return f"this machine's processor has no {', '.join(missing)}" if missing else None
 
 
@@ -95,8 +92,7 @@ def llvm_features(
     """
     if architecture(triple) is None:
         raise DeviceError(
-            f"triple is {triple!r}: expected one of an x86-64, AArch64 or "
-            "ARMv7 system, such as 'aarch64-linux-gnu'"
+            f"triple is {triple!r}: expected one of {titles()}, such as 'aarch64-linux-gnu'"
         )
     if mcpu and not llvm("llvm_is_valid_cpu", mcpu, triple):
         known = [str(cpu) for cpu in llvm("llvm_get_cpu_archlist", _bare(triple))]

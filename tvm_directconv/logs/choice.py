@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..blocking import Blocking
 from ..candidates import choose
 from ..case import Case
+from ..hardware.architecture import ARCHITECTURES
 from ..hardware.device import Device
 from ..hardware.device_files import devices
 from ..hardware.host import host_cpu
@@ -23,7 +24,8 @@ from .record import MODELLED, Record, canonical, parse_date
 # What was measured for another case is taken if the model, too, finds little against it.
 _NEAR_THE_MODEL = 1.05
 # LLVM's names for instruction sets, where other devices name a core.
-_NO_CORE = re.compile(r"generic|x86-64(-v\d)?")
+_NO_CORE = re.compile(r"x86-64(-v\d)?")
+_OF_ARCHITECTURES = {each.device for each in ARCHITECTURES}
 
 
 def is_trusted(record: Record, device: Device) -> bool:
@@ -44,7 +46,8 @@ def is_trusted(record: Record, device: Device) -> bool:
 def _names_no_core(device: Device) -> bool:
     # A user's own file was written for some board, whatever LLVM is told about its processor.
     shipped = {d.name for d in devices()}
-    return device.name in shipped and bool(_NO_CORE.fullmatch(device.mcpu or "generic"))
+    no_core = device.name in _OF_ARCHITECTURES or _NO_CORE.fullmatch(device.mcpu or "")
+    return device.name in shipped and bool(no_core)
 
 
 @functools.cache

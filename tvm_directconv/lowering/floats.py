@@ -20,8 +20,7 @@ from tvm.tirx import (
 )
 
 from .. import exponential
-from ..denormals import FLUSH, KEEP
-from ..hardware.architecture import AARCH64, ARM, X86_64
+from ..denormals import FLUSH, KEEP, STATES
 from .marks import DENORMALS
 from .registers import is_pin
 from .statements import architecture_of, importing, sequence, tir_pass, with_body
@@ -33,42 +32,6 @@ define i{bits} @directconv_opaque{bits}(i{bits} %a) alwaysinline {{
   ret i{bits} %b
 }}
 """
-# Denormals are zeros from the first function on until the second one gets what the first returned.
-# Memory may change, so that no load moves out from between the two, and no store.
-_DENORMALS = """
-define i{bits} @directconv_flush() alwaysinline {{
-{flush}
-}}
-define void @directconv_restore(i{bits} %a) alwaysinline {{
-{restore}
-}}
-"""
-# MXCSR: flush to zero, denormals are zeros.
-_DENORMALS_X86 = _DENORMALS.format(
-    bits=32,
-    flush="""
-  %p = alloca i32
-  call void asm sideeffect "stmxcsr $0", "=*m,~{memory}"(ptr elementtype(i32) %p)
-  %a = load i32, ptr %p
-  %b = or i32 %a, 32832
-  store i32 %b, ptr %p
-  call void asm sideeffect "ldmxcsr $0", "*m,~{memory}"(ptr elementtype(i32) %p)
-  ret i32 %a""",
-    restore="""
-  %p = alloca i32
-  store i32 %a, ptr %p
-  call void asm sideeffect "ldmxcsr $0", "*m,~{memory}"(ptr elementtype(i32) %p)
-  ret void""",
-)
-# FPCR, in ARMv7 FPSCR: flush to zero, which is for operands, too.
-_DENORMALS_ARM = """
-  %a = call i{bits} asm sideeffect "{get}", "=r,~{{memory}}"()
-  %b = or i{bits} %a, 16777216
-  call void asm sideeffect "{put}", "r,~{{memory}}"(i{bits} %b)
-  ret i{bits} %a"""
-_RESTORE_ARM = """
-  call void asm sideeffect "{put}", "r,~{{memory}}"(i{bits} %a)
-  ret void"""
 _FLOAT = 2  # DLPack's number for floating point
 
 
@@ -101,9 +64,9 @@ def propagate_nans(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     TVM's codegen makes ``a > b ? a : b`` of a maximum, which is `b` if one of the two is not a
     number. On x86 that is one instruction: of a constant and a variable, it takes nothing but to
     have the variable second; of two variables, it takes both orders. ARM's own maximum is right,
-    but LLVM knows none of float64 on ARMv7.
+    but LLVM knows none of float64 on ARMv7. RISC-V's own is the number if one of the two is none.
     """
-    own = architecture_of(func) is not X86_64
+    own = architecture_of(func).propagates_nans
 
     def propagating(node: Any) -> Any:
         dtype = node.ty.dtype
@@ -176,20 +139,6 @@ def hide_masks(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(body)
 
 
-def _arm_code(bits: int, get: str, put: str) -> tuple[int, str]:
-    words = {"bits": bits, "get": get, "put": put}
-    flush, restore = _DENORMALS_ARM.format(**words), _RESTORE_ARM.format(**words)
-    return bits, _DENORMALS.format(bits=bits, flush=flush, restore=restore)
-
-
-# The bits of the floating-point state, and functions that change and restore it.
-_STATES = {
-    X86_64: (32, _DENORMALS_X86),
-    AARCH64: _arm_code(64, "mrs $0, fpcr", "msr fpcr, $0"),
-    ARM: _arm_code(32, "vmrs $0, fpscr", "vmsr fpscr, $0"),
-}
-
-
 @tir_pass
 def flush_denormals(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Let denormals count as zeros while a function runs, in all of its threads.
@@ -197,9 +146,10 @@ def flush_denormals(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     A processor can take a hundred times as long for one. What the state was before comes back when
     the function, or a thread's part of it, ends; between, nothing can fail.
     """
-    if func.attrs.get(DENORMALS, FLUSH) == KEEP:
+    state = STATES.get(architecture_of(func))
+    if state is None or func.attrs.get(DENORMALS, FLUSH) == KEEP:
         return func
-    bits, code = _STATES[architecture_of(func)]
+    bits, code = state
 
     def guarded(statement: Any) -> SeqStmt:
         before = Var("before", f"int{bits}")

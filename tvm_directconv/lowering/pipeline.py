@@ -17,6 +17,7 @@ from .loads import load_lanes, read_from_one_base, stay_in_rows
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
 from .tensors import finish_in_place, present_shapes
+from .vectors import check_vectors, vectorize
 
 PIPELINE = "directconv"
 """Name of the pipeline in ``tvm.compile(..., tir_pipeline=...)``."""
@@ -44,7 +45,7 @@ def lowered() -> list[Any]:
         peel_borders,
         tirx.transform.ConvertSSA(),
         tirx.transform.StmtSimplify(),
-        tirx.transform.VectorizeLoop(True),
+        vectorize,
         tirx.transform.UnrollLoop(),
         tirx.transform.StmtSimplify(),
         stay_in_rows,
@@ -99,6 +100,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
+        check_vectors,  # Before arguments are looked at, in vectors, too.
     ]
     return (
         tvm.ir.transform.Sequential(passes),

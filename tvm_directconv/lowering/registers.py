@@ -33,12 +33,6 @@ MEMORY_OPERAND_MARK = "directconv_memory_operand"
 # such loads for the stack's: a line of a stream from the second-level cache took up to 10 % longer
 # than by way of any other register (measured with AVX-512), and tiles of 64 x 6, fed by one, 7 %.
 _PIN_NAME = "directconv_pin"
-_PIN = """
-define <{n} x float> @directconv_pin(<{n} x float> %a) {{
-  %b = call <{n} x float> asm sideeffect "", "{constraints}"(<{n} x float> %a)
-  ret <{n} x float> %b
-}}
-"""
 
 
 def _marked(statement: Any, name: str) -> int | None:
@@ -82,7 +76,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     Within a tile, every vector of outputs gets a buffer of its own size, which LLVM turns into a
     register. Sums that other products went into before are loaded first (the paper's loop order);
-    all are stored at the end. Marks between steps become :data:`_PIN`.
+    all are stored at the end. Marks between steps become calls of :data:`_PIN_NAME`.
     """
     widths: set[int] = set()
 
@@ -172,9 +166,9 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
 
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
-    constraints = architecture_of(func).pin
+    pin_code = architecture_of(func).pin
     for lanes in widths:
-        body = importing(_PIN.format(n=lanes, constraints=constraints), body)
+        body = importing(pin_code.format(n=lanes), body)
     return func.with_body(body)
 
 

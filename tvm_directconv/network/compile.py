@@ -12,7 +12,7 @@ from typing import Any
 from .. import files, versions
 from .. import manifest as manifests
 from ..case import check_threads
-from ..denormals import FLUSH, checked_mode
+from ..denormals import checked_mode
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, path_of
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
@@ -36,7 +36,7 @@ def compile_network(
     emit: str = "library",
     input_values: Mapping[str, Any] | None = None,
     check: bool | None = None,
-    denormals: str = FLUSH,
+    denormals: str | None = None,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -69,9 +69,10 @@ def compile_network(
         before it is put in place. If not given, that is done where the reference is installed and
         the code runs here; if True, also in an emulator, and it is an error if it cannot be done.
         What came out, or why nothing did, is in the manifest.
-    denormals : str
+    denormals : str, optional
         ``flush``: numbers below 2^-126 count as zeros, in constants and while the network runs, as
-        processors can take a hundred times as long for them; ``keep``: they are computed with.
+        processors can take a hundred times as long for them; ``keep``: they are computed with. If
+        not given, they are flushed where the processor can; RISC-V's cannot.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def compile_network(
     BlockingError
         If `threads` or `blocking` cannot be used.
     ArgumentError
-        If `denormals` is none of the two, or `check` none of the three.
+        If `denormals` is none of the two that the device has, or `check` none of the three.
     """
     versions.check()
     from ..emit.c_folder import check_folder, write_folder
@@ -105,13 +106,13 @@ def compile_network(
     from .planning import conv_attributes_of
 
     output = path_of(output, "the output", LibraryError)
-    checked_mode(denormals)
     check_threads(threads)
     if check is not None and not isinstance(check, bool):
         raise ArgumentError(f"check is {shown(check)}: expected True, False or None")
     if emit not in ("library", "c"):
         raise LibraryError(f"emit is {emit!r}: expected 'library' or 'c'")
     target = find_device(device)
+    mode = checked_mode(denormals, target)
     if emit == "c":
         check_folder(output)
     else:
@@ -122,9 +123,7 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    program, precision = plan(
-        model, target, threads, blocking, input_shapes, input_values, denormals
-    )
+    program, precision = plan(model, target, threads, blocking, input_shapes, input_values, mode)
     objects = compile_kernels(program.kernels, target, threads, progress)
     layers, buffers = [], [0]
     for step in program.steps:
@@ -161,7 +160,7 @@ def compile_network(
         multiply_adds=program.multiply_adds,
         unscheduled=program.unscheduled,
         check=Check(note="that comes next"),
-        denormals=denormals,
+        denormals=mode,
     )
     if manifest.unscheduled:
         warnings.warn(ModelWarning(_said(manifest)), stacklevel=2)
@@ -216,7 +215,7 @@ def plan(
     blocking: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
-    denormals: str = FLUSH,
+    denormals: str | None = None,
 ) -> tuple[Any, str]:
     """Return the program of a model, and the coarsest type that it computes in.
 

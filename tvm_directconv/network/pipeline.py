@@ -6,7 +6,7 @@ import tvm
 from tvm import relax
 
 from ..case import check_threads
-from ..denormals import FLUSH, checked_mode
+from ..denormals import checked_mode
 from ..emit.program import Program
 from ..errors import BlockingError, did_you_mean
 from ..hardware.device import Device
@@ -49,7 +49,7 @@ def passes(
     device: Device | str = "native",
     threads: int = 1,
     blocking: str | None = None,
-    denormals: str = FLUSH,
+    denormals: str | None = None,
 ) -> list[Any]:
     """Return the passes, in order.
 
@@ -62,7 +62,7 @@ def passes(
     blocking : str, optional
         ``model`` for the analytical model's block sizes; if not given, those of tuning logs where
         there are any.
-    denormals : str
+    denormals : str, optional
         ``flush`` or ``keep``; see :mod:`tvm_directconv.denormals`.
 
     Raises
@@ -70,9 +70,8 @@ def passes(
     BlockingError
         If threads or blocking cannot be used.
     ArgumentError
-        If `denormals` is none of the two.
+        If `denormals` is none of the two that the device has.
     """
-    checked_mode(denormals)
     check_threads(threads)
     if blocking not in (None, "auto", "model"):
         raise BlockingError(
@@ -80,6 +79,7 @@ def passes(
             f"convolutions{did_you_mean(str(blocking), ['auto', 'model'])}"
         )
     target_device = find_device(device)
+    mode = checked_mode(denormals, target_device)
     return [
         *_first_passes(target_device),
         blocked_layout(target_device, threads, blocking),
@@ -88,7 +88,7 @@ def passes(
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
-        schedule_kernels(target_device, threads, denormals),
+        schedule_kernels(target_device, threads, mode),
     ]
 
 
@@ -97,12 +97,12 @@ def planned(
     device: Device,
     threads: int = 1,
     blocking: str | None = None,
-    denormals: str = FLUSH,
+    denormals: str | None = None,
 ) -> Program:
     """Return the program of an imported network; parameters as for :func:`passes`."""
     for transform in passes(device, threads, blocking, denormals):
         module = transform(module)
-    return program_of(module, device, denormals)
+    return program_of(module, device, checked_mode(denormals, device))
 
 
 def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
@@ -129,7 +129,7 @@ def pipeline(
     device: Device | str | None = None,
     threads: int = 1,
     blocking: str | None = None,
-    denormals: str = FLUSH,
+    denormals: str | None = None,
 ) -> Any:
     """Return the pass from a network to what :func:`tvm.relax.build` has only to link.
 

@@ -21,7 +21,7 @@ from tvm_directconv.deploy.emulated import emulated
 from tvm_directconv.epilogue import ACTIVATIONS
 from tvm_directconv.errors import BlockingError, ModelError, WorkloadError
 
-EMULATED = ("cortex-a53", "cortex-a72", "cortex-a76", "armv7")
+EMULATED = ("cortex-a53", "cortex-a72", "cortex-a76", "armv7", "rv64gcv", "spacemit-x60")
 # What is exact on whole numbers; others are rounded.
 EXACT = ("none", "relu", "relu6", "leaky_relu")
 SIZES = (1, 2, 3, 5, 7, 8, 9, 13, 14, 17, 19, 27, 28, 31)
@@ -39,7 +39,9 @@ def main() -> int:
     parser.add_argument("what", choices=("layers", "networks"))
     parser.add_argument("--count", type=int, default=100, help="of cases; default: 100")
     parser.add_argument("--first", type=int, default=0, help="number of the first; default: 0")
-    parser.add_argument("--emulate", action="store_true", help="ARM processors, in an emulator")
+    parser.add_argument(
+        "--emulate", action="store_true", help="ARM and RISC-V processors, in an emulator"
+    )
     parser.add_argument("--device", action="append", help="instead of those; may be given again")
     args = parser.parse_args()
     devices = args.device or (list(EMULATED) if args.emulate else runnable())

@@ -594,6 +594,10 @@ Model\t\t: Raspberry Pi 4 Model B Rev 1.4
             HostCpu("0x41 0xd03+0x41 0xd08", "Raspberry Pi 4 Model B Rev 1.4"),
         ),
         ("CPU implementer: 0x41\nCPU part: 0xd0c\n", HostCpu("0x41 0xd0c", "0x41 0xd0c")),
+        (
+            "hart: 0\nuarch: spacemit,x60\nmvendorid: 0x710\nmarchid: 0x8000000058000001\n",
+            HostCpu("0x710 0x8000000058000001", "spacemit,x60"),
+        ),
         ("", HostCpu("riscv64", "riscv64")),
     ],
 )

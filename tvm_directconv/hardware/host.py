@@ -15,6 +15,13 @@ from .target import host_features, llvm
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU_INFO = Path("/proc/cpuinfo")
+# Its lines that identify a core, one row for each architecture, and those that name it.
+_IDENTITIES = {
+    ("vendor_id", "cpu family", "model"): "{} {}/{}",
+    ("CPU implementer", "CPU part"): "{} {}",
+    ("mvendorid", "marchid"): "{} {}",
+}
+_NAMES = ("model name", "Model", "Hardware", "uarch")
 
 
 def native() -> Device:
@@ -119,8 +126,8 @@ class HostCpu(NamedTuple):
     ----------
     id : str
         The same on all machines with this processor: ``AuthenticAMD 25/17`` (vendor, family and
-        model) on x86, ``0x41 0xd08`` (implementer and part) on ARM, several of these joined by
-        ``+`` where cores differ.
+        model) on x86, ``0x41 0xd08`` (implementer and part) on ARM, ``0x710 0x8000000058000001``
+        (mvendorid and marchid) on RISC-V, several of these joined by ``+`` where cores differ.
     name : str
         What the vendor calls it, as far as the system knows; the `id` if it does not.
     """
@@ -164,11 +171,10 @@ def cpu_of(text: str, machine: str, name: str = "") -> HostCpu:
     for paragraph in text.split("\n\n"):
         pairs = (line.partition(":") for line in paragraph.splitlines())
         facts = {key.strip(): value.strip() for key, _, value in pairs}
-        if {"vendor_id", "cpu family", "model"} <= facts.keys():
-            found[f"{facts['vendor_id']} {facts['cpu family']}/{facts['model']}"] = None
-        elif {"CPU implementer", "CPU part"} <= facts.keys():
-            found[f"{facts['CPU implementer']} {facts['CPU part']}"] = None
-        names += [facts[key] for key in ("model name", "Model", "Hardware") if facts.get(key)]
+        for keys, identity in _IDENTITIES.items():
+            if facts.keys() >= set(keys):
+                found[identity.format(*(facts[key] for key in keys))] = None
+        names += [facts[key] for key in _NAMES if facts.get(key)]
     if not found:
         return HostCpu(machine, name or machine)
     identity = "+".join(sorted(found))

@@ -11,7 +11,7 @@ from tvm import compile as tvm_compile
 from tvm import s_tir, te
 from tvm.target import Target, codegen
 
-from tvm_directconv.errors import DeviceError
+from tvm_directconv.errors import DeviceError, ScheduleError
 from tvm_directconv.hardware import host
 from tvm_directconv.hardware import target as targets
 from tvm_directconv.hardware.architecture import architecture
@@ -20,6 +20,7 @@ from tvm_directconv.hardware.device_files import devices, shipped
 from tvm_directconv.hardware.host import native
 from tvm_directconv.hardware.lookup import device
 from tvm_directconv.instructions import LANE, MEMORY
+from tvm_directconv.registry import find_schedule
 
 DEVICES = {d.name: d for d in devices()}
 ABSTRACT = {"generic", "generic-arm", "generic-x86"}
@@ -143,6 +144,12 @@ def test_x86_64_v2_is_the_only_device_without_fma():
     assert [name for name, spec in DEVICES.items() if not spec.peak().instruction.fused] == [
         "x86-64-v2"
     ]
+
+
+def test_a_schedule_that_is_not_there():
+    spec = replace(DEVICES["haswell"], schedule="mips")
+    with pytest.raises(ScheduleError, match=r"asks for schedule 'mips'.*one of arm, riscv, x86"):
+        find_schedule(spec)
 
 
 def test_names_and_aliases_are_unique():

@@ -421,7 +421,7 @@ def test_time_is_kept_while_candidates_are_compiled(
 
 def test_compiling_ends_with_the_time(compiling: None, tmp_path: Path) -> None:
     seconds = [9.0]
-    layer = Layer(LAYER, Space(Case.of(LAYER, NATIVE)))
+    layer = Layer(Space(Case.of(LAYER, NATIVE)))
     with tune._Builders(NATIVE, 1, tmp_path, ".so", lambda: seconds[0]) as builders:
         for worker in builders._all:
             worker.call = lambda limit, *_: Failure("timeout", f"{limit:g}")  # type: ignore

@@ -111,7 +111,9 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if row[0] in lane_of or any(element not in loads for element in row):
                 continue
             first = loads[row[0]]
-            register = tirx.decl_buffer((lanes,), "float32", name=f"lanes{len(vectors) // 2}")
+            register = tirx.decl_buffer(
+                (lanes,), first.source.dtype, name=f"lanes{len(vectors) // 2}"
+            )
             value = tirx.BufferLoad(first.source, [tirx.Ramp(first.indices[0], 1, lanes)])
             vectors += [
                 AllocBuffer(register),
@@ -160,7 +162,7 @@ def read_from_one_base(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if len(places.bases) != 1:
             return statements
         first = tirx.address_of(tirx.BufferLoad(sources[0], places.bases))
-        base = tirx.decl_buffer(sources[0].shape, "float32", name="base")
+        base = tirx.decl_buffer(sources[0].shape, sources[0].dtype, name="base")
 
         def replaced(load: TensorLoad) -> Any:
             found = places.of(load)

@@ -96,7 +96,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 return
             lanes = store.value.ty.dtype.lanes
             widths.add(lanes)
-            register = tirx.decl_buffer((lanes,), "float32", name=f"sum{len(sums)}")
+            register = tirx.decl_buffer((lanes,), store.buffer.dtype, name=f"sum{len(sums)}")
             sums[place] = store, register
             earlier = []
             tvm_ffi.structural_walk(
@@ -142,7 +142,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return sequence([pinned(register) for register in registers] or [Evaluate(0)])
 
         def pinned(register: Any) -> BufferStore:
-            kind = f"float32x{int(register.shape[0])}"
+            kind = f"{register.dtype}x{int(register.shape[0])}"
             same = tirx.call_extern(kind, _PIN_NAME, read(register))
             return BufferStore(register, same, whole(register))
 

@@ -39,7 +39,7 @@ def present_shapes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     if not func.attrs or SHAPES not in func.attrs:
         return func
     seen = [
-        tirx.decl_buffer([int(extent) for extent in shape], "float32", name=param.name)
+        tirx.decl_buffer([int(extent) for extent in shape], param.dtype, name=param.name)
         for param, shape in zip(func.params, func.attrs[SHAPES], strict=True)
     ]
     body = func.body

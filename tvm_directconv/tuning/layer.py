@@ -21,10 +21,8 @@ class Layer:
 
     Attributes
     ----------
-    workload : ConvWorkload
-        What is convolved.
     space : Space
-        What is searched.
+        What is searched, and for which case.
     records : dict of int to Record
         What is known of the space's points, from the log and from trials.
     resumed : int
@@ -47,7 +45,6 @@ class Layer:
         Whether the tuner has ended.
     """
 
-    workload: ConvWorkload
     space: Space
     records: dict[int, Record] = field(default_factory=dict)
     resumed: int = 0
@@ -65,6 +62,11 @@ class Layer:
     since_gain: int = 0
     exhausted: bool = False
     trial_seconds: float = 0.0  # The longest trial, by the clock on the wall.
+
+    @property
+    def workload(self) -> ConvWorkload:
+        """What is convolved."""
+        return self.space.case.workload
 
     @property
     def name(self) -> str:

@@ -137,7 +137,7 @@ class Tuner:
         self.device, self.threads, self.seed = device, threads, seed
         self.budget = budget or Budget()
         self.strategy = strategy
-        self.layers = [Layer(w, Space(Case.of(w, device, threads))) for w in unique.values()]
+        self.layers = [Layer(Space(Case.of(w, device, threads))) for w in unique.values()]
         self._runner, self._folder = runner, folder
         self._report = on_trial or (lambda _: None)
         self._resume()

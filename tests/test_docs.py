@@ -213,6 +213,14 @@ def test_the_document_can_be_followed(name: str, reader: Reader) -> None:
     assert reader.follow(name).done
 
 
+def test_explain_prints_what_the_document_shows(reader: Reader) -> None:
+    shown = [b.code for b in blocks(DOCUMENTS["docs/devices.md"]) if b.language == "text"]
+    file = reader.follow("docs/devices.md").folder / "slow-loads.toml"
+    for device, code in zip(("cortex-a72", str(file)), shown, strict=True):
+        printed = command("explain", "googlenet:3a_1x1", "--device", device).splitlines()
+        assert set(code.splitlines()) <= set(printed)
+
+
 @pytest.mark.parametrize("language", ["c", "cpp"])
 def test_the_examples_compute_the_same(language: str, reader: Reader) -> None:
     followed = reader.follow("docs/embedding.md")

@@ -117,15 +117,17 @@ def blocking_file(folder: Path) -> Case:
 
 def device_file(folder: Path) -> Case:
     devices = Path(dc.__file__).parents[1] / "schedules/devices"
-    right = "\n".join((devices / f"{name}.toml").read_text() for name in ("generic", "haswell"))
-    lines = [line for line in right.splitlines() if not line.startswith(("#", "abstract"))]
+    generic, haswell = ((devices / f"{name}.toml").read_text() for name in ("generic", "haswell"))
+    generic, _, model = generic.partition("[model]")
+    lines = [line for line in (generic + haswell).splitlines() if line and line[0] not in "#a"]
     unique = {line.partition("=")[0]: line for line in lines}
+    right = "\n".join([*unique.values(), "[model]", model])
 
     def use(path: Path) -> object:
         found = dc.device(path)
         return found.target_options(), choose(ConvCase.of(LAYER, found, 1, LAYOUT))
 
-    return "\n".join(unique.values()).encode(), placed(folder / "my.toml", use)
+    return right.encode(), placed(folder / "my.toml", use)
 
 
 def log(folder: Path) -> Case:

@@ -414,8 +414,12 @@ def row(name: str, per_cycle: object = 1) -> str:
         (PARENT + "l3_bytes = -1", "l3_bytes is -1: expected a whole number of bytes from 0"),
         (PARENT + "loads_per_cycle = 0", "loads_per_cycle is 0: expected a number above 0"),
         (PARENT + "loads_per_cycle = nan", "loads_per_cycle is nan: expected a number above 0"),
-        (PARENT + "model = {load_cots = 1}", "load_cots': 1}: expected a table of loads_sustained"),
-        (PARENT + "model = {load_cost = 0}", "expected a table of .*, numbers above 0"),
+        (PARENT + "model = {load_cots = 1}", r"unknown constant 'load_cots' .did you mean 'load_c"),
+        (
+            PARENT + "model = {load_cost = 0}",
+            r"model\]: load_cost is 0: expected a number above 0",
+        ),
+        (PARENT + "model = 3", "model is 3: expected a table of constants"),
         (PARENT + "loads_per_cycle = inf", "loads_per_cycle is inf: expected a number above 0"),
         (
             PARENT + r'description = "a\u001b[31m"',

@@ -47,15 +47,6 @@ def _is_instruction_list(value: object) -> bool:
     )
 
 
-_CONSTANTS = [field.name for field in fields(ModelConstants)]
-
-
-def _is_model(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        name in _CONSTANTS and is_positive(number) for name, number in value.items()
-    )
-
-
 def _rates(rows: list[dict[str, Any]], source: str) -> tuple[Rate, ...]:
     """Return the instructions of a device file, after checking that there are such."""
     for row in rows:
@@ -93,6 +84,7 @@ _LINE = Kind("a whole number of bytes from 1", lambda v: is_whole(v, 1, 2**63 - 
 _TEXT = Kind("a non-empty string of one line", _is_line_of_text)
 _NAMES = Kind("a list of strings", lambda v: isinstance(v, list) and all(map(_is_line_of_text, v)))
 FLAGS = Kind("a list of features, each with + or - in front", _is_flag_list)
+_CONSTANTS = {field.name: _RATE for field in fields(ModelConstants)}
 _KEYS = {
     "parent": _TEXT,
     "abstract": FLAG,
@@ -118,7 +110,7 @@ _KEYS = {
     "l1d_bytes": _LINE,
     "l2_bytes": _BYTES,
     "l3_bytes": _BYTES,
-    "model": Kind(f"a table of {', '.join(_CONSTANTS)}, numbers above 0", _is_model),
+    "model": Kind("a table of constants of the model", lambda v: isinstance(v, dict)),
     "cores": _COUNT,
     "qemu_cpu": _TEXT,
     "mca_cpu": _TEXT,
@@ -158,6 +150,15 @@ def _read(path: "Traversable") -> DeviceFile:
             )
     if wrong := problem(keys, _KEYS, optional=tuple(_KEYS)):
         raise DeviceError(f"device file {source}: {wrong}")
+    constants = keys.get("model", {})
+    for key in constants:
+        if key not in _CONSTANTS:
+            raise DeviceError(
+                f"device file {source}: [model] has an unknown constant {shown(key)}"
+                f"{did_you_mean(key, _CONSTANTS)}: expected some of {', '.join(_CONSTANTS)}"
+            )
+    if wrong := problem(constants, _CONSTANTS, optional=tuple(_CONSTANTS)):
+        raise DeviceError(f"device file {source}: [model]: {wrong}")
     return DeviceFile(source, keys)
 
 

@@ -134,7 +134,8 @@ _CONVOLUTIONS = {
     "conv2d": "there is no schedule for its layout",
     "conv3d": "it has three dimensions",
     "conv1d_transpose": "it is transposed",
-    "conv2d_transpose": "it is transposed, with groups, padding, or kernels of another size than the stride",
+    "conv2d_transpose": "it is transposed, with groups, padding, or a kernel of another size than "
+    "the stride",
     "conv3d_transpose": "it has three dimensions",
 }
 """What is to be said of operators whose weights are constants of float32."""

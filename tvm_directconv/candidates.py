@@ -7,6 +7,7 @@ from math import ceil, gcd
 
 from .blocking import IC_OUTSIDE, Blocking
 from .case import Case, channel_block
+from .instructions import BROADCAST
 from .model import estimate
 from .tiling import (
     Tiling,
@@ -87,6 +88,9 @@ def candidates(case: Case) -> Iterator[Blocking]:
     if workload.groups > 1:
         within = vectors if workload.group_out % lanes else workload.group_out // lanes
         widths = [n for n in _divisors(within) if n <= 4]
+    (rate,) = (rate for rate in case.rates if rate.lanes == lanes)
+    if BROADCAST not in rate.instruction.pixel_operands:
+        widths = [1]
     for oc_vectors in widths:
         for ow_tile in range(1, usable_registers(device)):
             if registers(oc_vectors, ow_tile, workload) > usable_registers(device):

@@ -10,7 +10,7 @@ from math import ceil
 
 from .compute import symbol_of
 from .epilogue import Epilogue
-from .errors import ArgumentError, BlockingError, WorkloadError
+from .errors import ArgumentError, BlockingError, DeviceError, WorkloadError
 from .hardware.device import Device, Rate
 from .hardware.lookup import device as find_device
 from .kinds import THREADS, shown
@@ -91,6 +91,12 @@ class Case:
             )
         check_threads(threads)
         found = find_device(device)
+        if not found.rates(workload.precision):
+            having = dict.fromkeys(rate.instruction.precision.name for rate in found.instructions)
+            raise DeviceError(
+                f"device {found.name!r} has no instruction for {workload.precision}: expected a "
+                f"convolution in {' or '.join(having)}, or a device that has one"
+            )
         if not input_layout:
             input_layout = default_input_layout(workload, found)
         elif not isinstance(input_layout, ActivationLayout):
@@ -155,6 +161,7 @@ def channel_block(channels: int, device: Device, precision: Precision = FLOAT32)
 
 def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLayout:
     """Return the layout of the input: plain for images, blocked between layers."""
-    if workload.in_channels < min(rate.lanes for rate in device.rates()):
+    precision = workload.precision
+    if workload.in_channels < min(rate.lanes for rate in device.rates(precision)):
         return ActivationLayout("NCHW")
-    return ActivationLayout.blocked(channel_block(workload.in_channels, device))
+    return ActivationLayout.blocked(channel_block(workload.in_channels, device, precision))

@@ -150,11 +150,13 @@ def conv2d(
     }
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
-        value = y(batch, oc, oh, ow, lane)
+        computed = types.epilogue.name
+        value = y(batch, oc, oh, ow, lane).astype(computed)
         for operand, tensor in added.items():
             at = (oc, lane) if operand.by_channel else (batch, oc, oh, ow, lane)
-            value = operand.apply(value, tensor[at])
-        return ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
+            value = operand.apply(value, tensor[at].astype(computed))
+        value = ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
+        return value.astype(types.output.name)
 
     result = te.compute(y.shape, finished, name=FINISH_NAME)
     return te.create_prim_func([x, weight, *added.values(), result])

@@ -7,7 +7,7 @@ in the core's device file.
 
 from dataclasses import dataclass
 
-from .precision import FLOAT32, Precision
+from .precision import FLOAT16, FLOAT32, Precision
 
 BROADCAST = "broadcast"
 """The pixel is in all lanes of the operand: a load puts it there, or the instruction itself, from a
@@ -39,6 +39,8 @@ class Instruction:
         Outputs in a register of sums, the paper's N_vec.
     pixel_operands : tuple of str
         How a pixel may reach it: :data:`BROADCAST`, :data:`MEMORY`, :data:`LANE`.
+    lane_registers : int
+        How many registers it can take a lane of.
     fused : bool
         False: a multiplication and an addition, which round twice and count as one instruction.
     """
@@ -48,6 +50,7 @@ class Instruction:
     precision: Precision
     lanes: int
     pixel_operands: tuple[str, ...] = (BROADCAST,)
+    lane_registers: int = 32
     fused: bool = True
 
     def __str__(self) -> str:
@@ -66,6 +69,14 @@ INSTRUCTIONS = {
         Instruction("vfmadd231ps ymm", ("avx2", "fma"), FLOAT32, 8),
         Instruction("vfmadd231ps xmm", ("avx2", "fma"), FLOAT32, 4),
         Instruction("mulps+addps xmm", ("sse2",), FLOAT32, 4, fused=False),
+        # Loads that put 16 bits into all lanes go through the port of shuffles: only those that are
+        # a part of the multiply-add are free.
+        Instruction("vfmadd231ph zmm/m16bcst", ("avx512fp16",), FLOAT16, 32, (MEMORY,)),
+        Instruction("vfmadd231ph ymm/m16bcst", ("avx512fp16",), FLOAT16, 16, (MEMORY,)),
+        Instruction("vfmadd231ph xmm/m16bcst", ("avx512fp16",), FLOAT16, 8, (MEMORY,)),
+        Instruction(
+            "fmla v.8h", ("neon", "fullfp16"), FLOAT16, 8, (BROADCAST, LANE), lane_registers=16
+        ),
         # fmla v0.4s, v1.4s, v2.s[0]
         Instruction("fmla v.4s", ("neon",), FLOAT32, 4, (BROADCAST, LANE)),
         # vfma has no form with a lane; only vmla, which rounds twice, has one.

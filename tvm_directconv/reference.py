@@ -14,8 +14,6 @@ from .epilogue import Epilogue
 from .errors import ArgumentError
 from .workload import ConvWorkload
 
-_EXACT_FLOAT32 = 2**24  # every integer up to this size is a float32
-
 
 def conv2d_reference(x: np.ndarray, weight: np.ndarray, workload: ConvWorkload) -> np.ndarray:
     """Convolve in float64.
@@ -161,41 +159,43 @@ def random_tensors(
     seed : int
         Seed of the random numbers, 0 or more.
     integers : bool
-        Draw integers so small that float32 holds every sum of products exactly, whatever the
-        order of the additions: results must then equal the reference bit for bit. Otherwise the
-        numbers are uniform between -1 and 1.
+        Draw integers so small that the type of sums holds every one exactly, whatever the order of
+        the additions: results must then equal the reference bit for bit. Otherwise the numbers are
+        uniform between -1 and 1.
 
     Returns
     -------
     x, weight : numpy.ndarray
-        Input (NCHW) and weights (OIHW), float32.
+        Input (NCHW) and weights (OIHW), of the types that the workload has.
 
     Raises
     ------
     ArgumentError
-        If the seed is negative, or integers are asked for and the reduction is too long for them.
+        If the seed is negative.
     """
     if seed < 0:
         raise ArgumentError(f"seed is {seed}; expected an integer of 0 or more")
     rng = np.random.default_rng(seed)
-    shapes = workload.input_shape, workload.weight_shape
+    shapes, types = (workload.input_shape, workload.weight_shape), workload.precision
     if not integers:
-        x, weight = (2 * rng.random(shape, dtype=np.float32) - 1 for shape in shapes)
+        x, weight = (
+            (2 * rng.random(shape, dtype=np.float32) - 1).astype(number.name)
+            for shape, number in zip(shapes, (types.pixel, types.weight), strict=True)
+        )
         return x, weight
 
     # With values up to `largest`, sums of products are at most reduction * largest**2. The cap
     # leaves room for what follows the convolution (bias, residual) while reductions are short.
     reduction = math.prod(workload.weight_shape[1:])
-    largest = min(8, math.isqrt(_EXACT_FLOAT32 // reduction))
-    if largest == 0:
-        raise ArgumentError(
-            f"each output of {workload} sums {reduction} products; integers are exact up to "
-            f"{_EXACT_FLOAT32} of them: use integers=False"
-        )
+    exact = types.sum.largest_exact
+    largest = min(8, math.isqrt(exact // reduction)) or 1
     x, weight = (
-        rng.integers(-largest, largest, shape, dtype=np.int8, endpoint=True).astype(np.float32)
-        for shape in shapes
+        rng.integers(-largest, largest, shape, dtype=np.int8, endpoint=True).astype(number.name)
+        for shape, number in zip(shapes, (types.pixel, types.weight), strict=True)
     )
+    # Of longer sums, only so many products are not zero.
+    if reduction > exact // 2:
+        weight *= rng.random(weight.shape) < exact / reduction / 4
     return x, weight
 
 

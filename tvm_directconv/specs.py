@@ -18,6 +18,7 @@ from . import reading
 from .descriptor import EXAMPLE, looks_like_descriptor
 from .errors import ModelError, WorkloadError, did_you_mean, similar_file
 from .network.compile import checked_inputs, network_workloads
+from .precision import PRECISIONS
 from .workload import ConvWorkload
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def workloads(
 
         - ``resnet50``: all convolutions of a network (see `networks`);
         - ``vgg16:conv3_*``, ``*:conv1``: the layers that match, ``*`` and ``?`` being wildcards;
+        - ``float16_vgg16:conv3_*``: the same in another number type;
         - ``model.onnx``, ``model.pt2``: all convolutions of a model;
         - ``model.onnx:3``, ``model.onnx:[4-6]``: those that match of its convolutions, which are
           called after their place, from 0 on, in the order in which they are computed;
@@ -176,6 +178,9 @@ def _layers_or_descriptor(
     if not spec or spec.startswith("@"):
         raise WorkloadError(f"{spec!r} is not a convolution; {_expected()}")
 
+    number, _, layers = spec.partition("_")
+    if number in PRECISIONS and layers:
+        return [replace(w, dtype=number) for w in _layers_or_descriptor(layers, layers_of_model)]
     network, colon, layer = spec.partition(":")
     chosen = [name for name in networks() if fnmatch.fnmatchcase(name, network)]
     if not chosen:

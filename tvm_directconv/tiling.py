@@ -187,7 +187,10 @@ class Tiling:
             return MEMORY
         # One register stays free, as 12 x 7 on AArch64 needs it.
         needed = b.oc_vectors * b.ow_tile + b.ow_tile + b.oc_vectors
-        if LANE in operands and needed < self.case.device.vector_registers:
+        # Where lanes are of some registers only, pixels may take half of these.
+        of_lanes = self.rate.instruction.lane_registers
+        few = of_lanes == self.case.device.vector_registers or b.ow_tile <= of_lanes // 2
+        if LANE in operands and few and needed < self.case.device.vector_registers:
             return LANE
         return BROADCAST
 

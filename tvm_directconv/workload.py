@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .descriptor import EXAMPLE, MAX_ELEMENTS, parsed, printed, whole, with_name
 from .errors import WorkloadError, did_you_mean
 from .kinds import shown
-from .precision import PRECISIONS, NumberType, Precision
+from .precision import FLOAT32, PRECISIONS, NumberType, Precision
 
 _NOT_IN_NAMES = re.compile(r'["*,#:\[]|^\s')
 
@@ -413,6 +414,22 @@ def _by_axis(key: str, pair: tuple[int, ...]) -> dict[str, int]:
 
 def _bytes(number: NumberType, shape: tuple[int, ...]) -> int:
     return number.bytes * math.prod(shape)
+
+
+def only_float32(workloads: Iterable[ConvWorkload], what: str) -> None:
+    """Raise if a convolution is in another type, for what does not compute in others yet.
+
+    Raises
+    ------
+    WorkloadError
+        With its name, and `what`.
+    """
+    for workload in workloads:
+        if workload.precision is not FLOAT32:
+            raise WorkloadError(
+                f"{workload} is in {workload.dtype}: {what} is for convolutions in float32; leave "
+                "it out"
+            )
 
 
 def model_layer_name(path: str | Path, number: int) -> str:

@@ -10,6 +10,7 @@ from .. import files
 from ..convolution import CompiledConv
 from ..hardware.device import Device
 from ..layout import aligned_zeros
+from ..precision import FLOAT32
 from ..reference import conv2d_reference, max_error, random_tensors
 from ..runtime import BoundCall
 from ..toolchain import find_toolchain
@@ -52,7 +53,8 @@ def measure(
         One row; keys as docs/benchmarking.md explains them. Times in seconds, sizes in bytes.
     """
     workload = conv.workload
-    x, weight = random_tensors(workload, seed=0)
+    # Half precision is exact on whole numbers only.
+    x, weight = random_tensors(workload, seed=0, integers=workload.precision is not FLOAT32)
     expected = conv2d_reference(x, weight, workload)
     errors = []
 

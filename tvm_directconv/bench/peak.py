@@ -12,6 +12,7 @@ from ..hardware.host import check_cores
 from ..layout import aligned_zeros
 from ..lowering.marks import TILE
 from ..lowering.pipeline import PIPELINE
+from ..precision import FLOAT32, Precision
 from ..runtime import BoundCall
 from ..toolchain import find_toolchain, link_module
 
@@ -35,6 +36,8 @@ class BurstCode:
         For which it is compiled.
     threads : int
         Threads that run it at once.
+    precision : Precision
+        The number types of its multiply-adds.
 
     Attributes
     ----------
@@ -50,11 +53,11 @@ class BurstCode:
 
     symbol = "burst"
 
-    def __init__(self, device: Device, threads: int) -> None:
+    def __init__(self, device: Device, threads: int, precision: Precision = FLOAT32) -> None:
         from tvm import IRModule, tirx
         from tvm.script import tirx as T
 
-        rate = device.peak()
+        rate = device.peak(precision)
         lanes = rate.lanes
         # Twice what the pipelines need (the paper's inequality 1), as registers allow: two of
         # them hold the operands.
@@ -158,6 +161,8 @@ class Burst:
         One whose code runs on this machine.
     threads : int
         Threads that run it at once.
+    precision : Precision
+        The number types of its multiply-adds.
 
     Attributes
     ----------
@@ -172,9 +177,9 @@ class Burst:
         If there are fewer cores than threads.
     """
 
-    def __init__(self, device: Device, threads: int) -> None:
+    def __init__(self, device: Device, threads: int, precision: Precision = FLOAT32) -> None:
         check_cores(threads)
-        code = BurstCode(device, threads)
+        code = BurstCode(device, threads, precision)
         self.assembly: str = code.module.inspect_source("asm")
         self._call = BoundCall(code.module[code.symbol], code.arrays(), threads)
         self.flops = code.flops

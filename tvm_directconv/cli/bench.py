@@ -13,6 +13,7 @@ from ..errors import DeviceError, LibraryError
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..hardware.target import host_lacks
+from ..precision import Precision
 from ..workload import ConvWorkload
 from ._options import (
     TOLERANCE,
@@ -112,7 +113,7 @@ def _measured(
     from ..bench.measure import measure
     from ..bench.peak import Burst
 
-    burst = Burst(device, args.threads)
+    bursts: dict[Precision, Burst] = {}
     rows: list[dict[str, Any]] = []
     people: list[Row] = []
     for number, workload in enumerate(asked, start=1):
@@ -123,7 +124,10 @@ def _measured(
             for source in (args.blocking, args.against)
         )
         assert conv
-        row = measure(conv, device, args.repeat, burst, rival)
+        precision = workload.precision
+        if precision not in bursts:
+            bursts[precision] = Burst(device, args.threads, precision)
+        row = measure(conv, device, args.repeat, bursts[precision], rival)
         if not row["max_error"] <= TOLERANCE:
             raise LibraryError(
                 f"{name} is computed wrongly with blocking {conv.blocking}"

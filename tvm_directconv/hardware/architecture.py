@@ -36,8 +36,8 @@ class Architecture:
         Whether an instruction takes the maximum of two float32, and is not a number if one of them
         is not.
     pin : str
-        The function of LLVM through which sums go between steps, ``{n}`` floats at once; see
-        :mod:`tvm_directconv.lowering.registers`.
+        The function of LLVM through which sums go between steps, ``{n}`` numbers of ``{type}`` at
+        once; see :mod:`tvm_directconv.lowering.registers`.
     vector_check : str
         The function of LLVM that ends the program on a processor whose vectors have fewer than
         ``{bytes}``; empty where such a processor does not have the instructions.
@@ -62,9 +62,9 @@ class Architecture:
 
 # LLVM knows the size of a register.
 _PIN = """
-define <{n} x float> @directconv_pin(<{n} x float> %a) {{
-  %b = call <{n} x float> asm sideeffect "", "CONSTRAINTS"(<{n} x float> %a)
-  ret <{n} x float> %b
+define <{n} x {type}> @directconv_pin(<{n} x {type}> %a) {{
+  %b = call <{n} x {type}> asm sideeffect "", "CONSTRAINTS"(<{n} x {type}> %a)
+  ret <{n} x {type}> %b
 }}
 """
 # It does not, and takes no vectors of fixed size for operands of assembly.
@@ -122,7 +122,7 @@ AARCH64 = Architecture(
     libc_package="libc6-arm64-cross",
     device="aarch64",
     told_by_triple=True,
-    computes="neon|lse|sve2?",
+    computes="neon|lse|sve2?|fullfp16",
     propagates_nans=True,
     pin=_PIN.replace("CONSTRAINTS", "=w,0,~{{memory}}"),
 )

@@ -16,6 +16,7 @@ from tvm.tirx import (
     SeqStmt,
 )
 
+from ..precision import NUMBER_TYPES
 from .marks import LANE_OPERAND, MEMORY_OPERAND, STEP, TILE
 from .statements import architecture_of, importing, sequence, tir_pass, with_body
 
@@ -78,7 +79,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     register. Sums that other products went into before are loaded first (the paper's loop order);
     all are stored at the end. Marks between steps become calls of :data:`_PIN_NAME`.
     """
-    widths: set[int] = set()
+    kinds: set[tuple[int, str]] = set()
 
     def promoted(tile: AttrStmt) -> Any:
         if tile.attr_key != TILE:
@@ -95,7 +96,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if place in sums:
                 return
             lanes = store.value.ty.dtype.lanes
-            widths.add(lanes)
+            kinds.add((lanes, str(store.buffer.dtype)))
             register = tirx.decl_buffer((lanes,), store.buffer.dtype, name=f"sum{len(sums)}")
             sums[place] = store, register
             earlier = []
@@ -167,8 +168,8 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
     pin_code = architecture_of(func).pin
-    for lanes in widths:
-        body = importing(pin_code.format(n=lanes), body)
+    for lanes, dtype in kinds:
+        body = importing(pin_code.format(n=lanes, type=NUMBER_TYPES[dtype].llvm), body)
     return func.with_body(body)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import files
 from ...reference import conv2d_reference, max_error, random_tensors
-from ...workload import ConvWorkload
+from ...workload import ConvWorkload, only_float32
 from .base import DIRECT, IM2COL, NETWORK_SHAPE, Contestant, Failed, NotHere, Unsupported
 from .onnxruntime import OnnxRuntime
 from .ours import Peak
@@ -155,6 +155,7 @@ def compare_layers(
     DirectConvError
         If the burst cannot be run.
     """
+    only_float32(workloads, "the comparison with other libraries")
     with contextlib.ExitStack() as stack:
         peaks = [Seat(Peak(), number, layers=False) for number in threads]
         seats = [Seat(contestant, number) for number in threads for contestant in contestants]

@@ -15,6 +15,7 @@ from ...hardware.device import Device
 from ...hardware.host import check_cores, host_cpu, native
 from ...hardware.target import host_lacks
 from ...layout import aligned_zeros
+from ...precision import Precision
 from ..worker import Worker
 from . import TIME_LIMIT
 from .problem import problem, wrong
@@ -92,8 +93,8 @@ def _measure(
     device: Device,
     threads: int,
 ) -> Comparison | Failure:
-    flops = load(candidate).workload.flops
-    burst = _burst(device, threads)
+    workload = load(candidate).workload
+    flops, burst = workload.flops, _burst(device, threads, workload.precision)
     try:
         if not thorough:
             rival = _timer(incumbent) if incumbent else None
@@ -107,8 +108,8 @@ def _measure(
 
 
 @lru_cache(maxsize=1)
-def _burst(device: Device, threads: int) -> Burst:
-    return Burst(device, threads)
+def _burst(device: Device, threads: int, precision: Precision) -> Burst:
+    return Burst(device, threads, precision)
 
 
 def _new_timer(library: Path) -> Timer:

@@ -65,7 +65,7 @@ UNSCHEDULED = {
     ),
     "transposed": (
         conv((1, 8, 5, 6), (8, 4, 3, 3), "ConvTranspose", **OVERLAPPING),
-        ("conv2d_transpose", 8 * 5 * 6 * 4 * 9, "overlap"),
+        ("conv2d_transpose", 8 * 5 * 6 * 4 * 9, "of another size than the stride"),
     ),
     "transposed, in groups": (
         conv((1, 8, 5, 6), (8, 2, 2, 2), "ConvTranspose", strides=[2, 2], group=4),

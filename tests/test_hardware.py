@@ -436,7 +436,7 @@ def row(name: str, per_cycle: object = 1) -> str:
         (PARENT + "instructions = [{name = 'fmla v.4s'}]", "expected a list of {name, per_cycle"),
         (PARENT + row("fmla v.4s", 0), "expected a list of {name, per_cycle, latency}"),
         (PARENT + row("fmla v.4s", "nan"), "expected a list of {name, per_cycle, latency}"),
-        (PARENT + row("fmla v.4h"), "has 'fmla v.4h', .* .did you mean 'fmla v.4s'"),
+        (PARENT + row("fmla v4s"), "has 'fmla v4s', .* .did you mean 'fmla v.4s'"),
         (PARENT + row("fmla v.4s") + row("fmla v.4s"), r"float32 have \[4, 4\] lanes: .* once"),
         (
             PARENT + row("vfmadd231ps xmm") + row("vfmadd231ps ymm"),

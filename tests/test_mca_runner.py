@@ -173,7 +173,7 @@ def test_loops_of_as_many_products_are_told_apart(tmp_path: Path) -> None:
     assert mca._row_cycles(loops, b, (3, 3, 3, 3)) == pytest.approx(cycles[3], rel=1e-3)
     # The slow ones are few.
     found = McaRunner(target).cycles(exported(conv, tmp_path))
-    assert found < estimate(Tiling(Case.of(layer, target), b)).cycles
+    assert found < 1.05 * estimate(Tiling(Case.of(layer, target), b)).cycles
 
 
 # --- What cannot be scored

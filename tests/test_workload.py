@@ -152,8 +152,8 @@ WRONG_FIELDS = [
     (dict(groups=4), "groups is 4, which does not divide out_channels = 6"),
     (dict(groups=3), "groups is 3, which does not divide in_channels = 4"),
     (
-        dict(dtype="float16"),
-        "dtype is 'float16'; expected one of float32 (did you mean 'float32'?)",
+        dict(dtype="float61"),
+        "dtype is 'float61'; expected one of float32, float16 (did you mean 'float16'?)",
     ),
     (dict(kernel=9), "the dilated kernel is 9x9 but the padded input is only 8x8"),
     (dict(dilation=(1, 4)), "the dilated kernel is 3x9"),

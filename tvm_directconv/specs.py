@@ -180,7 +180,11 @@ def _layers_or_descriptor(
 
     number, _, layers = spec.partition("_")
     if number in PRECISIONS and layers:
-        return [replace(w, dtype=number) for w in _layers_or_descriptor(layers, layers_of_model)]
+        return [replace(w, dtype=number) for w in _layers_of_networks(layers)]
+    return _layers_of_networks(spec)
+
+
+def _layers_of_networks(spec: str) -> list[ConvWorkload]:
     network, colon, layer = spec.partition(":")
     chosen = [name for name in networks() if fnmatch.fnmatchcase(name, network)]
     if not chosen:

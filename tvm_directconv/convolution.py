@@ -13,8 +13,6 @@ from .blocking import Blocking
 from .case import Case
 from .conv_manifest import ConvManifest
 from .denormals import checked_mode, flushed
-from .emit.c_folder import write_folder
-from .emit.program import Port, Program, Step, Tensor
 from .epilogue import OPERANDS, Epilogue, Operand
 from .errors import (
     ArgumentError,
@@ -315,6 +313,9 @@ class CompiledConv:
         LibraryError
             If it cannot be written.
         """
+        from .emit.c_folder import write_folder
+        from .emit.program import Port, Program, Step, Tensor
+
         folder = path_of(folder, "the folder", LibraryError)
         m = self.manifest
         types = m.precision

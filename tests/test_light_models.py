@@ -22,6 +22,7 @@ REORDERS = {
     "resnet50": 0,
     "shufflenet": 0,
     "squeezenet": 0,
+    "vgg19": 1,
     "zfnet512": 5,
 }
 # Where the widest vectors have half the rate, some layers prefer narrower blocks than others.

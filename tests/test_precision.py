@@ -14,6 +14,7 @@ from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
 from tvm_directconv.compute import conv2d, symbol_of
 from tvm_directconv.conv_manifest import ConvManifest
+from tvm_directconv.emit import c_folder
 from tvm_directconv.epilogue import OPERANDS, Epilogue
 from tvm_directconv.errors import ArgumentError, LibraryError, LogError, WorkloadError
 from tvm_directconv.layout import ActivationLayout, ChannelLayout, WeightLayout, aligned_zeros
@@ -168,7 +169,7 @@ def test_c_sources_have_the_types(
 ) -> None:
     given = []
     monkeypatch.setattr(convolution, "object_code", lambda module: b"")
-    monkeypatch.setattr(convolution, "write_folder", lambda *arguments: given.append(arguments[1]))
+    monkeypatch.setattr(c_folder, "write_folder", lambda *arguments: given.append(arguments[1]))
     dc.CompiledConv(a_manifest(pair[1]), module=None).export_c(tmp_path)
     (program,) = given
     ports = [*program.inputs, *program.outputs]

@@ -114,6 +114,7 @@ def _task_cycles(tiling: Tiling, oc_tiles: int, step_cycles: StepCycles | None) 
 class _Sizes(NamedTuple):
     """Bytes that a visit to a tile, a row of tiles, a task and all tasks read or write."""
 
+    task_rows: int  # of the input, not bytes
     tile_weights: int
     tile_input: int
     row_input: int
@@ -139,6 +140,7 @@ def _sizes(tiling: Tiling) -> _Sizes:
     sums_of_vector = b.lanes * precision.sum.bytes
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
     return _Sizes(
+        task_rows=task_rows,
         tile_weights=channels * b.oc_vectors * weights_of_vector,
         tile_input=channels * rows * (b.ow_tile * view.stride[1] + columns - 1) * at_tile,
         row_input=channels * rows * view.in_width * at_tile,
@@ -190,8 +192,7 @@ def _traffic(tiling: Tiling, size: _Sizes, oc_tiles: int) -> _Traffic:
         between_input = between_weights if own_input else size.image
     # What a task is the first to read comes from farther away than what one before it read.
     cold = _per_byte(size.all_weights + size.image * images + size.outputs, device)
-    task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + view.kernel[0])
-    first_input = min(1.0, b.oh_block * view.stride[0] / task_rows) * images / oc_tiles
+    first_input = min(1.0, b.oh_block * view.stride[0] / size.task_rows) * images / oc_tiles
     weights = _mixed(b.oh_block / view.out_height, cold, _per_byte(between_weights, device))
     pixels = _mixed(first_input, cold, _per_byte(between_input, device))
     if channels > constants.streams * tiling.case.input_block:

@@ -142,24 +142,21 @@ def _read(path: "Traversable") -> DeviceFile:
         raise DeviceError(
             f"device file {source}: not valid TOML: it is nested too deeply. Correct it there"
         ) from None
-    for key in keys:
-        if key not in _KEYS:
-            raise DeviceError(
-                f"device file {source}: unknown key {key!r}{did_you_mean(key, _KEYS)}: expected "
-                f"one of {', '.join(_KEYS)}"
-            )
-    if wrong := problem(keys, _KEYS, optional=tuple(_KEYS)):
-        raise DeviceError(f"device file {source}: {wrong}")
-    constants = keys.get("model", {})
-    for key in constants:
-        if key not in _CONSTANTS:
-            raise DeviceError(
-                f"device file {source}: [model] has an unknown constant {shown(key)}"
-                f"{did_you_mean(key, _CONSTANTS)}: expected some of {', '.join(_CONSTANTS)}"
-            )
-    if wrong := problem(constants, _CONSTANTS, optional=tuple(_CONSTANTS)):
-        raise DeviceError(f"device file {source}: [model]: {wrong}")
+    _check(f"device file {source}", "key", keys, _KEYS)
+    _check(f"device file {source}: [model]", "constant", keys.get("model", {}), _CONSTANTS)
     return DeviceFile(source, keys)
+
+
+def _check(where: str, noun: str, table: dict[str, Any], known: dict[str, Kind]) -> None:
+    """Raise if a table has what is not known, or values of other kinds."""
+    for key in table:
+        if key not in known:
+            raise DeviceError(
+                f"{where}: unknown {noun} {shown(key)}{did_you_mean(key, known)}: expected one of "
+                f"{', '.join(known)}"
+            )
+    if wrong := problem(table, known, optional=tuple(known)):
+        raise DeviceError(f"{where}: {wrong}")
 
 
 @functools.cache

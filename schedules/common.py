@@ -133,7 +133,7 @@ def fetch_weights(sch: Any, tiling: Tiling, loops: Loops) -> None:
     again = tiling.row_blocks if channels == workload.group_in and not blocking.rows_outside else 1
     distance = vector * workload.group_in
     fetching = [loops.tile]
-    if not _stays(workload.weight_bytes, tiling.case.device):
+    if not _stays(tiling.weight_bytes, tiling.case.device):
         if blocking.loop_order != IC_OUTSIDE:
             fetching.append(loops.ic)
         # Not within rows of the kernel, which are straight-line code in border tiles.
@@ -150,8 +150,8 @@ def fetch_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
     In the paper's order a block of weights stays in the first level while the image passes by; with
     kernels of several rows, that is for images that are small.
     """
-    block, workload = tiling.case.input_layout.block, tiling.view
-    if not block or workload.depthwise or _stays(workload.input_bytes, tiling.case.device):
+    block, workload = tiling.case.word_layout.block, tiling.view
+    if not block or workload.depthwise or _stays(tiling.input_bytes, tiling.case.device):
         return
     if tiling.blocking.loop_order != IC_OUTSIDE:
         loop = loops.ic

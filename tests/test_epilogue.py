@@ -17,7 +17,7 @@ def test_the_oracle_knows_the_same_ones() -> None:
 
 def test_an_epilogue_has_a_flag_for_each_operand() -> None:
     flags = [field.name for field in fields(Epilogue) if field.type in (bool, "bool")]
-    assert flags == [operand.name for operand in OPERANDS]
+    assert flags == [*(operand.name for operand in OPERANDS), "zero_point"]
     everything = Epilogue(**dict.fromkeys(flags, True))
     assert everything.operands == OPERANDS
     assert Epilogue.parse(everything.descriptor) == everything

@@ -72,7 +72,7 @@ def test_specs_may_have_the_type(pair: Pair, tmp_path: Path) -> None:
     ]
 
 
-KEYS = "number types are float32, float16, keys are g, mb, ic"
+KEYS = "number types are float32, float16, uint8, int8, keys are g, mb, ic"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,9 @@ def test_wrong_types_in_descriptors(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", [f"flot32_{PLAIN}", f"int4_{PLAIN}", f"bfloat16__{PLAIN}"])
 def test_a_spec_with_a_wrong_type_is_no_network(text: str) -> None:
-    with pytest.raises(WorkloadError, match="number types are float32, float16, keys are"):
+    with pytest.raises(
+        WorkloadError, match="number types are float32, float16, uint8, int8, keys are"
+    ):
         workloads(text)
 
 
@@ -119,12 +121,12 @@ def test_networks_are_no_number_types() -> None:
     [
         (
             "float61",
-            r"dtype is 'float61'; expected one of float32, float16 \(did you mean 'float16'",
+            r"dtype is 'float61'; expected one of .*, int8 \(did you mean 'float16'",
         ),
-        ("int8", "dtype is 'int8'; expected one of float32, float16$"),
+        ("int9", "dtype is 'int9'; expected one of float32, float16, uint8, int8 "),
         (np.float32, r"dtype is <class 'numpy.float32'>; expected one of float32"),
         (["float32"], r"dtype is \['float32'\]; expected one of float32"),
-        (None, "dtype is None; expected one of float32, float16$"),
+        (None, "dtype is None; expected one of float32, float16, uint8, int8$"),
     ],
 )
 def test_wrong_types(dtype: object, message: str) -> None:
@@ -133,8 +135,8 @@ def test_wrong_types(dtype: object, message: str) -> None:
 
 
 def test_the_message_names_all_types(made: Precision) -> None:
-    with pytest.raises(WorkloadError, match="expected one of float32, float16, made"):
-        replace(dc.ConvWorkload.parse(PLAIN), dtype="int8")
+    with pytest.raises(WorkloadError, match="expected one of float32, float16, uint8, int8, made"):
+        replace(dc.ConvWorkload.parse(PLAIN), dtype="int9")
 
 
 def test_bytes_are_those_of_the_types(pair: Pair) -> None:
@@ -147,7 +149,7 @@ def test_bytes_are_those_of_the_types(pair: Pair) -> None:
 
 def test_predictions_and_explanations_count_bytes_of_the_types(pair: Pair, made: Precision) -> None:
     haswell = dc.device("haswell")
-    rates = haswell.instructions
+    rates = haswell.rates()
     both = [
         *rates,
         *(replace(r, instruction=replace(r.instruction, precision=made)) for r in rates),
@@ -230,6 +232,7 @@ def test_a_log_of_a_type_that_is_not_known_is_left_out() -> None:
 def a_manifest(workload: dc.ConvWorkload) -> ConvManifest:
     device, blocking = dc.device("haswell"), choose(Case.of(PLAIN, "haswell"))
     facts = dict(device="haswell", target=device.target_options(1), threads=1, blocking=blocking)
+    facts |= dict(instruction=device.peak().instruction)
     facts |= dict(blocking_source="model", input_layout=ActivationLayout("NCHW8c"))
     return ConvManifest(workload=workload, symbol=symbol_of(workload), **facts)  # type: ignore
 
@@ -256,7 +259,8 @@ def test_a_manifest_of_a_type_that_is_not_known(
 
 
 def test_arrays_have_their_types(pair: Pair) -> None:
-    conv = dc.CompiledConv(a_manifest(pair[1]), module=None)
+    epilogue = dc.Epilogue(bias=True, residual=True)
+    conv = dc.CompiledConv(replace(a_manifest(pair[1]), epilogue=epilogue), module=None)
     x = np.ones(pair[1].input_shape, np.int8)
     weight = np.ones(pair[1].weight_shape, np.float16)
     assert conv.pack_input(x).dtype == np.int8
@@ -265,7 +269,8 @@ def test_arrays_have_their_types(pair: Pair) -> None:
         conv.pack_input(x.astype(np.float32))
     with pytest.raises(ArgumentError, match=r"use the weight.astype\('float16'\)"):
         conv.pack_weight(weight.astype(np.int8))
-    types = {operand.name: conv.manifest.operand_type(operand).name for operand in OPERANDS}
+    packings = conv.manifest.operands()
+    types = {operand.name: packings[operand.name].number.name for operand in OPERANDS}
     assert types == {"bias": "int32", "residual": "float64"}
     for name, shape in (("bias", (64,)), ("residual", pair[1].output_shape)):
         assert conv.pack_operand(name, np.zeros(shape, types[name])).dtype == types[name]

@@ -153,7 +153,7 @@ WRONG_FIELDS = [
     (dict(groups=3), "groups is 3, which does not divide in_channels = 4"),
     (
         dict(dtype="float61"),
-        "dtype is 'float61'; expected one of float32, float16 (did you mean 'float16'?)",
+        "dtype is 'float61'; expected one of float32, float16, uint8, int8 (did you mean 'float16'",
     ),
     (dict(kernel=9), "the dilated kernel is 9x9 but the padded input is only 8x8"),
     (dict(dilation=(1, 4)), "the dilated kernel is 3x9"),

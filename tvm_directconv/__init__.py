@@ -17,7 +17,14 @@ from .hardware.lookup import device
 from .logs.folders import use_logs
 from .network.compile import compile_network
 from .network.network import Network, load_network
-from .reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from .quantization import Quantization
+from .reference import (
+    conv2d_reference,
+    epilogue_reference,
+    max_error,
+    quantized_reference,
+    random_tensors,
+)
 from .specs import networks, workloads
 from .versions import __version__
 from .workload import ConvWorkload
@@ -34,6 +41,7 @@ __all__ = [
     "Epilogue",
     "ModelWarning",
     "Network",
+    "Quantization",
     "__version__",
     "build",
     "compile_network",
@@ -46,6 +54,7 @@ __all__ = [
     "load_network",
     "max_error",
     "networks",
+    "quantized_reference",
     "random_tensors",
     "tune",
     "use_logs",

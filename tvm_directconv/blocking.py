@@ -7,6 +7,7 @@ from .descriptor import MAX_ELEMENTS
 from .errors import BlockingError, did_you_mean
 from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
+from .workload import ConvWorkload
 
 IC_INSIDE = "ic_inside"
 IC_OUTSIDE = "ic_outside"
@@ -36,15 +37,16 @@ class Blocking:
     Parameters
     ----------
     lanes : int
-        fp32 lanes of the vectors computed with, the paper's N_vec; also the channel block of
-        the output.
+        Sums in a vector, the paper's N_vec; of floating-point numbers also the channel block of the
+        output.
     oc_vectors : int
         Vectors of output channels in the register tile: C_o,b = oc_vectors x lanes. Where that does
         not divide them, the last tiles are narrower; where there are groups, it must.
     ow_tile : int
         Output columns in the register tile, W_o,b.
     ic_block : int
-        Input channels that are summed up before the next kernel position, C_i,b.
+        Input channels that are summed up before the next kernel position, C_i,b. Words are counted,
+        here and in `ic_unroll`, where the instruction multiplies those of several channels.
     ic_unroll : int
         Input channels in straight-line code; twice as many where two rounds would be left.
     loop_order : str
@@ -113,10 +115,11 @@ class Blocking:
         """What tells most about it: ``32 x 3, ic_inside`` is C_o,b x W_o,b and the order."""
         return f"{self.oc_vectors * self.lanes} x {self.ow_tile}, {self.loop_order}"
 
-    def weight_layout(self) -> WeightLayout:
-        """Return the layout of weights for this blocking."""
-        return WeightLayout(self.ic_block, self.lanes)
+    def weight_layout(self, depth: int = 1) -> WeightLayout:
+        """Return the layout of weights for this blocking, in words of so many channels."""
+        return WeightLayout(self.ic_block, self.lanes, depth)
 
-    def output_layout(self) -> ActivationLayout:
-        """Return the layout of the output of this blocking."""
-        return ActivationLayout.blocked(self.lanes)
+    def output_layout(self, workload: ConvWorkload) -> ActivationLayout:
+        """Return the layout of the output of a workload in this blocking."""
+        block = workload.precision.channel_block(workload.out_channels, self.lanes)
+        return ActivationLayout.blocked(block)

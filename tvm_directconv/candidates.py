@@ -6,7 +6,7 @@ from functools import cache
 from math import ceil, gcd
 
 from .blocking import IC_OUTSIDE, Blocking
-from .case import Case, channel_block
+from .case import Case
 from .instructions import BROADCAST
 from .model import estimate
 from .tiling import (
@@ -65,8 +65,8 @@ def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
 
 def candidates(case: Case) -> Iterator[Blocking]:
     """Generate the blockings that the model compares, all of them usable."""
-    workload, device, input_layout = case.workload, case.device, case.input_layout
-    lanes = channel_block(workload.out_channels, device, case.precision)
+    workload, device, input_layout = case.words, case.device, case.word_layout
+    lanes = case.lanes
     vectors = ceil(workload.out_channels / lanes)
     channels = workload.group_in
     contiguous = gcd(channels, input_layout.block) if input_layout.block else channels
@@ -76,7 +76,8 @@ def candidates(case: Case) -> Iterator[Blocking]:
     blocks = [
         n
         for n in _divisors(channels)
-        if n % contiguous == 0
+        if case.precision.stores_sums
+        and n % contiguous == 0
         and n <= 256
         and n < channels
         and divides_blocks(n, input_layout.block)

@@ -4,7 +4,8 @@ Whatever is chosen, scheduled, tuned, logged or explained is so for a case. Here
 checked and given their defaults, once.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import ceil
 
@@ -101,7 +102,18 @@ class Case:
             input_layout = default_input_layout(workload, found)
         elif not isinstance(input_layout, ActivationLayout):
             input_layout = ActivationLayout(input_layout)
-        return cls(workload, found, threads, input_layout, epilogue or Epilogue())
+        epilogue = epilogue or Epilogue()
+        epilogue.check(workload.precision)
+        case = cls(workload, found, threads, input_layout, epilogue)
+        if not case.rates:
+            depth = min(rate.instruction.depth for rate in found.rates(workload.precision))
+            raise BlockingError(
+                f"{case} reads {input_layout} in words of {depth} channels: expected a multiple of "
+                f"{depth} input channels in each group, in NHWC or blocks of channels"
+            )
+        if case.rates[0].instruction.shift(workload.precision):
+            return replace(case, epilogue=replace(epilogue, zero_point=True))
+        return case
 
     def __str__(self) -> str:
         return f"{self.workload} on {self.device.name}"
@@ -113,13 +125,51 @@ class Case:
 
     @cached_property
     def rates(self) -> tuple[Rate, ...]:
-        """The instructions that may compute it, widest first."""
-        return self.device.rates(self.precision)
+        """The instructions that may compute it, widest first, all of one depth."""
+        rates = self.device.rates(self.precision)
+        block = self.precision.block and channel_block(
+            self.workload.out_channels, self.device, self.precision
+        )
+        usable = [
+            rate
+            for rate in rates
+            if self._in_words(rate.instruction.depth) and not (block and block % rate.lanes)
+        ]
+        depth = max((rate.instruction.depth for rate in usable), default=1)
+        return tuple(rate for rate in usable if rate.instruction.depth == depth)
+
+    def _in_words(self, depth: int) -> bool:
+        """Return whether channels of a group lie side by side in words of so many."""
+        whole = self.workload.group_in % depth == 0
+        if depth == 1 or self.input_layout.name == "NHWC":
+            return whole
+        # What fills up the last word is multiplied with zeros.
+        return self.input_layout.block is not None and (whole or self.workload.groups == 1)
 
     @cached_property
     def peak(self) -> Rate:
         """The fastest of them."""
-        return self.device.peak(self.precision)
+        return max(self.rates, key=lambda rate: (rate.flops_per_cycle, rate.lanes))
+
+    @cached_property
+    def lanes(self) -> int:
+        """The lanes of vectors that compute all output channels in the fewest cycles."""
+        return _fastest(self.workload.out_channels, self.rates).lanes
+
+    @property
+    def depth(self) -> int:
+        """Input channels in a word: those that an instruction multiplies for each lane."""
+        return self.rates[0].instruction.depth
+
+    @cached_property
+    def words(self) -> ConvWorkload:
+        """The workload with words in place of input channels. All blocking is about these."""
+        return self.workload.in_words(self.depth)
+
+    @cached_property
+    def word_layout(self) -> ActivationLayout:
+        """The layout of the input, which is one of words, too."""
+        return self.input_layout.in_words(self.depth)
 
     @cached_property
     def input_block(self) -> int:
@@ -148,20 +198,27 @@ def check_threads(threads: object) -> None:
 def channel_block(channels: int, device: Device, precision: Precision = FLOAT32) -> int:
     """Return the channel block in which activations of a device are kept.
 
-    It is the vector width that computes all channels in the fewest cycles, the wider of two that
-    are equal: 24 channels take two vectors of 16 lanes or three of 8, and where 8 lanes go twice
-    as often per cycle, three are faster. It depends on nothing but the channels and the device,
-    so that one layer's output is the next one's input.
+    It depends on nothing but the channels and the device, so that one layer's output is the next
+    one's input: the lanes that compute all channels in the fewest cycles, or as the precision has
+    it.
     """
-    return min(
-        device.rates(precision),
-        key=lambda rate: (ceil(channels / rate.lanes) / rate.per_cycle, -rate.lanes),
-    ).lanes
+    return precision.channel_block(channels, _fastest(channels, device.rates(precision)).lanes)
+
+
+def _fastest(channels: int, rates: Iterable[Rate]) -> Rate:
+    """Return what computes so many channels in the fewest cycles, the wider of two that are equal.
+
+    24 channels take two vectors of 16 lanes or three of 8, and where 8 lanes go twice as often per
+    cycle, three are faster.
+    """
+    return min(rates, key=lambda rate: (ceil(channels / rate.lanes) / rate.per_cycle, -rate.lanes))
 
 
 def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLayout:
     """Return the layout of the input: plain for images, blocked between layers."""
     precision = workload.precision
-    if workload.in_channels < min(rate.lanes for rate in device.rates(precision)):
+    if precision.block is None and workload.in_channels < min(
+        rate.lanes for rate in device.rates(precision)
+    ):
         return ActivationLayout("NCHW")
     return ActivationLayout.blocked(channel_block(workload.in_channels, device, precision))

@@ -9,10 +9,12 @@ the kernel. In which order, in which blocks and on which registers is not said h
 schedule's part. Only what decides about the layouts is fixed: the channel blocks.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from .epilogue import ACTIVATIONS, Epilogue
+from .epilogue import ACTIVATIONS, BIAS, RANGE, SCALE, SCALES, Epilogue, Operand
 from .layout import ActivationLayout, WeightLayout
+from .quantization import ROUNDING, border_classes, border_counts
 from .workload import ConvWorkload
 
 BLOCK_NAME = "conv"
@@ -63,6 +65,12 @@ def conv2d(
     """
     from tvm import te, tirx
 
+    depth, types = weight_layout.depth, workload.precision
+    workload, input_layout = workload.in_words(depth), input_layout.in_words(depth)
+    weight_layout = replace(weight_layout, depth=1)
+    # A product of words stands for the instruction that multiplies their channels.
+    pixel_type = types.sum.name if depth > 1 else types.pixel.name
+    weight_type = types.sum.name if depth > 1 else types.weight.name
     stride, dilation = workload.stride, workload.dilation
     top, left, _, _ = workload.padding
     height, width = workload.in_height, workload.in_width
@@ -71,11 +79,8 @@ def conv2d(
     output_layout = ActivationLayout.blocked(oc_block)
     counted = output_shape or workload.output_shape
 
-    types = workload.precision
-    x = te.placeholder(input_layout.shape(workload.input_shape), types.pixel.name, INPUT_NAME)
-    weight = te.placeholder(
-        weight_layout.shape(workload.weight_shape), types.weight.name, WEIGHT_NAME
-    )
+    x = te.placeholder(input_layout.shape(workload.input_shape), pixel_type, INPUT_NAME)
+    weight = te.placeholder(weight_layout.shape(workload.weight_shape), weight_type, WEIGHT_NAME)
 
     def read(batch: Any, channel: Any, row: Any, column: Any) -> Any:
         if input_layout.block:
@@ -85,6 +90,7 @@ def conv2d(
             value = x[batch, row, column, channel]
         else:
             value = x[batch, channel, row, column]
+        value = value.astype(types.sum.name)
         # Only the borders that some output really crosses get a condition.
         inside = []
         if top:
@@ -97,7 +103,7 @@ def conv2d(
             inside.append(column < width)
         if not inside:
             return value
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, types.pixel.name))
+        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, types.sum.name))
 
     def pixel(oh: Any, ow: Any) -> tuple[Any, Any]:
         """Return row and column in the image of an output."""
@@ -134,32 +140,55 @@ def conv2d(
             column * stride[1] - left + kw * dilation[1],
         )
         taps = weight[oc, ic, kh, kw, ici, lane]
-        product = value.astype(types.sum.name) * taps.astype(types.sum.name)
+        product = value * taps.astype(types.sum.name)
         return te.sum(product, axis=[ic, kh, kw, ici])
 
     y = te.compute(output_layout.shape(counted), multiplied, name=BLOCK_NAME)
-    if not epilogue:
+    epilogue = epilogue or Epilogue()
+    output = epilogue.output(types)
+    if not epilogue and output == types.sum:
         return te.create_prim_func([x, weight, y])
-    added = {
-        operand: te.placeholder(
-            (y.shape[1], oc_block) if operand.by_channel else y.shape,
-            (types.sum if operand.by_channel else types.output).name,
-            operand.name,
-        )
-        for operand in epilogue.operands
-    }
+
+    def placeholder(operand: Operand) -> Any:
+        if not operand.by_channel:
+            return te.placeholder(y.shape, output.name, operand.name)
+        borders = border_counts(workload, epilogue) if operand == BIAS else ()
+        return te.placeholder((y.shape[1], *borders, oc_block), types.sum.name, operand.name)
+
+    added = {operand: placeholder(operand) for operand in epilogue.operands}
+    scale = te.placeholder((y.shape[1], oc_block), SCALES.name, SCALE)
+    limits = te.placeholder((3,), SCALES.name, RANGE)
+
+    def of_border(place: Any, axis: int) -> Any:
+        """Return the number of the class of a row or column."""
+        _, *later = border_classes(workload, axis)
+        return sum(((place >= c.first).astype("int32") for c in later), tirx.const(0, "int32"))
+
+    def requantized(value: Any, oc: Any, lane: Any) -> Any:
+        scaled = value.astype(SCALES.name) * scale[oc, lane]
+        # Between product and sum, which a fused multiply-add would round once.
+        limited = tirx.max(tirx.min(scaled, limits[1]), limits[0])
+        bits = tirx.reinterpret("int32", limited + tirx.const(ROUNDING, SCALES.name))
+        return bits + tirx.reinterpret("int32", limits[2])
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
         computed = types.epilogue.name
         value = y(batch, oc, oh, ow, lane).astype(computed)
         for operand, tensor in added.items():
-            at = (oc, lane) if operand.by_channel else (batch, oc, oh, ow, lane)
+            at: tuple[Any, ...] = (batch, oc, oh, ow, lane)
+            if operand.by_channel:
+                borders = [of_border(oh, 0), of_border(ow, 1)] if len(tensor.shape) > 2 else []
+                at = (oc, *borders, lane)
             value = operand.apply(value, tensor[at].astype(computed))
-        value = ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
-        return value.astype(types.output.name)
+        if epilogue.requantize:
+            value = requantized(value, oc, lane)
+        else:
+            value = ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
+        return value.astype(output.name)
 
     result = te.compute(y.shape, finished, name=FINISH_NAME)
-    return te.create_prim_func([x, weight, *added.values(), result])
+    further = [scale, limits] if epilogue.requantize else []
+    return te.create_prim_func([x, weight, *added.values(), *further, result])
 
 
 def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 from . import manifest as manifests
 from .blocking import Blocking
 from .denormals import FLUSH, MODE
-from .epilogue import Epilogue, Operand
+from .epilogue import BIAS, RANGE, SCALE, SCALES, Epilogue
 from .errors import DirectConvError, LibraryError
+from .instructions import INSTRUCTIONS, Instruction
 from .kinds import TEXT, THREADS, Kind, Table, shown
-from .layout import ActivationLayout, ChannelLayout, WeightLayout
+from .layout import ActivationLayout, ChannelLayout, Packing, VectorLayout, WeightLayout
 from .precision import NumberType, Precision
+from .quantization import border_counts
 from .workload import ConvWorkload
 
 _TENSOR: Table = {
@@ -25,6 +27,7 @@ _KINDS: Table = {
     "device": TEXT,
     "threads": THREADS,
     "blocking": {},
+    "instruction": Kind(f"one of {', '.join(INSTRUCTIONS)}", lambda v: v in INSTRUCTIONS),
     "blocking_source": TEXT,
     "symbol": TEXT,
     "input": _TENSOR,
@@ -51,6 +54,8 @@ class ConvManifest:
     threads : int
         Threads the blocking was chosen for; the code is serial if 1.
     blocking : Blocking
+    instruction : Instruction
+        What multiplies and adds.
     blocking_source : str
         Where the blocking came from: ``model``, ``user``, ``log haswell.jsonl: exact, ...``
     symbol : str
@@ -67,6 +72,7 @@ class ConvManifest:
     target: dict[str, Any]
     threads: int
     blocking: Blocking
+    instruction: Instruction
     blocking_source: str
     symbol: str
     input_layout: ActivationLayout
@@ -81,12 +87,12 @@ class ConvManifest:
     @property
     def weight_layout(self) -> WeightLayout:
         """Layout of the weights."""
-        return self.blocking.weight_layout()
+        return self.blocking.weight_layout(self.instruction.depth)
 
     @property
     def output_layout(self) -> ActivationLayout:
         """Layout of the output."""
-        return self.blocking.output_layout()
+        return self.blocking.output_layout(self.workload)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -103,19 +109,27 @@ class ConvManifest:
         """Shape of the output in its layout."""
         return self.output_layout.shape(self.workload.output_shape)
 
-    def operand_layout(self, operand: Operand) -> ActivationLayout | ChannelLayout:
-        """Return the layout of an operand of the epilogue."""
-        return ChannelLayout(self.blocking.lanes) if operand.by_channel else self.output_layout
+    @property
+    def output_type(self) -> NumberType:
+        """The number type of the output."""
+        return self.epilogue.output(self.precision)
 
-    def operand_shape(self, operand: Operand) -> tuple[int, ...]:
-        """Return the shape of an operand of the epilogue in its layout."""
-        if operand.by_channel:
-            return ChannelLayout(self.blocking.lanes).shape((self.workload.out_channels,))
-        return self.output_shape
-
-    def operand_type(self, operand: Operand) -> NumberType:
-        """Return the number type of an operand of the epilogue."""
-        return self.precision.sum if operand.by_channel else self.precision.output
+    def operands(self) -> dict[str, Packing]:
+        """Return the arrays that the epilogue reads, by name, in the order of parameters."""
+        epilogue, by_channel = self.epilogue, ChannelLayout(self.blocking.lanes)
+        channels, number = self.workload.out_channels, self.precision.sum
+        found = {}
+        for operand in epilogue.operands:
+            if not operand.by_channel:
+                plain = self.workload.output_shape
+                found[operand.name] = Packing(self.output_type, self.output_layout, plain)
+                continue
+            borders = border_counts(self.workload, epilogue) if operand == BIAS else ()
+            found[operand.name] = Packing(number, by_channel, (channels, *borders))
+        if epilogue.requantize:
+            found[SCALE] = Packing(SCALES, by_channel, (channels,))
+            found[RANGE] = Packing(SCALES, VectorLayout(), (3,))
+        return found
 
     def to_dict(self, library: bytes) -> dict[str, Any]:
         """Return what is written beside the library with these bytes."""
@@ -129,6 +143,7 @@ class ConvManifest:
             "target": self.target,
             "threads": self.threads,
             "blocking": self.blocking.to_dict(),
+            "instruction": self.instruction.name,
             "blocking_source": self.blocking_source,
             "symbol": self.symbol,
             "input": {"layout": str(self.input_layout), "shape": [*self.input_shape]},
@@ -156,6 +171,7 @@ class ConvManifest:
                 target=found["target"],
                 threads=found["threads"],
                 blocking=Blocking.from_dict(found["blocking"]),
+                instruction=INSTRUCTIONS[found["instruction"]],
                 blocking_source=found["blocking_source"],
                 symbol=found["symbol"],
                 input_layout=ActivationLayout(found["input"]["layout"]),

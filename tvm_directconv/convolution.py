@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .blocking import Blocking
 from .case import Case
 from .conv_manifest import ConvManifest
 from .denormals import checked_mode, flushed
-from .epilogue import OPERANDS, Epilogue, Operand
+from .epilogue import BIAS, OPERANDS, RANGE, SCALE, Epilogue
 from .errors import (
     ArgumentError,
     LibraryError,
@@ -28,6 +29,7 @@ from .hardware.target import host_lacks
 from .kinds import shown
 from .layout import aligned_zeros, checked_packed, checked_plain
 from .manifest import manifest_path
+from .quantization import Quantization, checked_zero_point, corrected_bias
 from .resolution import resolve_blocking
 from .runtime import BoundCall, library_bytes, load_library
 from .scheduling import scheduled
@@ -115,14 +117,74 @@ class CompiledConv:
         ArgumentError
             If there is no such operand, or it is no array of its type and shape.
         """
-        operand = _operand(name)
-        layout, number = self.manifest.operand_layout(operand), self.manifest.operand_type(operand)
-        if operand.by_channel:
-            shape, meaning = (self.workload.out_channels,), "a number for each output channel"
-            checked_plain(f"the {name}", array, number, shape, meaning)
-            return layout.pack(flushed(array, self.manifest.denormals))
-        checked_plain(f"the {name}", array, number, self.workload.output_shape, "NCHW")
-        return layout.pack(array)
+        m = self.manifest
+        found = m.operands().get(name)
+        if found is None:
+            raise ArgumentError(_no_operand(name, m.operands()))
+        if len(found.plain) == 4:
+            meaning = "NCHW"
+        else:
+            array, meaning = flushed(array, m.denormals), "a number for each output channel"
+        return found.layout.pack(
+            checked_plain(f"the {name}", array, found.number, found.plain, meaning)
+        )
+
+    def pack_operands(
+        self,
+        weight: np.ndarray,
+        quantization: Quantization | None = None,
+        **operands: np.ndarray | None,
+    ) -> dict[str, np.ndarray]:
+        """Copy all operands of the epilogue into the layouts of :meth:`run`.
+
+        Parameters
+        ----------
+        weight : numpy.ndarray
+            Plain weights, of which depends what makes up for a zero point.
+        quantization : Quantization, optional
+            What whole numbers stand for. If not given, scales are 1 and zero points 0.
+        **operands : numpy.ndarray
+            Plain ones by name, as :meth:`pack_operand` takes them: those that the epilogue was
+            asked for.
+
+        Returns
+        -------
+        dict
+            Packed operands by name.
+
+        Raises
+        ------
+        ArgumentError
+            If an operand is missing or of another type or shape, a zero point is not of its type,
+            or the convolution was not built for it.
+        """
+        m = self.manifest
+        if quantization is not None and m.precision.sum.least is None:
+            raise ArgumentError(f"a quantization is given: expected none for {m.precision}")
+        asked = [operand.name for operand in OPERANDS if getattr(m.epilogue, operand.name)]
+        plain = _given(operands, asked)
+        meaning = quantization or Quantization()
+        zero_point = meaning.input_zero_point
+        if m.precision.pixel.least is not None:
+            checked_zero_point("input_zero_point", zero_point, m.precision.pixel)
+        shift = m.instruction.shift(m.precision)
+        if zero_point and not m.epilogue.zero_point:
+            raise ArgumentError(
+                f"input_zero_point is {zero_point}: expected 0, the convolution was built without "
+                "a zero_point in its epilogue"
+            )
+        if m.epilogue.zero_point:
+            bias = plain.get(BIAS.name)
+            if bias is not None:
+                channels, each = (self.workload.out_channels,), "a number for each output channel"
+                checked_plain("the bias", bias, m.precision.sum, channels, each)
+            plain[BIAS.name] = corrected_bias(
+                self.workload, m.epilogue, weight, bias, zero_point + shift
+            )
+        if m.epilogue.requantize:
+            plain[SCALE] = meaning.multipliers(self.workload.out_channels)
+            plain[RANGE] = meaning.output_range(m.output_type, m.epilogue.activation)
+        return {name: self.pack_operand(name, plain[name]) for name in m.operands()}
 
     def unpack_output(self, y: np.ndarray) -> np.ndarray:
         """Copy an output of :meth:`run` into a plain NCHW array.
@@ -133,7 +195,7 @@ class CompiledConv:
             If it is no array of the output's type and packed shape.
         """
         m = self.manifest
-        checked_plain("the output", y, m.precision.output, m.output_shape, str(m.output_layout))
+        checked_plain("the output", y, m.output_type, m.output_shape, str(m.output_layout))
         return m.output_layout.unpack(y, self.workload.out_channels)
 
     def run(
@@ -169,7 +231,7 @@ class CompiledConv:
         """
         if out is None:
             m = self.manifest
-            out = aligned_zeros(m.output_shape, m.precision.output.name)
+            out = aligned_zeros(m.output_shape, m.output_type.name)
         call = self.bind(x, weight, out, **operands)
         call()
         return call.out
@@ -184,16 +246,16 @@ class CompiledConv:
         """Check arrays as :meth:`run` does and return the call itself, to be made repeatedly."""
         m = self.manifest
         p = m.precision
-        given = self._given(operands)
+        operands_of = m.operands()
+        given = _given(operands, operands_of)
         checked = [
             checked_packed("the input", x, p.pixel, m.input_shape, str(m.input_layout)),
             checked_packed("the weight", weight, p.weight, m.weight_shape, str(m.weight_layout)),
         ]
-        for operand in m.epilogue.operands:
-            number, shape = m.operand_type(operand), m.operand_shape(operand)
-            layout, array = str(m.operand_layout(operand)), given[operand.name]
-            checked.append(checked_packed(f"the {operand.name}", array, number, shape, layout))
-        checked_packed("the output", out, p.output, m.output_shape, str(m.output_layout))
+        for name, found in operands_of.items():
+            array, layout = given[name], str(found.layout)
+            checked.append(checked_packed(f"the {name}", array, found.number, found.shape, layout))
+        checked_packed("the output", out, m.output_type, m.output_shape, str(m.output_layout))
         for other in checked:
             if np.may_share_memory(out, other):
                 raise ArgumentError(
@@ -201,41 +263,28 @@ class CompiledConv:
                 )
         return BoundCall(self._runnable(), (*checked, out), m.threads)
 
-    def _given(self, operands: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
-        """Return the epilogue's operands by name, after checking that just these are given."""
-        given = {name: array for name, array in operands.items() if array is not None}
-        wanted = [operand.name for operand in self.manifest.epilogue.operands]
-        for name in wanted:
-            if name not in given:
-                raise ArgumentError(
-                    f"there is no {name}: expected one, the convolution was built with it"
-                )
-        for name in given:
-            if _operand(name).name not in wanted:
-                raise ArgumentError(
-                    f"a {name} is given: expected none, the convolution was built without it"
-                )
-        return given
-
     def __call__(
         self,
         x: np.ndarray,
         weight: np.ndarray,
+        quantization: Quantization | None = None,
         **operands: np.ndarray | None,
     ) -> np.ndarray:
         """Convolve plain arrays: NCHW and OIHW in, NCHW out. Packs and unpacks.
 
+        Parameters are those of :meth:`pack_operands`, and the input.
+
         Raises
         ------
         ArgumentError
-            If an array has the wrong dtype or shape.
+            If an array has the wrong dtype or shape, or see :meth:`pack_operands`.
         LibraryError
             If this machine cannot run the code.
         """
         packed = self.run(
             self.pack_input(x),
             self.pack_weight(weight),
-            **{name: self.pack_operand(name, a) for name, a in self._given(operands).items()},
+            **self.pack_operands(weight, quantization, **operands),
         )
         return self.unpack_output(packed)
 
@@ -324,11 +373,10 @@ class CompiledConv:
             Port("weight", m.weight_shape, types.weight.name),
         ]
         notes = {"x": str(m.input_layout), "weight": str(m.weight_layout)}
-        for operand in m.epilogue.operands:
-            shape, number = m.operand_shape(operand), m.operand_type(operand)
-            inputs.append(Port(operand.name, shape, number.name))
-            notes[operand.name] = str(m.operand_layout(operand))
-        outputs = [Port("y", m.output_shape, types.output.name)]
+        for name, found in m.operands().items():
+            inputs.append(Port(name, found.shape, found.number.name))
+            notes[name] = str(found.layout)
+        outputs = [Port("y", m.output_shape, m.output_type.name)]
         notes["y"] = str(m.output_layout)
         operands = [
             Tensor(f"{side}{place}", 0, port.shape, port.dtype)
@@ -345,16 +393,31 @@ class CompiledConv:
         return self._module.inspect_source("asm")
 
 
-def _operand(name: str) -> Operand:
-    """Return the operand of a name."""
-    for operand in OPERANDS:
-        if operand.name == name:
-            return operand
+def _no_operand(name: str, known: Iterable[str]) -> str:
     names = [operand.name for operand in OPERANDS]
-    raise ArgumentError(
+    if name in names:
+        return f"a {name} is given: expected none, the convolution was built without it"
+    names = list(dict.fromkeys([*names, *known]))
+    return (
         f"{shown(name)} is no operand of an epilogue{did_you_mean(name, names)}: expected one of "
         f"{', '.join(names)}"
     )
+
+
+def _given(
+    operands: Mapping[str, np.ndarray | None], wanted: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Return the operands that are given, after checking that just the wanted ones are."""
+    given = {name: array for name, array in operands.items() if array is not None}
+    for name in wanted:
+        if name not in given:
+            raise ArgumentError(
+                f"there is no {name}: expected one, the convolution was built with it"
+            )
+    for name in given:
+        if name not in wanted:
+            raise ArgumentError(_no_operand(name, wanted))
+    return given
 
 
 def build(
@@ -435,6 +498,7 @@ def build(
         target=case.device.target_options(threads),
         threads=threads,
         blocking=tiling.blocking,
+        instruction=tiling.rate.instruction,
         blocking_source=source,
         symbol=case.symbol,
         input_layout=case.input_layout,

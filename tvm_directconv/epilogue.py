@@ -8,11 +8,12 @@ oracle, :mod:`.reference`, has them once more, in NumPy.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from .errors import WorkloadError, did_you_mean
 from .kinds import FLAG, Kind, is_whole, problem, shown
+from .precision import NUMBER_TYPES, NumberType, Precision
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,19 @@ class Operand:
     apply: Callable[[Any, Any], Any] = operator.add
 
 
-OPERANDS = (Operand("bias", by_channel=True), Operand("residual", by_channel=False))
+BIAS = Operand("bias", by_channel=True)
+OPERANDS = (BIAS, Operand("residual", by_channel=False))
 """In the order in which they are applied, and are parameters of the function."""
+
+SCALE, RANGE = "scale", "range"
+"""Further parameters where outputs are requantised: a multiplier for each output channel, and what
+:meth:`~tvm_directconv.quantization.Quantization.output_range` returns."""
+
+SCALES = NUMBER_TYPES["float32"]
+"""The type of both."""
+
+REQUANTIZED = ("uint8", "int8")
+"""The types that outputs may be requantised to."""
 
 
 def _constant(value: float, x: Any) -> Any:
@@ -85,17 +97,20 @@ class Activation:
         Whether it takes a slope.
     relax : str, optional
         The operator of Relax that is the same, if there is one.
+    limits : (float, float), optional
+        Between which it holds numbers, if it does nothing else.
     """
 
     apply: Callable[[Any, float], Any]
     has_slope: bool = False
     relax: str | None = None
+    limits: tuple[float, float] | None = None
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "none": Activation(lambda x, _: x),
-    "relu": Activation(_relu, relax="relax.nn.relu"),
-    "relu6": Activation(lambda x, _: _clipped(x, 0.0, 6.0), relax="relax.nn.relu6"),
+    "none": Activation(lambda x, _: x, limits=(-inf, inf)),
+    "relu": Activation(_relu, relax="relax.nn.relu", limits=(0, inf)),
+    "relu6": Activation(lambda x, _: _clipped(x, 0.0, 6.0), relax="relax.nn.relu6", limits=(0, 6)),
     "leaky_relu": Activation(_leaky_relu, has_slope=True),
     "hard_swish": Activation(lambda x, _: x * _hard_sigmoid(x, 0.0)),
     "hard_sigmoid": Activation(_hard_sigmoid),
@@ -118,6 +133,10 @@ def _is_slope(activation: str, text: str) -> bool:
 _KINDS = {
     **{operand.name: FLAG for operand in OPERANDS},
     "activation": Kind("a name", lambda v: isinstance(v, str)),
+    "zero_point": FLAG,
+    "requantize": Kind(
+        f"one of {', '.join(REQUANTIZED)}, or none", lambda v: v in ("", *REQUANTIZED)
+    ),
     "slope": Kind("a number", lambda v: isinstance(v, float) or is_whole(v, -(2**53), 2**53)),
 }
 
@@ -136,6 +155,12 @@ class Epilogue:
         One of :data:`ACTIVATIONS`, applied last.
     slope : float
         Of ``leaky_relu``, for what is negative.
+    zero_point : bool
+        Whether pixels count from a number other than 0, of which padding consists. The bias then
+        makes up for it, and is another one where the kernel reaches into the padding.
+    requantize : str
+        The type of whole numbers that outputs are scaled and rounded to, ``uint8`` or ``int8``;
+        empty if they are stored as they are.
 
     Raises
     ------
@@ -147,6 +172,8 @@ class Epilogue:
     residual: bool = False
     activation: str = "none"
     slope: float = 0.0
+    zero_point: bool = False
+    requantize: str = ""
 
     def __post_init__(self) -> None:
         if wrong := problem(vars(self), _KINDS):
@@ -164,9 +191,40 @@ class Epilogue:
                 f"activations but {having}"
             )
 
+    def check(self, precision: Precision) -> None:
+        """Raise if outputs of a precision cannot be finished so.
+
+        Raises
+        ------
+        WorkloadError
+            With what cannot be.
+        """
+        whole = precision.sum.least is not None
+        if (self.zero_point or self.requantize) and not whole:
+            raise WorkloadError(
+                f"epilogue {self.descriptor!r} is for whole numbers: expected no zero_point and no "
+                f"requantize for {precision}"
+            )
+        if self.requantize and self.residual:
+            raise WorkloadError(
+                f"epilogue {self.descriptor!r}: expected no residual where outputs are requantised"
+            )
+        if whole and not ACTIVATIONS[self.activation].limits:
+            having = [name for name, row in ACTIVATIONS.items() if row.limits]
+            raise WorkloadError(
+                f"activation is {self.activation}: expected one of {', '.join(having)} for "
+                f"{precision}"
+            )
+
+    def output(self, precision: Precision) -> NumberType:
+        """Return the type of outputs."""
+        return NUMBER_TYPES[self.requantize] if self.requantize else precision.output
+
     @classmethod
     def parse(cls, text: str) -> "Epilogue":
         """Read ``bias,residual,relu``, any of these, or ``leaky_relu=0.1`` as activation.
+
+        Of whole numbers, ``zero_point`` and ``requantize=uint8`` as well.
 
         Raises
         ------
@@ -177,30 +235,38 @@ class Epilogue:
         names = [operand.name for operand in OPERANDS]
         for part in text.split(","):
             name, _, slope = part.strip().partition("=")
-            if name in names and not slope and name not in found:
+            if name in (*names, "zero_point") and not slope and name not in found:
                 found[name] = True
+            elif name == "requantize" and slope in REQUANTIZED and name not in found:
+                found[name] = slope
             elif name in ACTIVATIONS and "activation" not in found and _is_slope(name, slope):
                 found |= {"activation": name, "slope": float(slope or 0)}
             else:
                 raise WorkloadError(
                     f"epilogue is {text!r}, with {part.strip()!r}: expected {', '.join(names)} and "
                     f"one of {', '.join(ACTIVATIONS)}, each at most once, such as bias,relu; "
-                    "leaky_relu with its slope, leaky_relu=0.1"
-                    f"{did_you_mean(name, [*names, *ACTIVATIONS])}"
+                    "leaky_relu with its slope, leaky_relu=0.1; of whole numbers zero_point and "
+                    f"requantize={' or requantize='.join(REQUANTIZED)}"
+                    f"{did_you_mean(name, [*names, *ACTIVATIONS, 'zero_point', 'requantize'])}"
                 )
         return cls(**found)
 
     @property
     def operands(self) -> tuple[Operand, ...]:
         """Its operands, in the order of the function's parameters."""
-        return tuple(operand for operand in OPERANDS if getattr(self, operand.name))
+        given = {operand.name: getattr(self, operand.name) for operand in OPERANDS}
+        # It is what makes up for the zero point.
+        given[BIAS.name] |= self.zero_point
+        return tuple(operand for operand in OPERANDS if given[operand.name])
 
     @property
     def descriptor(self) -> str:
         """What :meth:`parse` makes the same epilogue of; ``none`` if there is nothing to do."""
-        parts = [operand.name for operand in self.operands]
+        parts = [operand.name for operand in OPERANDS if getattr(self, operand.name)]
+        parts += ["zero_point"] * self.zero_point
         slope = f"={self.slope!r}" if ACTIVATIONS[self.activation].has_slope else ""
-        return ",".join([*parts, self.activation + slope])
+        last = [f"requantize={self.requantize}"] if self.requantize else []
+        return ",".join([*parts, self.activation + slope, *last])
 
     def __bool__(self) -> bool:
         return self != Epilogue()
@@ -209,7 +275,10 @@ class Epilogue:
         """Parts of a function's name: ``bias_residual_relu``."""
         signs = str.maketrans({".": "p", "-": "m", "+": None})
         slope = f"{self.slope:g}".translate(signs) if self.slope else ""
-        parts = [operand.name for operand in self.operands]
+        parts = [operand.name for operand in OPERANDS if getattr(self, operand.name)]
+        parts += ["zero_point"] * self.zero_point
         if self.activation != "none":
             parts.append(self.activation + slope)
+        if self.requantize:
+            parts.append(self.requantize)
         return "_".join(parts)

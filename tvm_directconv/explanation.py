@@ -132,7 +132,7 @@ def _tuned(chosen: Tiling, blocking: Blocking, source: str) -> list[str]:
 
 def _computed_channels(tiling: Tiling) -> int:
     """Return the output channels that are computed, those that only fill a vector included."""
-    return tiling.blocking.output_layout().channels(tiling.case.workload.out_channels)
+    return -(-tiling.case.workload.out_channels // tiling.blocking.lanes) * tiling.blocking.lanes
 
 
 def _in_flight_needed(tiling: Tiling) -> float:
@@ -370,7 +370,7 @@ def _compared(other: Tiling, chosen: Tiling) -> str:
 
 def _memory(chosen: Tiling) -> list[str]:
     w, layout = chosen.case.workload, chosen.case.input_layout
-    weights, outputs = chosen.blocking.weight_layout(), chosen.blocking.output_layout()
+    weights, outputs = chosen.weight_layout, chosen.output_layout
     types = chosen.case.precision
     tensors = [
         ("input", types.pixel, layout, layout.shape(w.input_shape)),

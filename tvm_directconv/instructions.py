@@ -7,7 +7,7 @@ in the core's device file.
 
 from dataclasses import dataclass
 
-from .precision import FLOAT16, FLOAT32, Precision
+from .precision import FLOAT16, FLOAT32, INT8, UINT8, Precision
 
 BROADCAST = "broadcast"
 """The pixel is in all lanes of the operand: a load puts it there, or the instruction itself, from a
@@ -43,6 +43,17 @@ class Instruction:
         How many registers it can take a lane of.
     fused : bool
         False: a multiplication and an addition, which round twice and count as one instruction.
+    depth : int
+        Neighbouring input channels that it multiplies and adds up for each lane. They are a word of
+        the pixel; words take the place of channels in the loops.
+    intrinsic : str
+        LLVM's function for it, of sums and two vectors of what is multiplied. Empty if a
+        multiplication and an addition are what LLVM makes it of.
+    weights_first : bool
+        Whether the first of these vectors is that of the weights.
+    also : Precision, optional
+        Another precision that it computes in. An intrinsic then gets pixels less 128 or plus 128,
+        which are of the type that it takes.
     """
 
     name: str
@@ -52,12 +63,41 @@ class Instruction:
     pixel_operands: tuple[str, ...] = (BROADCAST,)
     lane_registers: int = 32
     fused: bool = True
+    depth: int = 1
+    intrinsic: str = ""
+    weights_first: bool = False
+    also: Precision | None = None
 
     def __str__(self) -> str:
         return self.name
 
+    def computes(self, precision: Precision) -> bool:
+        """Return whether it computes in a precision."""
+        return precision in (self.precision, self.also)
+
+    def shift(self, precision: Precision) -> int:
+        """Return what is added to pixels of a precision to be of the type that it multiplies."""
+        if not self.intrinsic or precision == self.precision:
+            return 0
+        least, wanted = precision.pixel.least, self.precision.pixel.least
+        assert least is not None and wanted is not None
+        return wanted - least
+
 
 _EVEX = BROADCAST, MEMORY
+
+
+def _vpdpbusd(registers: str, features: tuple[str, ...], bits: int) -> Instruction:
+    return Instruction(
+        f"vpdpbusd {registers}",
+        features,
+        UINT8,
+        bits // 32,
+        depth=4,
+        intrinsic=f"llvm.x86.avx512.vpdpbusd.{bits}",
+        also=INT8,
+    )
+
 
 INSTRUCTIONS = {
     row.name: row
@@ -81,6 +121,33 @@ INSTRUCTIONS = {
         Instruction("fmla v.4s", ("neon",), FLOAT32, 4, (BROADCAST, LANE)),
         # vfma has no form with a lane; only vmla, which rounds twice, has one.
         Instruction("vfma.f32 q", ("neon", "vfp4"), FLOAT32, 4),
+        # Four products of unsigned pixels and signed weights to each sum. Only the latter may be in
+        # memory.
+        _vpdpbusd("zmm", ("avx512vnni",), 512),
+        _vpdpbusd("ymm", ("avx512vnni", "avx512vl"), 256),
+        _vpdpbusd("xmm", ("avx512vnni", "avx512vl"), 128),
+        _vpdpbusd("{vex} ymm", ("avxvnni",), 256),
+        _vpdpbusd("{vex} xmm", ("avxvnni",), 128),
+        # One product of numbers of 32 bits, which are loaded as 8: LLVM knows that 16 have room for
+        # them.
+        Instruction("vpmaddwd zmm", ("avx512bw",), UINT8, 16, also=INT8, fused=False),
+        Instruction("vpmaddwd ymm", ("avx2",), UINT8, 8, also=INT8, fused=False),
+        Instruction("pmaddwd xmm", ("sse4.1",), UINT8, 4, also=INT8, fused=False),
+        Instruction("smlal v.4s", ("neon",), INT8, 4, also=UINT8),
+        Instruction("vmlal.s16 q", ("neon", "vfp4"), INT8, 4, also=UINT8),
+        Instruction("vmacc.vv vlen128", ("v", "zvl128b"), INT8, 4, also=UINT8),
+        Instruction("vmacc.vv vlen256", ("v", "zvl256b"), INT8, 8, also=UINT8),
+        Instruction(
+            "sdot v.4s",
+            ("neon", "dotprod"),
+            INT8,
+            4,
+            (BROADCAST, LANE),
+            depth=4,
+            intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8",
+            weights_first=True,
+            also=UINT8,
+        ),
         # A vector and a number in a floating-point register, from there into all lanes. The name is
         # the same for all vectors: how wide they are is up to the processor.
         Instruction("vfmacc.vf vlen128", ("v", "zvl128b"), FLOAT32, 4),

@@ -15,6 +15,7 @@ A channel count that the block does not divide is filled up with zeros.
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,14 @@ class ActivationLayout:
         """Channels in a block; None for the plain layouts."""
         return int(self.name[4:-1]) if self.name.endswith("c") else None
 
+    def in_words(self, depth: int) -> "ActivationLayout":
+        """Return the layout of the same array, of words of so many channels each."""
+        if depth == 1 or self.block is None:
+            return self
+        # Blocks of one word are planes of words.
+        block = self.block // depth
+        return ActivationLayout.blocked(block) if block > 1 else ActivationLayout("NCHW")
+
     def channels(self, plain: int) -> int:
         """Return how many channels are stored of a tensor that has `plain` ones."""
         return -(-plain // self.block) * self.block if self.block else plain
@@ -145,40 +154,55 @@ class ActivationLayout:
 class WeightLayout:
     """How weights lie in memory: C_o/oc_block, C_i/ic_block, H_f, W_f, ic_block, oc_block.
 
+    Of words, which have weights of several input channels, these are innermost, as in
+    ``OIHW64i16o4i``.
+
     Parameters
     ----------
     ic_block : int
-        Input channels in a block; divides C_i.
+        Input channels, or words of them, in a block; divides C_i.
     oc_block : int
         Output channels in a block: the lanes of the vectors that are computed with.
+    depth : int
+        Input channels in a word.
     """
 
     ic_block: int
     oc_block: int
+    depth: int = 1
 
     def __str__(self) -> str:
-        return f"OIHW{self.ic_block}i{self.oc_block}o"
+        words = f"{self.depth}i" if self.depth > 1 else ""
+        return f"OIHW{self.ic_block * self.depth}i{self.oc_block}o{words}"
 
     def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
         """Return the shape in this layout of weights with OIHW shape `plain`."""
         o, i, h, w = plain
-        return (-(-o // self.oc_block), i // self.ic_block, h, w, self.ic_block, self.oc_block)
+        blocks = -(-o // self.oc_block), -(-i // self.depth) // self.ic_block
+        words = (self.depth,) if self.depth > 1 else ()
+        return (*blocks, h, w, self.ic_block, self.oc_block, *words)
 
     def pack(self, array: np.ndarray) -> np.ndarray:
-        """Copy plain OIHW weights into this layout, aligned; missing output channels are zero."""
+        """Copy plain OIHW weights into this layout, aligned; missing channels are zero."""
         o, i, h, w = array.shape
         shape = self.shape((o, i, h, w))
         packed = aligned_zeros(shape, array.dtype)
+        words = packed.reshape(*shape[:6], self.depth)
+        missing = -i % self.depth
         for start in range(0, o, self.oc_block):
             part = array[start : start + self.oc_block]
-            split = part.reshape(len(part), shape[1], self.ic_block, h, w)
-            packed[start // self.oc_block, ..., : len(part)] = split.transpose(1, 3, 4, 2, 0)
+            if missing:
+                part = np.pad(part, ((0, 0), (0, missing), (0, 0), (0, 0)))
+            split = part.reshape(len(part), shape[1], self.ic_block, self.depth, h, w)
+            words[start // self.oc_block, ..., : len(part), :] = split.transpose(1, 4, 5, 2, 0, 3)
         return packed
 
 
 @dataclass(frozen=True)
 class ChannelLayout:
     """How numbers by output channel lie in memory: C_o/block, block.
+
+    Where a channel has several, as many blocks are side by side: C_o/block, ..., block.
 
     Parameters
     ----------
@@ -191,15 +215,59 @@ class ChannelLayout:
     def __str__(self) -> str:
         return "blocks of output channels"
 
-    def shape(self, plain: tuple[int]) -> tuple[int, ...]:
-        """Return the shape in this layout of as many numbers as `plain` says."""
-        return (-(-plain[0] // self.block), self.block)
+    def shape(self, plain: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in this layout of as many numbers as `plain` says, channels first."""
+        return (-(-plain[0] // self.block), *plain[1:], self.block)
 
     def pack(self, values: np.ndarray) -> np.ndarray:
-        """Copy a number for each channel into this layout, aligned, zeros filling the last."""
+        """Copy the numbers of each channel into this layout, aligned, zeros filling the last."""
         packed = aligned_zeros(self.shape(values.shape), values.dtype)
-        packed.reshape(-1)[: len(values)] = values
+        for start in range(0, len(values), self.block):
+            part = values[start : start + self.block]
+            packed[start // self.block, ..., : len(part)] = np.moveaxis(part, 0, -1)
         return packed
+
+
+@dataclass(frozen=True)
+class VectorLayout:
+    """A few numbers, one after the other."""
+
+    def __str__(self) -> str:
+        return "numbers"
+
+    def shape(self, plain: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape, which is `plain`."""
+        return plain
+
+    def pack(self, values: np.ndarray) -> np.ndarray:
+        """Copy numbers, aligned."""
+        packed = aligned_zeros(values.shape, values.dtype)
+        packed[...] = values
+        return packed
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What becomes of an array that callers have, so that a kernel can read it.
+
+    Attributes
+    ----------
+    number : NumberType
+        Type of its elements.
+    layout : ActivationLayout, WeightLayout, ChannelLayout or VectorLayout
+        How kernels read it.
+    plain : tuple of int
+        Shape of what callers have.
+    """
+
+    number: NumberType
+    layout: "ActivationLayout | WeightLayout | ChannelLayout | VectorLayout"
+    plain: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what kernels read."""
+        return self.layout.shape(self.plain)
 
 
 def checked_plain(

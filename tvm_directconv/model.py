@@ -128,15 +128,17 @@ class _Sizes(NamedTuple):
 
 def _sizes(tiling: Tiling) -> _Sizes:
     b, view, precision = tiling.blocking, tiling.view, tiling.case.precision
+    word = tiling.case.depth
     rows, columns = view.kernel
     depth, channels = view.group_in, tiling.channels_at_once
-    pixel = at_tile = precision.pixel.bytes * tiling.groups_in_tile
+    pixel = at_tile = word * precision.pixel.bytes * tiling.groups_in_tile
     if b.flat_rows:
         # Pixels between those that are read come along as far as the second-level cache, into
         # which processors fetch lines in pairs.
         pixel *= tiling.case.workload.stride[1]
     vectors = ceil(view.out_channels / b.lanes)
-    weights_of_vector = rows * columns * b.lanes * precision.weight.bytes  # and input channel
+    # And input channel, or word of these.
+    weights_of_vector = rows * columns * b.lanes * word * precision.weight.bytes
     sums_of_vector = b.lanes * precision.sum.bytes
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
     return _Sizes(
@@ -195,7 +197,7 @@ def _traffic(tiling: Tiling, size: _Sizes, oc_tiles: int) -> _Traffic:
     first_input = min(1.0, b.oh_block * view.stride[0] / size.task_rows) * images / oc_tiles
     weights = _mixed(b.oh_block / view.out_height, cold, _per_byte(between_weights, device))
     pixels = _mixed(first_input, cold, _per_byte(between_input, device))
-    if channels > constants.streams * tiling.case.input_block:
+    if channels * tiling.case.depth > constants.streams * tiling.case.input_block:
         # Every block of channels is a stream of its own, and prefetchers follow only so many.
         pixels *= 2
     # Each vector's weights are a stream. Where channels are round numbers, so are the distances of

@@ -17,12 +17,15 @@ class NumberType:
         As LLVM has it.
     largest_exact : int
         Every whole number up to this size is one of this type.
+    least : int, optional
+        The least of those of a type that has whole numbers only.
     """
 
     name: str
     bytes: int
     llvm: str
     largest_exact: int
+    least: int | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -40,6 +43,8 @@ class Precision:
         Of what is multiplied, of what products are added up in, and of what is stored.
     epilogue : NumberType
         What the epilogue computes in.
+    block : int, optional
+        Most channels in a block of activations; where not given, the lanes of the instruction.
     """
 
     name: str
@@ -48,18 +53,44 @@ class Precision:
     sum: NumberType
     output: NumberType
     epilogue: NumberType
+    block: int | None = None
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def stores_sums(self) -> bool:
+        """Whether sums may be stored where outputs will be, before they are complete."""
+        return self.sum == self.output and self.block is None
+
+    def channel_block(self, channels: int, lanes: int) -> int:
+        """Return how many channels are in a block of outputs that are computed in such vectors.
+
+        Blocks of fewer channels than :attr:`block` are the smallest power of two that has all of
+        them, from 4 on.
+        """
+        if self.block is None:
+            return lanes
+        block = self.block
+        while block >= 2 * max(channels, 4):
+            block //= 2
+        return block
+
 
 _FLOAT32 = NumberType("float32", 4, "float", 2**24)
 _FLOAT16 = NumberType("float16", 2, "half", 2**11)
-NUMBER_TYPES = {number.name: number for number in (_FLOAT32, _FLOAT16)}
+_INT32 = NumberType("int32", 4, "i32", 2**31 - 1, least=-(2**31))
+_INT8 = NumberType("int8", 1, "i8", 2**7 - 1, least=-(2**7))
+_UINT8 = NumberType("uint8", 1, "i8", 2**8 - 1, least=0)
+NUMBER_TYPES = {number.name: number for number in (_FLOAT32, _FLOAT16, _INT32, _INT8, _UINT8)}
 """By name."""
 
 FLOAT32 = Precision("float32", _FLOAT32, _FLOAT32, _FLOAT32, _FLOAT32, _FLOAT32)
 # Sums are in half precision, too: that is what the instruction adds up in.
 FLOAT16 = Precision("float16", _FLOAT16, _FLOAT16, _FLOAT16, _FLOAT16, _FLOAT32)
-PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16)}
+# Weights have signs, as those of quantised networks do. 16 channels are a vector of pixels on ARM,
+# and of sums with AVX-512.
+UINT8 = Precision("uint8", _UINT8, _INT8, _INT32, _INT32, _INT32, block=16)
+INT8 = Precision("int8", _INT8, _INT8, _INT32, _INT32, _INT32, block=16)
+PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, UINT8, INT8)}
 """By name."""

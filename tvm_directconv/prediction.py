@@ -109,9 +109,9 @@ def _predicted(case: Case) -> Prediction:
     tiling, source = resolve_blocking(None, case)
     blocking, workload, cost = tiling.blocking, case.workload, estimate(tiling)
     types = case.precision
-    weights = prod(blocking.weight_layout().shape(workload.weight_shape))
+    weights = prod(tiling.weight_layout.shape(workload.weight_shape))
     pixels = prod(case.input_layout.shape(workload.input_shape))
-    outputs = prod(blocking.output_layout().shape(workload.output_shape))
+    outputs = prod(tiling.output_layout.shape(workload.output_shape))
     return Prediction(
         workload,
         blocking,

@@ -12,6 +12,7 @@ import numpy as np
 
 from .epilogue import Epilogue
 from .errors import ArgumentError
+from .quantization import Quantization
 from .workload import ConvWorkload
 
 
@@ -114,6 +115,46 @@ def epilogue_reference(sums: np.ndarray, epilogue: Epilogue, **operands: np.ndar
         return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 
 
+_LIMITS = {"none": (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
+
+
+def quantized_reference(
+    sums: np.ndarray,
+    epilogue: Epilogue,
+    quantization: Quantization,
+    bias: np.ndarray | None = None,
+) -> np.ndarray:
+    """Requantise whole sums as QLinearConv does, in NumPy.
+
+    Parameters
+    ----------
+    sums : numpy.ndarray
+        Sums of (pixel - zero point) x weight, NCHW.
+    epilogue : Epilogue
+        Which type outputs have, and their activation.
+    quantization : Quantization
+        What numbers stand for.
+    bias : numpy.ndarray, optional
+        A number for each output channel.
+
+    Returns
+    -------
+    numpy.ndarray
+        NCHW, of the type that the epilogue requantises to.
+    """
+    whole = sums.astype(np.int64)
+    if bias is not None:
+        whole = whole + bias.astype(np.int64)[:, np.newaxis, np.newaxis]
+    scale = quantization.multipliers(sums.shape[1])[:, np.newaxis, np.newaxis]
+    scaled = whole.astype(np.int32).astype(np.float32) * scale
+    one = np.float32(quantization.output_scale)
+    low, high = _LIMITS[epilogue.activation]
+    limited = np.clip(scaled, np.float32(low) / one, np.float32(high) / one)
+    info = np.iinfo(epilogue.requantize)
+    shifted = np.rint(limited).astype(np.int64) + quantization.output_zero_point
+    return np.clip(shifted, info.min, info.max).astype(epilogue.requantize)
+
+
 def max_error(actual: np.ndarray, reference: np.ndarray) -> float:
     """Largest absolute difference, in units of the largest absolute reference value.
 
@@ -161,7 +202,7 @@ def random_tensors(
     integers : bool
         Draw integers so small that the type of sums holds every one exactly, whatever the order of
         the additions: results must then equal the reference bit for bit. Otherwise the numbers are
-        uniform between -1 and 1.
+        uniform between -1 and 1. Whole numbers are drawn from all that their types have.
 
     Returns
     -------
@@ -177,6 +218,16 @@ def random_tensors(
         raise ArgumentError(f"seed is {seed}; expected an integer of 0 or more")
     rng = np.random.default_rng(seed)
     shapes, types = (workload.input_shape, workload.weight_shape), workload.precision
+    reduction = math.prod(workload.weight_shape[1:])
+    if types.sum.least is not None:
+        # All pixels that there are, unless sums of so many products would overflow.
+        most = min(127, math.isqrt(types.sum.largest_exact // (2 * reduction))) or 1
+        drawn = []
+        for shape, number in zip(shapes, (types.pixel, types.weight), strict=True):
+            info = np.iinfo(number.name)
+            low, high = max(-most - 1, info.min), min(2 * most + 1, info.max)
+            drawn.append(rng.integers(low, high, shape, endpoint=True).astype(number.name))
+        return drawn[0], drawn[1]
     if not integers:
         x, weight = (
             (2 * rng.random(shape, dtype=np.float32) - 1).astype(number.name)
@@ -186,7 +237,6 @@ def random_tensors(
 
     # With values up to `largest`, sums of products are at most reduction * largest**2. The cap
     # leaves room for what follows the convolution (bias, residual) while reductions are short.
-    reduction = math.prod(workload.weight_shape[1:])
     exact = types.sum.largest_exact
     largest = min(8, math.isqrt(exact // reduction)) or 1
     x, weight = (

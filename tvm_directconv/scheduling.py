@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from .compute import conv2d
+from .compute import INPUT_NAME, WEIGHT_NAME, conv2d
 from .errors import ScheduleError, said_by
-from .lowering.marks import SHAPES
+from .lowering.marks import BLOCK, INSTRUCTION, SHAPES, TYPES
 from .registry import find_schedule
 from .tiling import Tiling
 
@@ -18,7 +18,7 @@ def unscheduled(tiling: Tiling) -> Any:
     func = conv2d(
         case.workload,
         case.input_layout,
-        blocking.weight_layout(),
+        tiling.weight_layout,
         case.epilogue,
         tiling.view.output_shape,
     )
@@ -30,12 +30,36 @@ def unscheduled(tiling: Tiling) -> Any:
             "target": case.device.target(case.threads),
         }
     )
-    if blocking.flat_rows:
-        pixels = list(blocking.output_layout().shape(case.workload.output_shape))
-        flat = [operand.name for operand in case.epilogue.operands if not operand.by_channel]
-        flat.append(func.params[-1].name)
-        shapes = [pixels if p.name in flat else [*map(int, p.shape)] for p in func.params]
-        func = func.with_attr(SHAPES, shapes)
+    instruction, precision = tiling.rate.instruction, case.precision
+    if instruction.depth > 1:
+        elements = f"{precision.weight}x{instruction.lanes * instruction.depth}"
+        func = func.with_attr(
+            INSTRUCTION,
+            {
+                "intrinsic": instruction.intrinsic,
+                "elements": elements,
+                "weights_first": instruction.weights_first,
+                "flips": instruction.shift(precision) != 0,
+            },
+        )
+    output = tiling.output_layout
+    if output.block != blocking.lanes:
+        func = func.with_attr(BLOCK, output.block)
+    if blocking.flat_rows or instruction.depth > 1:
+        pixels = output.shape(case.workload.output_shape)
+        types = {INPUT_NAME: precision.pixel.name, WEIGHT_NAME: precision.weight.name}
+        shapes = {
+            INPUT_NAME: case.input_layout.shape(case.workload.input_shape),
+            WEIGHT_NAME: tiling.weight_layout.shape(case.workload.weight_shape),
+            func.params[-1].name: pixels,
+            **{o.name: pixels for o in case.epilogue.operands if not o.by_channel},
+        }
+        func = func.with_attr(
+            {
+                TYPES: [types.get(p.name, str(p.dtype)) for p in func.params],
+                SHAPES: [list(shapes.get(p.name, map(int, p.shape))) for p in func.params],
+            }
+        )
     return IRModule({case.symbol: func})
 
 

@@ -9,11 +9,12 @@ from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
-from .blocking import IC_OUTSIDE, ORDERS, Blocking
+from .blocking import IC_INSIDE, IC_OUTSIDE, ORDERS, Blocking
 from .case import Case
 from .errors import BlockingError
 from .hardware.device import Device, Rate
 from .instructions import BROADCAST, LANE, MEMORY, VECTOR
+from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
@@ -77,12 +78,12 @@ class Tiling:
 
     @cached_property
     def view(self) -> ConvWorkload:
-        """The workload as the blocking sees it: pixels of 1x1 kernels in other rows.
+        """The workload as the blocking sees it: in words, pixels of 1x1 kernels in other rows.
 
         Of a strided one, it has just the input that is read.
         """
         rows = self.blocking.flat_rows
-        return _counted_in_rows(self.case.workload, rows) if rows else self.case.workload
+        return _counted_in_rows(self.case.words, rows) if rows else self.case.words
 
     @cached_property
     def rate(self) -> Rate:
@@ -142,7 +143,7 @@ class Tiling:
 
         Straight-line code goes over these: their addresses differ by constants.
         """
-        return contiguous_channels(self.blocking.ic_block, self.case.input_layout.block)
+        return contiguous_channels(self.blocking.ic_block, self.case.word_layout.block)
 
     @property
     def straight_channels(self) -> int:
@@ -168,10 +169,30 @@ class Tiling:
         return min(self.view.groups, ceil(b.oc_vectors * b.lanes / self.view.group_out))
 
     @property
+    def weight_layout(self) -> WeightLayout:
+        """The layout of the weights."""
+        return self.blocking.weight_layout(self.case.depth)
+
+    @property
+    def output_layout(self) -> ActivationLayout:
+        """The layout of the output."""
+        return self.blocking.output_layout(self.case.workload)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.view.weight_bytes * self.case.depth
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the input that is read."""
+        return self.view.input_bytes * self.case.depth
+
+    @property
     def registers(self) -> int:
         """The vector registers that a tile needs."""
         b = self.blocking
-        return registers(b.oc_vectors, b.ow_tile, self.case.workload)
+        return registers(b.oc_vectors, b.ow_tile, self.case.words)
 
     @cached_property
     def pixel_operand(self) -> str:
@@ -200,7 +221,7 @@ class Tiling:
         From a lane, one load of a vector serves as many steps as it has lanes, or as many columns
         where neighbouring columns rather than channels lie side by side in the input.
         """
-        lanes, layout = self.blocking.lanes, self.case.input_layout
+        lanes, layout = self.blocking.lanes, self.case.word_layout
         if self.pixel_operand == VECTOR:
             return columns * self.blocking.oc_vectors, 0
         if self.pixel_operand == LANE:
@@ -296,16 +317,25 @@ def divides_blocks(ic_block: int, input_block: int | None) -> bool:
 
 def reasons_against(blocking: Blocking, case: Case) -> list[str]:
     """Return why a blocking cannot be used, each reason with its numbers; empty if it can."""
-    b, workload, device = blocking, case.workload, case.device
+    b, workload, device = blocking, case.words, case.device
     reasons = []
     widths = [rate.lanes for rate in case.rates]
     if b.lanes not in widths:
         reasons.append(f"lanes is {b.lanes}: {device.name} has vectors of {widths} lanes")
+    elif (block := b.output_layout(workload).block) and block % b.lanes:
+        reasons.append(
+            f"lanes is {b.lanes}: does not divide the output's blocks of {block} channels"
+        )
     for name in ("oc_vectors", "ow_tile", "ic_block", "ic_unroll", "oh_block"):
         if getattr(b, name) < 1:
             reasons.append(f"{name} is {getattr(b, name)}: expected at least 1")
     if b.loop_order not in ORDERS:
         reasons.append(f"loop_order is {b.loop_order!r}: expected one of {', '.join(ORDERS)}")
+    elif b.loop_order == IC_OUTSIDE and not case.precision.stores_sums:
+        reasons.append(
+            f"loop_order is {IC_OUTSIDE}: sums of {case.precision} are not stored before they are "
+            f"complete, expected {IC_INSIDE}"
+        )
     if reasons:
         return reasons
     tiling = Tiling(case, blocking)
@@ -325,7 +355,7 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
             f"ic_block is {b.ic_block}: does not divide {workload.group_in} input channels"
             + (" of a group" if workload.groups > 1 else "")
         )
-    block = case.input_layout.block
+    block = case.word_layout.block
     if not divides_blocks(b.ic_block, block) and b.ic_block != workload.group_in:
         reasons.append(
             f"ic_block is {b.ic_block}: neither a part nor a multiple of the input's blocks of "

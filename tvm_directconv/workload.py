@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .descriptor import EXAMPLE, MAX_ELEMENTS, parsed, printed, whole, with_name
@@ -185,6 +185,15 @@ class ConvWorkload:
     def output_shape(self) -> tuple[int, int, int, int]:
         """Shape of the plain output, NCHW."""
         return self.batch, self.out_channels, self.out_height, self.out_width
+
+    def in_words(self, depth: int) -> ConvWorkload:
+        """Return the same convolution with words of so many input channels in place of these.
+
+        The last word of a group may lack channels.
+        """
+        if depth == 1:
+            return self
+        return replace(self, in_channels=-(-self.group_in // depth) * self.groups)
 
     @property
     def flops(self) -> int:

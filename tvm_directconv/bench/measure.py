@@ -59,7 +59,7 @@ def measure(
     errors = []
 
     def timer(each: CompiledConv) -> Timer:
-        out = aligned_zeros(each.manifest.output_shape, each.manifest.precision.output.name)
+        out = aligned_zeros(each.manifest.output_shape, each.manifest.output_type.name)
         call = each.bind(each.pack_input(x), each.pack_weight(weight), out)
         call()
         errors.append(max_error(each.unpack_output(out), expected))
@@ -126,6 +126,6 @@ def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ..
             [conv.manifest.output_shape],
             toolchain,
             threads=conv.manifest.threads,
-            output_types=[conv.manifest.precision.output.name],
+            output_types=[conv.manifest.output_type.name],
         )
     return report.allocated_bytes

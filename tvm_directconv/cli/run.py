@@ -10,12 +10,19 @@ from ..arrays import Expected, read_arrays
 from ..conv_manifest import ConvManifest
 from ..convolution import CompiledConv, load
 from ..deploy.emulated import emulated
-from ..epilogue import OPERANDS
+from ..epilogue import OPERANDS, Epilogue
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import manifest_path
 from ..precision import NumberType
-from ..reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from ..quantization import Quantization
+from ..reference import (
+    conv2d_reference,
+    epilogue_reference,
+    max_error,
+    quantized_reference,
+    random_tensors,
+)
 from ..runtime import library_bytes
 from ._network import (
     add_network_arguments,
@@ -28,6 +35,13 @@ from ._options import TOLERANCE, whole
 from ._output import add_format, as_json, check_writable, save, time_of
 
 _CALLS = 5
+_QUANTIZATION = {
+    "input_scale": 1.0,
+    "input_zero_point": 0,
+    "weight_scale": 1.0,
+    "output_scale": None,
+    "output_zero_point": 0,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             metavar="FILE",
-            help=f".npy file with the {name}, float32, {layout}; default: random small integers"
-            + ("; for a network see below" if name == "input" else ""),
+            help=f".npy file with the {name}, {layout}, of the type that the library has; default: "
+            "random whole numbers" + ("; for a network see below" if name == "input" else ""),
         )
     parser.add_argument(
         "--output",
@@ -57,6 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the C runner, under qemu if the library is for another processor",
     )
+    for name, default in _QUANTIZATION.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int if default == 0 else float,
+            default=default,
+            metavar="N",
+            help="of whole numbers q, which stand for scale x (q - zero point); default: "
+            + ("so that outputs use all their range" if default is None else str(default)),
+        )
     add_format(parser, ("table", "json"))
     add_network_arguments(parser)
 
@@ -75,24 +98,29 @@ def run(args: argparse.Namespace) -> int:
     if args.weight:
         weight = _read(args.weight, "weight", workload.precision.weight, workload.weight_shape)
     plain = _operands(conv, args)
+    m = conv.manifest
+    sums = conv2d_reference(_counted(x, args.input_zero_point), weight, workload)
+    meaning = _quantization(conv, args, sums, plain)
     if args.output:
         check_writable(args.output)
     packed = conv.pack_input(x), conv.pack_weight(weight)
-    operands = {name: conv.pack_operand(name, array) for name, array in plain.items()}
+    operands = conv.pack_operands(weight, meaning, **plain)
     if args.emulate:
-        m = conv.manifest
         arrays = [*packed, *operands.values()]
-        types = [m.precision.output.name]
         (out,), seconds, how = emulated(
-            library, m, m.symbol, arrays, [m.output_shape], output_types=types
+            library, m, m.symbol, arrays, [m.output_shape], output_types=[m.output_type.name]
         )
     else:
         out = conv.run(*packed, **operands)
         call = conv.bind(*packed, out, **operands)
         seconds, how = median(call.timed() for _ in range(_CALLS)), f"median of {_CALLS} calls"
     y = conv.unpack_output(out)
-    sums = conv2d_reference(x, weight, workload)
-    error = max_error(y, epilogue_reference(sums, conv.manifest.epilogue, **plain))
+    if m.epilogue.requantize:
+        assert meaning
+        expected = quantized_reference(sums, m.epilogue, meaning, plain.get("bias"))
+    else:
+        expected = epilogue_reference(sums, m.epilogue, **plain)
+    error = max_error(y, expected)
     if args.output:
         save(args.output, lambda file: np.save(file, y))
     right = error <= TOLERANCE
@@ -115,20 +143,49 @@ def run(args: argparse.Namespace) -> int:
 def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Return the epilogue's operands, plain: given ones or random ones."""
     rng = np.random.default_rng(args.seed)
-    epilogue, workload = conv.manifest.epilogue, conv.workload
+    m = conv.manifest
     found = {}
     for operand in OPERANDS:
         name, path = operand.name, getattr(args, operand.name)
-        shape = (workload.out_channels,) if operand.by_channel else workload.output_shape
-        if path and operand not in epilogue.operands:
+        if getattr(m.epilogue, name):
+            packing = m.operands()[name]
+            number, shape = packing.number, packing.plain[: 1 if operand.by_channel else 4]
+            drawn = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
+            found[name] = _read(path, name, number, shape) if path else drawn
+        elif path:
             raise ArgumentError(
                 f"--{name} is {path!r}: expected none, the library was compiled without a {name}"
             )
-        if operand in epilogue.operands:
-            number = conv.manifest.operand_type(operand)
-            drawn = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
-            found[name] = _read(path, name, number, shape) if path else drawn
     return found
+
+
+def _counted(x: np.ndarray, zero_point: int) -> np.ndarray:
+    """Return pixels less the zero point."""
+    return x.astype(np.int64) - zero_point if zero_point else x
+
+
+def _quantization(
+    conv: CompiledConv, args: argparse.Namespace, sums: np.ndarray, plain: dict[str, np.ndarray]
+) -> Quantization | None:
+    """Return what whole numbers stand for; outputs use all their range if nothing is given."""
+    given = {name: getattr(args, name) for name in _QUANTIZATION}
+    m = conv.manifest
+    if m.precision.sum.least is None:
+        for name, value in given.items():
+            if value != _QUANTIZATION[name]:
+                raise ArgumentError(
+                    f"--{name.replace('_', '-')} is {value}: expected none, the library computes "
+                    f"in {m.precision}"
+                )
+        return None
+    if not m.epilogue.requantize:
+        return Quantization(input_zero_point=args.input_zero_point)
+    if given["output_scale"] is None:
+        largest = max(1, np.abs(epilogue_reference(sums, Epilogue(m.epilogue.bias), **plain)).max())
+        given["output_scale"] = given["input_scale"] * given["weight_scale"] * largest / 127
+        if given["output_zero_point"] == 0 and m.output_type.least == 0:
+            given["output_zero_point"] = 128
+    return Quantization(**given)
 
 
 def _for_packing(library: Path) -> CompiledConv:

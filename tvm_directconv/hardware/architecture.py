@@ -37,7 +37,7 @@ class Architecture:
         is not.
     pin : str
         The function of LLVM through which sums go between steps, ``{n}`` numbers of ``{type}`` at
-        once; see :mod:`tvm_directconv.lowering.registers`.
+        once, which is ``{suffix}`` in names; see :mod:`tvm_directconv.lowering.registers`.
     vector_check : str
         The function of LLVM that ends the program on a processor whose vectors have fewer than
         ``{bytes}``; empty where such a processor does not have the instructions.
@@ -69,16 +69,17 @@ define <{n} x {type}> @directconv_pin(<{n} x {type}> %a) {{
 """
 # It does not, and takes no vectors of fixed size for operands of assembly.
 _PIN_SCALABLE = """
-define <{n} x float> @directconv_pin(<{n} x float> %a) {{
-  %r = call <vscale x 2 x float> @llvm.vector.insert.nxv2f32.v{n}f32(
-      <vscale x 2 x float> poison, <{n} x float> %a, i64 0)
-  %s = call <vscale x 2 x float> asm sideeffect "", "CONSTRAINTS"(<vscale x 2 x float> %r)
-  %b = call <{n} x float> @llvm.vector.extract.v{n}f32.nxv2f32(<vscale x 2 x float> %s, i64 0)
-  ret <{n} x float> %b
+define <{n} x {type}> @directconv_pin(<{n} x {type}> %a) {{
+  %r = call <vscale x 2 x {type}> @llvm.vector.insert.nxv2{suffix}.v{n}{suffix}(
+      <vscale x 2 x {type}> poison, <{n} x {type}> %a, i64 0)
+  %s = call <vscale x 2 x {type}> asm sideeffect "", "CONSTRAINTS"(<vscale x 2 x {type}> %r)
+  %b = call <{n} x {type}> @llvm.vector.extract.v{n}{suffix}.nxv2{suffix}(
+      <vscale x 2 x {type}> %s, i64 0)
+  ret <{n} x {type}> %b
 }}
-declare <vscale x 2 x float> @llvm.vector.insert.nxv2f32.v{n}f32(
-    <vscale x 2 x float>, <{n} x float>, i64)
-declare <{n} x float> @llvm.vector.extract.v{n}f32.nxv2f32(<vscale x 2 x float>, i64)
+declare <vscale x 2 x {type}> @llvm.vector.insert.nxv2{suffix}.v{n}{suffix}(
+    <vscale x 2 x {type}>, <{n} x {type}>, i64)
+declare <{n} x {type}> @llvm.vector.extract.v{n}{suffix}.nxv2{suffix}(<vscale x 2 x {type}>, i64)
 """
 _CHECK_VLENB = """
 define void @directconv_check_vectors() alwaysinline {{

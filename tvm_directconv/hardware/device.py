@@ -38,8 +38,8 @@ class Rate:
 
     @property
     def flops_per_cycle(self) -> float:
-        """Operations per cycle: a multiplication and an addition for each lane."""
-        return 2 * self.lanes * self.per_cycle
+        """Operations per cycle: multiplications and additions in each lane."""
+        return 2 * self.lanes * self.instruction.depth * self.per_cycle
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Device:
     aliases: tuple[str, ...] = ()
 
     def rates(self, precision: Precision = FLOAT32) -> tuple[Rate, ...]:
-        """Return the instructions that compute in a precision, widest first."""
-        return tuple(rate for rate in self.instructions if rate.instruction.precision == precision)
+        """Return the instructions that compute in a precision, those of a depth widest first."""
+        return tuple(rate for rate in self.instructions if rate.instruction.computes(precision))
 
     def peak(self, precision: Precision = FLOAT32) -> Rate:
         """Return the instruction with most operations per cycle, the widest of equals."""

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,8 +58,9 @@ def _rates(rows: list[dict[str, Any]], source: str) -> tuple[Rate, ...]:
                 f"{', '.join(INSTRUCTIONS)}"
             )
     found = tuple(Rate(INSTRUCTIONS[row["name"]], row["per_cycle"], row["latency"]) for row in rows)
-    for precision in PRECISIONS.values():
-        lanes = [rate.lanes for rate in found if rate.instruction.precision == precision]
+    known = [rate.instruction for rate in found]
+    for precision, depth in product(PRECISIONS.values(), {row.depth for row in known}):
+        lanes = [row.lanes for row in known if row.computes(precision) and row.depth == depth]
         if lanes != sorted(set(lanes), reverse=True):
             raise DeviceError(
                 f"device file {source}: instructions in {precision} have {lanes} lanes: expected "

@@ -105,7 +105,7 @@ def skip_padding(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if not (isinstance(read, Call) and read.op.name == "prim.if_then_else"):
             return store
         inside, value, otherwise = read.args
-        if not (isinstance(otherwise, tirx.FloatImm) and otherwise.value == 0):
+        if not (isinstance(otherwise, tirx.FloatImm | tirx.IntImm) and otherwise.value == 0):
             return store
         product = BufferStore(store.buffer, total.a + value * total.b.b, store.indices)
         return IfThenElse(inside, product, None)

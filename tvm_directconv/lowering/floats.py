@@ -5,7 +5,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir.expr import Call, Var
+from tvm.ir.expr import Call, TensorLoad, Var
 from tvm.tirx import (
     AllocBuffer,
     AttrStmt,
@@ -21,6 +21,7 @@ from tvm.tirx import (
 
 from .. import exponential
 from ..denormals import FLUSH, KEEP, STATES
+from ..epilogue import RANGE
 from .marks import DENORMALS
 from .registers import is_pin
 from .statements import architecture_of, importing, sequence, tir_pass, with_body
@@ -36,9 +37,11 @@ _FLOAT = 2  # DLPack's number for floating point
 
 
 def _is_number(expression: Any) -> bool:
-    """Return whether this is a constant, the same in all lanes, and not NaN."""
+    """Return whether this is a constant, or a limit, the same in all lanes, and not NaN."""
     if isinstance(expression, tirx.Broadcast):
         expression = expression.value
+    if isinstance(expression, TensorLoad):
+        return expression.source.name == RANGE
     return isinstance(expression, tirx.FloatImm) and not isnan(expression.value)
 
 

@@ -42,8 +42,14 @@ PREFETCH_PIXELS = "directconv.prefetch_pixels"
 """On a loop within a tile: pixels of the next tile are fetched in it. Its value is a list of
 elements: how far beyond what the first product of each column reads."""
 
-SHAPES = "directconv.shapes"
-"""Function attribute: shapes of the parameters as callers see them, where they differ."""
+INSTRUCTION = "directconv.instruction"
+"""Function attribute: what multiplies words, in the terms of :func:`.words.multiply_words`."""
+
+BLOCK = "directconv.block"
+"""Function attribute: the channel block of outputs, where that of vectors is smaller."""
+
+TYPES, SHAPES = "directconv.types", "directconv.shapes"
+"""Function attributes: types and shapes of the parameters as callers see them."""
 
 DENORMALS = "directconv.denormals"
 """Function attribute: one of :data:`.denormals.MODES`, the first if there is none."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
@@ -16,8 +17,9 @@ from .floats import expand_exponentials, flush_denormals, hide_masks, propagate_
 from .loads import load_lanes, read_from_one_base, stay_in_rows
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
-from .tensors import finish_in_place, present_shapes
+from .tensors import block_outputs, finish_in_place, present_shapes
 from .vectors import check_vectors, vectorize
+from .words import flip_signs, multiply_words
 
 PIPELINE = "directconv"
 """Name of the pipeline in ``tvm.compile(..., tir_pipeline=...)``."""
@@ -33,6 +35,7 @@ def lowered() -> list[Any]:
         s_tir.transform.CompactBufferAllocation(),
         simplify,
         s_tir.transform.LowerOpaqueBlock(),
+        block_outputs,
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
         present_shapes,
@@ -50,7 +53,9 @@ def lowered() -> list[Any]:
         tirx.transform.StmtSimplify(),
         stay_in_rows,
         promote_accumulators,
+        multiply_words,
         load_lanes,
+        flip_signs,
         read_from_one_base,
         propagate_nans,
         hide_masks,
@@ -84,7 +89,7 @@ def allocated_bytes(func: PrimFunc) -> int:
     sizes = [0]
 
     def note(alloc: AllocBuffer) -> None:
-        size = 4
+        size = np.dtype(alloc.buffer.dtype).itemsize
         for extent in alloc.buffer.shape:
             size *= int(extent)
         sizes.append(size)

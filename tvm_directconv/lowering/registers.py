@@ -77,8 +77,10 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     Within a tile, every vector of outputs gets a buffer of its own size, which LLVM turns into a
     register. Sums that other products went into before are loaded first (the paper's loop order);
-    all are stored at the end. Marks between steps become calls of :data:`_PIN_NAME`.
+    all are stored at the end, unless an epilogue stores outputs of another type, made of them.
+    Marks between steps become calls of :data:`_PIN_NAME`.
     """
+    output = func.params[-1]
     kinds: set[tuple[int, str]] = set()
 
     def promoted(tile: AttrStmt) -> Any:
@@ -91,7 +93,14 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         def key(buffer: Any, indices: Any) -> Any:
             return tvm_ffi.StructuralKey(tvm_ffi.convert([buffer, *indices]))
 
+        # Those that are no output are the only ones to be promoted.
+        stored: list[Any] = []
+        tvm_ffi.structural_walk(tile.body, (BufferStore, lambda s: stored.append(s.buffer)))
+        apart = [buffer for buffer in stored if buffer.name != output.name]
+
         def note(store: BufferStore) -> None:
+            if apart and store.buffer.name == output.name:
+                return
             place = key(store.buffer, store.indices)
             if place in sums:
                 return
@@ -113,7 +122,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         tvm_ffi.structural_walk(tile.body, (BufferStore, note), order="pre")
 
         def check(load: TensorLoad) -> None:
-            if any(load.source.same_as(output.buffer) for output, _ in sums.values()):
+            if any(load.source.same_as(first.buffer) for first, _ in sums.values()):
                 # An epilogue would read what is not stored yet.
                 assert key(load.source, load.indices) in sums, "a tile reads no sum of its own"
 
@@ -152,12 +161,13 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         )
         before: list[Any] = [AllocBuffer(register) for _, register in sums.values()]
         for place in begun:
-            output, register = sums[place]
-            value = tirx.BufferLoad(output.buffer, output.indices)
+            first, register = sums[place]
+            value = tirx.BufferLoad(first.buffer, first.indices)
             before.append(BufferStore(register, value, whole(register)))
         after = [
-            BufferStore(output.buffer, read(register), output.indices)
-            for output, register in sums.values()
+            BufferStore(first.buffer, read(register), first.indices)
+            for first, register in sums.values()
+            if not apart
         ]
         # Nothing is summed up where all products are with padding.
         return sequence([*before, body, *after])
@@ -169,7 +179,9 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
     pin_code = architecture_of(func).pin
     for lanes, dtype in kinds:
-        body = importing(pin_code.format(n=lanes, type=NUMBER_TYPES[dtype].llvm), body)
+        number = NUMBER_TYPES[dtype]
+        suffix = f"{number.llvm[0]}{8 * number.bytes}"
+        body = importing(pin_code.format(n=lanes, type=number.llvm, suffix=suffix), body)
     return func.with_body(body)
 
 

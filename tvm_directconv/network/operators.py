@@ -96,7 +96,7 @@ class ConvAttributes:
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the output, in its layout."""
         plain = self.workload.output_shape
-        return self.blocking.output_layout().shape(plain) if self.blocking else plain
+        return self.blocking.output_layout(self.workload).shape(plain) if self.blocking else plain
 
     def to_json(self) -> str:
         """Return a text that :meth:`from_json` reads."""

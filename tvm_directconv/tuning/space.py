@@ -15,7 +15,7 @@ import numpy as np
 
 from ..blocking import IC_INSIDE, Blocking
 from ..candidates import candidates
-from ..case import Case, channel_block
+from ..case import Case
 from ..model import estimate
 from ..tiling import (
     Tiling,
@@ -214,8 +214,7 @@ class Space:
 
     def _too_large(self) -> Iterator[Rejected]:
         """Generate the smallest tiles that do not fit the registers."""
-        workload = self.case.workload
-        lanes = channel_block(workload.out_channels, self.case.device, self.case.precision)
+        workload, lanes = self.case.words, self.case.lanes
         usable = usable_registers(self.case.device)
         for oc_vectors in range(1, usable):
             ow_tile = next(n for n in range(1, 99) if registers(oc_vectors, n, workload) > usable)
@@ -225,7 +224,7 @@ class Space:
 
     def _variants(self, blocking: Blocking) -> Iterator[Blocking]:
         """Generate what differs from a candidate in the knobs that the model does not count."""
-        view, block = Tiling(self.case, blocking).view, self.case.input_layout.block
+        view, block = Tiling(self.case, blocking).view, self.case.word_layout.block
         codes = set()
         ic_blocks = [blocking.ic_block]
         if blocking.loop_order == IC_INSIDE:

@@ -48,7 +48,7 @@ class Ours(Contestant):
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
         conv, extra = _built(workload, threads, self.blocking)
-        out = aligned_zeros(conv.manifest.output_shape, conv.manifest.precision.output.name)
+        out = aligned_zeros(conv.manifest.output_shape, conv.manifest.output_type.name)
         return Prepared(
             call=conv.bind(conv.pack_input(x), conv.pack_weight(weight), out),
             output=lambda: conv.unpack_output(out),

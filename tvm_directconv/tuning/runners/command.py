@@ -194,7 +194,7 @@ class CommandRunner:
     def _run_library(self, placed: "_Placed", **options: int) -> list[float]:
         m = placed.manifest
         shapes = m.input_shape, m.weight_shape, m.output_shape
-        types = m.precision.pixel, m.precision.weight, m.precision.output
+        types = m.precision.pixel, m.precision.weight, m.output_type
         roles = "in", "in", "expect"
         report = self._run(
             runner_arguments(

@@ -116,7 +116,7 @@ def _new_timer(library: Path) -> Timer:
     """Return a timer of a library, with arrays of its own; raise what is wrong with its result."""
     conv = load(library)
     x, weight, expected = problem(conv.workload).packed(conv.manifest)
-    out = aligned_zeros(conv.manifest.output_shape, conv.manifest.precision.output.name)
+    out = aligned_zeros(conv.manifest.output_shape, conv.manifest.output_type.name)
     out.fill(np.nan)  # What is not written must not look right.
     call = conv.bind(x, weight, out)
     try:

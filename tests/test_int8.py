@@ -1,0 +1,252 @@
+"""Convolutions of whole numbers of 8 bits: exact, and requantised as ONNX Runtime does."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import tvm_directconv as dc
+from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.case import Case
+from tvm_directconv.deploy.runner import run_library
+from tvm_directconv.errors import ArgumentError, BlockingError, WorkloadError
+from tvm_directconv.quantization import border_classes
+from tvm_directconv.toolchain import find_toolchain
+
+HERE = ["native", "x86-64-v2", "haswell"]
+ELSEWHERE = ["cortex-a53", "cortex-a76", "armv7", "rv64gcv"]
+ODD = (
+    "uint8_ic64ih14oc64oh14kh3ph1",
+    "uint8_ic24ih13oc33oh13kh3ph1",  # Neither words nor vectors are full.
+    "int8_ic3ih27oc16oh13kh5sh2ph1",
+    "uint8_ic18ih15oc8kh1sh2",
+    "int8_g24ic24ih9oc24oh9kh3ph1",
+    "uint8_g4ic32ih9oc48oh9kh3ph1",
+    "uint8_g2ic12ih9oc10oh9kh3ph1",  # Groups of no whole words.
+    "int8_ic32ih27oc17kh3dh3ph4",
+    "uint8_mb2ic20ih6oc7oh6kh7ph3",  # Every row reads padding.
+)
+
+
+def onnxruntime_output(
+    workload: dc.ConvWorkload,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    meaning: dc.Quantization,
+    output: str,
+) -> np.ndarray:
+    types = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
+    scales = np.asarray(meaning.weight_scale, np.float32)
+    constants = {
+        "x_scale": np.float32(meaning.input_scale),
+        "x_zero": np.array(meaning.input_zero_point, x.dtype),
+        "weight": weight,
+        "weight_scale": scales,
+        "weight_zero": np.zeros(scales.shape, np.int8),
+        "y_scale": np.float32(meaning.output_scale),
+        "y_zero": np.array(meaning.output_zero_point, output),
+        "bias": bias,
+    }
+    node = helper.make_node(
+        "QLinearConv",
+        ["x", *constants],
+        ["y"],
+        pads=list(workload.padding),
+        strides=list(workload.stride),
+        dilations=list(workload.dilation),
+        group=workload.groups,
+    )
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", types[x.dtype.name], workload.input_shape)],
+        [helper.make_tensor_value_info("y", types[output], workload.output_shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    onnx.checker.check_model(model)
+    return session.run(None, {"x": x})[0]
+
+
+def a_quantization(workload: dc.ConvWorkload, output: str, seed: int) -> dc.Quantization:
+    """Return scales by channel with which outputs use all of their range, and zero points."""
+    rng = np.random.default_rng(seed)
+    products = np.prod(workload.weight_shape[1:])
+    zero_points = [
+        int(rng.integers(np.iinfo(t).min, np.iinfo(t).max)) for t in (workload.dtype, output)
+    ]
+    scales = rng.uniform(0.001, 0.01, workload.out_channels).astype(np.float32)
+    spread = 0.02 * 0.005 * np.sqrt(products) * 73 * 73 / 50
+    return dc.Quantization(0.02, zero_points[0], scales, float(np.float32(spread)), zero_points[1])
+
+
+def output_of(conv: dc.CompiledConv, folder: Path, *arrays: np.ndarray) -> np.ndarray:
+    m, target = conv.manifest, dc.device(conv.manifest.device)
+    report = run_library(
+        conv.export(folder / "conv.so"),
+        m.symbol,
+        list(arrays),
+        [m.output_shape],
+        find_toolchain(target.triple, target.qemu_cpu),
+        output_types=[m.output_type.name],
+    )
+    assert report.allocated_bytes == 0
+    return conv.unpack_output(report.outputs[0])
+
+
+@pytest.mark.parametrize("device", HERE + ELSEWHERE)
+@pytest.mark.parametrize("text", ODD)
+def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -> None:
+    workload = dc.ConvWorkload.parse(text)
+    output = workload.dtype  # ONNX Runtime has no other pairs of these.
+    epilogue = dc.Epilogue(bias=True, zero_point=True, requantize=output)
+    conv = dc.build(workload, device, epilogue=epilogue)
+    x, weight = dc.random_tensors(workload, 0)
+    bias = np.random.default_rng(1).integers(-5000, 5000, workload.out_channels).astype(np.int32)
+    meaning = a_quantization(workload, output, 2)
+    packed = conv.pack_operands(weight, meaning, bias=bias)
+    found = output_of(
+        conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight), *packed.values()
+    )
+    assert len(np.unique(found)) > 100
+    sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
+    np.testing.assert_array_equal(found, dc.quantized_reference(sums, epilogue, meaning, bias))
+    expected = onnxruntime_output(workload, x, weight, bias, meaning, output)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NCHW8c", "NCHW4c"])
+@pytest.mark.parametrize("text", ["uint8_ic24ih13oc33oh13kh3ph1", "uint8_ic3ih13oc20kh3"])
+def test_sums_are_exact_in_all_layouts(text: str, layout: str) -> None:
+    workload = dc.ConvWorkload.parse(text)
+    conv = dc.build(workload, "native", threads=2, input_layout=layout)
+    x, weight = dc.random_tensors(workload, 0)
+    assert x.max() == 255 and weight.min() == -128
+    found = conv(x, weight)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, dc.conv2d_reference(x, weight, workload))
+
+
+def test_without_a_zero_point_there_is_one_bias_for_all_rows() -> None:
+    workload = dc.ConvWorkload.parse("uint8_ic16ih9oc16oh9kh3ph1")
+    for text, shape in (("bias,relu", (1, 16)), ("zero_point", (1, 3, 3, 16))):
+        conv = dc.build(workload, "x86-64-v4", epilogue=dc.Epilogue.parse(text))
+        assert conv.manifest.operands()["bias"].shape == shape
+    x, weight = dc.random_tensors(workload, 0)
+    meaning = dc.Quantization(input_zero_point=7)
+    expected = dc.conv2d_reference(x.astype(int) - 7, weight, workload)
+    np.testing.assert_array_equal(conv(x, weight, meaning), expected)
+    assert conv(x, weight).dtype == np.int32
+
+
+def test_activations_are_limits() -> None:
+    workload = dc.ConvWorkload.parse("uint8_ic16ih9oc16oh9kh3ph1")
+    x, weight = dc.random_tensors(workload, 0)
+    sums = dc.conv2d_reference(x, weight, workload)
+    meaning = dc.Quantization(0.01, 0, 0.02, 0.05, 30)
+    found = {}
+    for activation in ("none", "relu", "relu6"):
+        epilogue = dc.Epilogue(activation=activation, requantize="uint8")
+        conv = dc.build(workload, "native", epilogue=epilogue)
+        found[activation] = conv(x, weight, meaning)
+        expected = dc.quantized_reference(sums, epilogue, meaning)
+        np.testing.assert_array_equal(found[activation], expected)
+    assert found["none"].min() == 0 and found["relu"].min() == 30
+    assert found["relu6"].max() == 150 and found["relu"].max() == 255
+
+
+def test_ties_go_to_even_numbers() -> None:
+    workload = dc.ConvWorkload.parse("int8_ic4ih4oc16kh1")
+    conv = dc.build(workload, "native", epilogue=dc.Epilogue(requantize="int8"))
+    x = np.zeros(workload.input_shape, np.int8)
+    x[0, 0] = np.arange(-8, 8).reshape(4, 4)
+    weight = np.zeros(workload.weight_shape, np.int8)
+    weight[:, 0] = 1
+    found = conv(x, weight, dc.Quantization(output_scale=2.0))
+    np.testing.assert_array_equal(found[0, 0].ravel(), np.rint(np.arange(-8, 8) / 2))
+
+
+def test_borders_have_as_many_classes_as_sets_of_taps() -> None:
+    far = dc.ConvWorkload.parse("uint8_ic16ih33oc16oh33kh3ph24dh23")
+    assert [(c.first, c.taps) for c in border_classes(far, 0)] == [
+        (0, (1, 2)),
+        (9, (1,)),
+        (24, (0, 1)),
+    ]
+    small = dc.ConvWorkload.parse("uint8_ic16ih2oc16oh2kh5ph2")
+    assert [c.taps for c in border_classes(small, 1)] == [(2, 3), (1, 2)]
+
+
+@pytest.mark.parametrize("device", ["cortex-a76", "neoverse-n1", "apple-m1", "sapphirerapids"])
+def test_four_channels_at_once_and_nothing_spills(device: str) -> None:
+    epilogue = dc.Epilogue(bias=True, requantize="uint8")
+    mnemonic = r"vpdpbusd\s" if device == "sapphirerapids" else r"sdot\s+v\d+\.4s, .*\.4b\[\d\]"
+    for text in ("ic64ih56oc64oh56kh3ph1", "ic256ih14oc1024oh14kh1", "ic512ih7oc512oh7kh3ph1"):
+        conv = dc.build(f"uint8_{text}", device, blocking="model", epilogue=epilogue)
+        code = conv.assembly()
+        assert re.search(mnemonic, code) and conv.manifest.instruction.depth == 4
+        assert not re.search(r"\bfmla\b|vfmadd", code)
+        loops = innermost_loops(code, dc.device(device).triple)
+        assert not [loop for loop in loops if loop.spills]
+
+
+def test_what_words_need() -> None:
+    for layout, depth in (("NHWC", 4), ("NCHW16c", 4), ("NCHW", 1)):
+        case = Case.of("uint8_ic24ih9oc16kh3", "cortex-a76", input_layout=layout)
+        assert case.depth == depth
+    assert Case.of("uint8_ic18ih9oc16kh3", "cortex-a76", input_layout="NHWC").depth == 1
+    assert Case.of("uint8_g6ic36ih9oc36kh3", "cortex-a76").depth == 1
+    with pytest.raises(
+        BlockingError, match="sums of uint8 are not stored before they are complete"
+    ):
+        dc.build(
+            "uint8_ic64ih9oc16kh3",
+            "cortex-a72",
+            blocking={
+                "lanes": 4,
+                "oc_vectors": 2,
+                "ow_tile": 3,
+                "ic_block": 16,
+                "loop_order": "ic_outside",
+            },
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "epilogue", "message"),
+    [
+        ("ic16ih9oc16kh3", "zero_point", "is for whole numbers: expected no zero_point"),
+        ("float16_ic16ih9oc16kh3", "requantize=int8", "expected no zero_point and no requantize"),
+        ("uint8_ic16ih9oc16kh3", "sigmoid", "expected one of none, relu, relu6 for uint8"),
+        ("uint8_ic16ih9oc16kh3", "residual,requantize=uint8", "expected no residual where outputs"),
+    ],
+)
+def test_epilogues_of_the_wrong_numbers(text: str, epilogue: str, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        dc.build(text, "cortex-a76", epilogue=dc.Epilogue.parse(epilogue))
+
+
+def test_quantizations_that_cannot_be() -> None:
+    workload = dc.ConvWorkload.parse("uint8_ic16ih9oc16kh3")
+    x, weight = dc.random_tensors(workload, 0)
+    conv = dc.build(workload, "haswell", epilogue=dc.Epilogue(requantize="uint8"))
+    for meaning, message in (
+        (dc.Quantization(input_zero_point=3), "built without a zero_point in its epilogue"),
+        (dc.Quantization(input_zero_point=256), "input_zero_point is 256: expected one of uint8"),
+        (dc.Quantization(output_zero_point=-1), "output_zero_point is -1: expected one of uint8"),
+        (dc.Quantization(weight_scale=np.ones(3)), r"weight_scale has shape \(3,\)"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            conv(x, weight, meaning)
+    for wrong in (0.0, -1.0, float("nan"), "1"):
+        with pytest.raises(ArgumentError, match=r"output_scale is .*: expected positive numbers"):
+            dc.Quantization(output_scale=wrong)
+    plain = dc.build("ic16ih9oc16kh3", "haswell")
+    with pytest.raises(ArgumentError, match="a quantization is given: expected none for float32"):
+        plain.pack_operands(weight, dc.Quantization())

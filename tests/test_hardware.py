@@ -594,3 +594,35 @@ def test_messages_name_no_vendor_of_compilers(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(codegen, "llvm_get_system_triple", lambda: here)
     reason = targets.host_lacks({"mtriple": "x86_64-linux-gnu"})
     assert reason == "the code is for x86_64-linux-gnu, this machine is loongarch64-linux-gnu"
+
+
+def test_what_linux_tells_of_a_board_that_llvm_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A Raspberry Pi 5, and a 4.
+    boards = {
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc "
+        "dcpop asimddp": {"dotprod", "fullfp16"},
+        "fp asimd evtstrm crc32 cpuid": set(),
+    }
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(targets, "_CPUINFO", cpuinfo)
+    assert targets._told_by_linux() == set()
+    for features, told in boards.items():
+        cpuinfo.write_text(f"processor\t: 0\nFeatures\t: {features}\nCPU part\t: 0xd0b\n\n" * 4)
+        assert targets._told_by_linux() == told
+        llvm = {"neon", "fp-armv8", "crc", *(["lse"] if told else [])}
+        monkeypatch.setattr(targets, "host_features", lambda f=llvm | told: frozenset(f))
+        monkeypatch.setattr(
+            targets,
+            "llvm",
+            lambda name, *args: (
+                "aarch64-unknown-linux-gnu"
+                if name == "llvm_get_system_triple"
+                else getattr(codegen, name)(*args)
+            ),
+        )
+        for name, lacking in (("cortex-a76", ["dotprod", "fullfp16", "lse"]), ("cortex-a72", [])):
+            found = targets.host_lacks(device(name).target_options(1))
+            missing = "" if told else ", ".join(lacking)
+            assert found == (f"this machine's processor has no {missing}" if missing else None)

@@ -107,7 +107,7 @@ X86_64 = Architecture(
     libc_package="libc6-amd64-cross",
     device="x86-64-v4",
     told_by_triple=False,  # Most have FMA, and TVM would do without.
-    computes=r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni",
+    computes=r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni|amx-\w+",
     propagates_nans=False,
     pin=_PIN.replace("CONSTRAINTS", "=v,0,~{{memory}},~{{rbp}}"),
 )
@@ -123,7 +123,7 @@ AARCH64 = Architecture(
     libc_package="libc6-arm64-cross",
     device="aarch64",
     told_by_triple=True,
-    computes="neon|lse|sve2?|fullfp16",
+    computes="neon|lse|sve2?|fullfp16|fp16fml|dotprod|i8mm|bf16",
     propagates_nans=True,
     pin=_PIN.replace("CONSTRAINTS", "=w,0,~{{memory}}"),
 )

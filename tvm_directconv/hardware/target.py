@@ -6,6 +6,7 @@ All of it is about triples, processors and features by name, and needs no device
 import functools
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, did_you_mean
@@ -30,7 +31,29 @@ def host_features() -> frozenset[str]:
     from tvm_ffi import get_global_func
 
     found = get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-    return frozenset(str(name) for name, present in found.items() if present)
+    return frozenset(str(name) for name, present in found.items() if present) | _told_by_linux()
+
+
+# What Linux calls features of AArch64 that LLVM does not ask it for.
+_CPUINFO = Path("/proc/cpuinfo")
+_OF_LINUX = {
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "asimdfhm": "fp16fml",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+}
+
+
+def _told_by_linux() -> frozenset[str]:
+    """Return the features of this machine that only Linux tells; none elsewhere."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    # Of processors with several kinds of cores, Linux lists what all of them have.
+    names = next((line.partition(":")[2].split() for line in lines if line[:8] == "Features"), [])
+    return frozenset(_OF_LINUX[name] for name in names if name in _OF_LINUX)
 
 
 def host_lacks(options: Mapping[str, object]) -> str | None:

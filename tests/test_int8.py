@@ -116,7 +116,7 @@ def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -
     )
     assert len(np.unique(found)) > 100
     sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
-    np.testing.assert_array_equal(found, dc.quantized_reference(sums, epilogue, meaning, bias))
+    np.testing.assert_array_equal(found, dc.epilogue_reference(sums, epilogue, meaning, bias=bias))
     expected = onnxruntime_output(workload, x, weight, bias, meaning, output)
     np.testing.assert_array_equal(found, expected)
 
@@ -155,7 +155,7 @@ def test_activations_are_limits() -> None:
         epilogue = dc.Epilogue(activation=activation, requantize="uint8")
         conv = dc.build(workload, "native", epilogue=epilogue)
         found[activation] = conv(x, weight, meaning)
-        expected = dc.quantized_reference(sums, epilogue, meaning)
+        expected = dc.epilogue_reference(sums, epilogue, meaning)
         np.testing.assert_array_equal(found[activation], expected)
     assert found["none"].min() == 0 and found["relu"].min() == 30
     assert found["relu6"].max() == 150 and found["relu"].max() == 255

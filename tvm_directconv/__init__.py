@@ -22,7 +22,6 @@ from .reference import (
     conv2d_reference,
     epilogue_reference,
     max_error,
-    quantized_reference,
     random_tensors,
 )
 from .specs import networks, workloads
@@ -54,7 +53,6 @@ __all__ = [
     "load_network",
     "max_error",
     "networks",
-    "quantized_reference",
     "random_tensors",
     "tune",
     "use_logs",

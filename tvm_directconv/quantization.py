@@ -105,6 +105,33 @@ class Quantization:
                     f"{name} is {shown(getattr(self, name))}: expected a whole number"
                 )
 
+    @classmethod
+    def of_outputs(
+        cls,
+        sums: np.ndarray,
+        number: NumberType,
+        input_scale: float = 1.0,
+        input_zero_point: int = 0,
+        weight_scale: float = 1.0,
+    ) -> "Quantization":
+        """Return one in which outputs use all of their type's range.
+
+        Parameters
+        ----------
+        sums : numpy.ndarray
+            What is requantised.
+        number : NumberType
+            The type of outputs.
+        input_scale, input_zero_point, weight_scale
+            As they are.
+        """
+        assert number.least is not None
+        half = (number.largest_exact - number.least) // 2
+        largest = max(1.0, float(np.abs(sums).max()))
+        scale = float(np.float32(input_scale * weight_scale * largest / half))
+        zero_point = number.least + half + 1
+        return cls(input_scale, input_zero_point, weight_scale, scale, zero_point)
+
     def multipliers(self, channels: int) -> np.ndarray:
         """Return what sums are multiplied by, float32, for each output channel.
 

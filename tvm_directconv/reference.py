@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .epilogue import Epilogue
+from .epilogue import OPERANDS, Epilogue
 from .errors import ArgumentError
 from .quantization import Quantization
 from .workload import ConvWorkload
@@ -90,15 +90,25 @@ _OPERANDS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def epilogue_reference(sums: np.ndarray, epilogue: Epilogue, **operands: np.ndarray) -> np.ndarray:
-    """Apply an epilogue in float64.
+_LIMITS = {"none": (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
+
+
+def epilogue_reference(
+    sums: np.ndarray,
+    epilogue: Epilogue,
+    quantization: Quantization | None = None,
+    **operands: np.ndarray,
+) -> np.ndarray:
+    """Apply an epilogue, in float64 unless it requantises.
 
     Parameters
     ----------
     sums : numpy.ndarray
-        What :func:`conv2d_reference` returns.
+        What :func:`conv2d_reference` returns, of pixels less their zero point.
     epilogue : Epilogue
         What is applied.
+    quantization : Quantization, optional
+        What whole numbers stand for, if outputs are requantised.
     **operands : numpy.ndarray
         Those of the epilogue: ``bias``, a number for each output channel; ``residual``, of the
         shape of `sums`.
@@ -106,47 +116,22 @@ def epilogue_reference(sums: np.ndarray, epilogue: Epilogue, **operands: np.ndar
     Returns
     -------
     numpy.ndarray
-        NCHW, float64.
+        NCHW, float64 or the type that outputs are requantised to.
     """
     finished = sums.astype(np.float64)
     for operand in epilogue.operands:
-        finished = _OPERANDS[operand.name](finished, operands[operand.name])
+        if getattr(epilogue, operand.name):
+            finished = _OPERANDS[operand.name](finished, operands[operand.name])
+    if epilogue.requantize:
+        return _requantized(finished, epilogue, quantization or Quantization())
     with np.errstate(over="ignore"):  # Where e^x is infinite, 1/e^x is 0.
         return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 
 
-_LIMITS = {"none": (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6)}
-
-
-def quantized_reference(
-    sums: np.ndarray,
-    epilogue: Epilogue,
-    quantization: Quantization,
-    bias: np.ndarray | None = None,
-) -> np.ndarray:
-    """Requantise whole sums as QLinearConv does, in NumPy.
-
-    Parameters
-    ----------
-    sums : numpy.ndarray
-        Sums of (pixel - zero point) x weight, NCHW.
-    epilogue : Epilogue
-        Which type outputs have, and their activation.
-    quantization : Quantization
-        What numbers stand for.
-    bias : numpy.ndarray, optional
-        A number for each output channel.
-
-    Returns
-    -------
-    numpy.ndarray
-        NCHW, of the type that the epilogue requantises to.
-    """
-    whole = sums.astype(np.int64)
-    if bias is not None:
-        whole = whole + bias.astype(np.int64)[:, np.newaxis, np.newaxis]
+def _requantized(sums: np.ndarray, epilogue: Epilogue, quantization: Quantization) -> np.ndarray:
+    """Scale and round as QLinearConv does in ONNX Runtime: in float32, half to even."""
     scale = quantization.multipliers(sums.shape[1])[:, np.newaxis, np.newaxis]
-    scaled = whole.astype(np.int32).astype(np.float32) * scale
+    scaled = sums.astype(np.int64).astype(np.int32).astype(np.float32) * scale
     one = np.float32(quantization.output_scale)
     low, high = _LIMITS[epilogue.activation]
     limited = np.clip(scaled, np.float32(low) / one, np.float32(high) / one)
@@ -247,6 +232,18 @@ def random_tensors(
     if reduction > exact // 2:
         weight *= rng.random(weight.shape) < exact / reduction / 4
     return x, weight
+
+
+def random_operands(workload: ConvWorkload, epilogue: Epilogue, seed: int) -> dict[str, np.ndarray]:
+    """Make plain operands of an epilogue, small whole numbers of the types that it reads."""
+    rng = np.random.default_rng(seed)
+    types, found = workload.precision, {}
+    for operand in OPERANDS:
+        if getattr(epilogue, operand.name):
+            number = types.sum if operand.by_channel else epilogue.output(types)
+            shape = (workload.out_channels,) if operand.by_channel else workload.output_shape
+            found[operand.name] = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
+    return found
 
 
 def _checked(name: str, value: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:

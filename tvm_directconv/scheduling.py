@@ -5,7 +5,8 @@ from typing import Any
 
 from .compute import INPUT_NAME, WEIGHT_NAME, conv2d
 from .errors import ScheduleError, said_by
-from .lowering.marks import BLOCK, INSTRUCTION, SHAPES, TYPES
+from .lowering.marks import BLOCK, SHAPES, TYPES
+from .lowering.words import attributes
 from .registry import find_schedule
 from .tiling import Tiling
 
@@ -31,17 +32,7 @@ def unscheduled(tiling: Tiling) -> Any:
         }
     )
     instruction, precision = tiling.rate.instruction, case.precision
-    if instruction.depth > 1:
-        elements = f"{precision.weight}x{instruction.lanes * instruction.depth}"
-        func = func.with_attr(
-            INSTRUCTION,
-            {
-                "intrinsic": instruction.intrinsic,
-                "elements": elements,
-                "weights_first": instruction.weights_first,
-                "flips": instruction.shift(precision) != 0,
-            },
-        )
+    func = func.with_attr(attributes(instruction, precision))
     output = tiling.output_layout
     if output.block != blocking.lanes:
         func = func.with_attr(BLOCK, output.block)

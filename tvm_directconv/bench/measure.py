@@ -1,6 +1,6 @@
 """Measurements that can be believed on a noisy machine, and the rows they are reported in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,14 @@ from ..convolution import CompiledConv
 from ..hardware.device import Device
 from ..layout import aligned_zeros
 from ..precision import FLOAT32
-from ..reference import conv2d_reference, max_error, random_tensors
+from ..quantization import Quantization
+from ..reference import (
+    conv2d_reference,
+    epilogue_reference,
+    max_error,
+    random_operands,
+    random_tensors,
+)
 from ..runtime import BoundCall
 from ..toolchain import find_toolchain
 from .compare import Timer, compare_in_places
@@ -55,15 +62,26 @@ def measure(
     workload = conv.workload
     # Half precision is exact on whole numbers only.
     x, weight = random_tensors(workload, seed=0, integers=workload.precision is not FLOAT32)
-    expected = conv2d_reference(x, weight, workload)
+    sums, meaning = conv2d_reference(x, weight, workload), None
+    epilogue, plain = conv.manifest.epilogue, random_operands(workload, conv.manifest.epilogue, 0)
+    if epilogue.requantize:
+        meaning = Quantization.of_outputs(sums, conv.manifest.output_type)
+    expected = epilogue_reference(sums, epilogue, meaning, **plain)
     errors = []
 
     def timer(each: CompiledConv) -> Timer:
         out = aligned_zeros(each.manifest.output_shape, each.manifest.output_type.name)
-        call = each.bind(each.pack_input(x), each.pack_weight(weight), out)
+        call = each.bind(out=out, **packed(each))
         call()
         errors.append(max_error(each.unpack_output(out), expected))
         return grouped(call)
+
+    def packed(each: CompiledConv) -> dict[str, np.ndarray]:
+        return {
+            "x": each.pack_input(x),
+            "weight": each.pack_weight(weight),
+            **each.pack_operands(weight, meaning, **plain),
+        }
 
     found = compare_in_places(
         partial(timer, conv),
@@ -92,7 +110,7 @@ def measure(
         "of_peak": of_peak,
         "of_limit": of_limit,
         "over_rival": found.ratio if rival else None,
-        "extra_bytes": extra_bytes(conv, device, (conv.pack_input(x), conv.pack_weight(weight))),
+        "extra_bytes": extra_bytes(conv, device, packed(conv).values()),
         # Comparisons with NaN are false, so max() would lose it.
         "max_error": float(np.max(errors)),
         "compile_seconds": conv.compile_seconds,
@@ -108,7 +126,7 @@ def grouped(call: BoundCall) -> Callable[[], float]:
     return partial(call.timed, max(1, round(_SHORTEST / max(call.timed(), 1e-7))))
 
 
-def extra_bytes(conv: CompiledConv, device: Device, packed: tuple[np.ndarray, ...]) -> int:
+def extra_bytes(conv: CompiledConv, device: Device, packed: Iterable[np.ndarray]) -> int:
     """Return the bytes that are allocated while the kernel runs.
 
     The exported library is run once by the C runner, which counts all calls of malloc and its

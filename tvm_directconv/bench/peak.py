@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DeviceError
 from ..hardware.device import Device
 from ..hardware.host import check_cores
 from ..layout import aligned_zeros
 from ..lowering.marks import TILE
 from ..lowering.pipeline import PIPELINE
+from ..lowering.words import attributes
 from ..precision import FLOAT32, Precision
 from ..runtime import BoundCall
 from ..toolchain import find_toolchain, link_module
@@ -64,7 +66,15 @@ class BurstCode:
         sums = min(device.vector_registers - 3, ceil(2 * rate.per_cycle * rate.latency))
         sums = max(sums, 4)
         rounds = _ROUNDS
-        operand, total = rate.instruction.precision.pixel.name, rate.instruction.precision.sum.name
+        instruction, precision = rate.instruction, rate.instruction.precision
+        words = instruction.depth > 1
+        if precision.sum.least is not None and not words:
+            raise DeviceError(
+                f"no burst of {instruction} can be measured: its operands are of other types in "
+                "memory; expected another number type, or a device that multiplies words"
+            )
+        total = precision.sum.name
+        operand = total if words else precision.pixel.name
 
         @T.prim_func(s_tir=True)
         def burst(
@@ -84,11 +94,32 @@ class BurstCode:
                                     y[thread * sums * lanes + i * lanes + j] * x[j] + x[lanes + j]
                                 )
 
-        function = burst.with_attr("target", device.target(threads))
+        @T.prim_func(s_tir=True)
+        def burst_of_words(
+            x: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
+            y: T.Buffer((threads * sums * lanes,), total),  # type: ignore[valid-type]
+        ):
+            T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
+            for thread in T.parallel(threads):
+                with T.attr(0, TILE, 1):
+                    for i in T.unroll(sums):
+                        for j in T.vectorized(lanes):
+                            y[thread * sums * lanes + i * lanes + j] = x[j]
+                    for _ in range(rounds):
+                        for i in T.unroll(sums):
+                            for j in T.vectorized(lanes):
+                                y[thread * sums * lanes + i * lanes + j] = (
+                                    y[thread * sums * lanes + i * lanes + j] + x[j] * x[lanes + j]
+                                )
+
+        found = burst_of_words if words else burst
+        function = found.with_attr(
+            {"target": device.target(threads), **attributes(instruction, precision)}
+        )
         self.module: Any = tirx.build(
             IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE
         )
-        self.flops = 2 * threads * sums * lanes * rounds
+        self.flops = 2 * threads * sums * lanes * instruction.depth * rounds
         self.flops_per_cycle = threads * rate.flops_per_cycle
         self._triple = device.triple
         self._tensors = ((2 * lanes, operand), (threads * sums * lanes, total))
@@ -96,7 +127,7 @@ class BurstCode:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Return new arguments of the function: operands, and where the sums go."""
         operands, sums = (aligned_zeros((size,), dtype) for size, dtype in self._tensors)
-        operands[...] = 0.5
+        operands[...] = 0.5  # 0 of whole numbers
         return operands, sums
 
     def export(self, path: Path) -> None:

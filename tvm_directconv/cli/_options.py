@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, LogError
+from ..epilogue import ACTIVATIONS, REQUANTIZED, Epilogue
+from ..errors import ArgumentError, LogError, WorkloadError
 from ..hardware.device import Device
 from ..kinds import THREADS
 from ..logs.folders import use_logs
@@ -161,6 +162,19 @@ def add_input_layout(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_epilogue(parser: argparse.ArgumentParser) -> None:
+    """Add what becomes of outputs."""
+    parser.add_argument(
+        "--epilogue",
+        type=_epilogue,
+        metavar="PARTS",
+        help="what becomes of outputs before they are stored: bias, residual and an activation, "
+        f"such as bias,relu or bias,leaky_relu=0.1; activations: {', '.join(ACTIVATIONS)}; of "
+        "whole numbers, also zero_point, and requantize=TYPE with one of "
+        f"{', '.join(REQUANTIZED)}",
+    )
+
+
 def add_blocking(parser: argparse.ArgumentParser) -> None:
     """Add ``--blocking``."""
     parser.add_argument(
@@ -253,3 +267,10 @@ def pause(text: str) -> float:
             "5m or 1h30m"
         )
     return seconds
+
+
+def _epilogue(text: str) -> Epilogue:
+    try:
+        return Epilogue.parse(text)
+    except WorkloadError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -19,6 +19,7 @@ from ._options import (
     TOLERANCE,
     add_blocking,
     add_device,
+    add_epilogue,
     add_logs,
     add_specs,
     add_threads,
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
     add_blocking(parser)
     add_logs(parser)
+    add_epilogue(parser)
     parser.add_argument(
         "--against",
         metavar="SOURCE",
@@ -120,7 +122,15 @@ def _measured(
         name = workload.name or str(workload)
         status_line(f"{number}/{len(asked)} {name}")
         conv, rival = (
-            build(workload, device, threads=args.threads, blocking=source) if source else None
+            build(
+                workload,
+                device,
+                threads=args.threads,
+                blocking=source,
+                epilogue=args.epilogue,
+            )
+            if source
+            else None
             for source in (args.blocking, args.against)
         )
         assert conv

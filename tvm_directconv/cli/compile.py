@@ -12,13 +12,13 @@ from typing import Any
 from .. import files
 from ..convolution import SUFFIXES, build
 from ..denormals import MODES
-from ..epilogue import ACTIVATIONS, Epilogue
-from ..errors import LibraryError, ModelError, WorkloadError
+from ..errors import LibraryError, ModelError
 from ..specs import is_model
 from ..workload import ConvWorkload
 from ._options import (
     add_blocking,
     add_device,
+    add_epilogue,
     add_input_layout,
     add_logs,
     add_specs,
@@ -38,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_blocking(parser)
     add_logs(parser)
     add_input_layout(parser)
-    parser.add_argument(
-        "--epilogue",
-        type=_epilogue,
-        metavar="PARTS",
-        help="what becomes of outputs before they are stored: bias, residual and an activation, "
-        f"such as bias,relu or bias,leaky_relu=0.1; activations: {', '.join(ACTIVATIONS)}",
-    )
+    add_epilogue(parser)
     parser.add_argument(
         "--denormals",
         choices=MODES,
@@ -79,13 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with --emit c always a folder, after whose name the C function is called",
     )
     add_format(parser, ("table", "json"))
-
-
-def _epilogue(text: str) -> Epilogue:
-    try:
-        return Epilogue.parse(text)
-    except WorkloadError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,13 +14,13 @@ from ..epilogue import OPERANDS, Epilogue
 from ..errors import ArgumentError
 from ..kinds import printable
 from ..manifest import manifest_path
-from ..precision import NumberType
+from ..precision import NUMBER_TYPES, NumberType
 from ..quantization import Quantization
 from ..reference import (
     conv2d_reference,
     epilogue_reference,
     max_error,
-    quantized_reference,
+    random_operands,
     random_tensors,
 )
 from ..runtime import library_bytes
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=default,
             metavar="N",
             help="of whole numbers q, which stand for scale x (q - zero point); default: "
-            + ("so that outputs use all their range" if default is None else str(default)),
+            + ("so that outputs use all of their range" if default is None else str(default)),
         )
     add_format(parser, ("table", "json"))
     add_network_arguments(parser)
@@ -115,12 +115,7 @@ def run(args: argparse.Namespace) -> int:
         call = conv.bind(*packed, out, **operands)
         seconds, how = median(call.timed() for _ in range(_CALLS)), f"median of {_CALLS} calls"
     y = conv.unpack_output(out)
-    if m.epilogue.requantize:
-        assert meaning
-        expected = quantized_reference(sums, m.epilogue, meaning, plain.get("bias"))
-    else:
-        expected = epilogue_reference(sums, m.epilogue, **plain)
-    error = max_error(y, expected)
+    error = max_error(y, epilogue_reference(sums, m.epilogue, meaning, **plain))
     if args.output:
         save(args.output, lambda file: np.save(file, y))
     right = error <= TOLERANCE
@@ -142,20 +137,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _operands(conv: CompiledConv, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Return the epilogue's operands, plain: given ones or random ones."""
-    rng = np.random.default_rng(args.seed)
-    m = conv.manifest
-    found = {}
+    found = random_operands(conv.workload, conv.manifest.epilogue, args.seed)
     for operand in OPERANDS:
         name, path = operand.name, getattr(args, operand.name)
-        if getattr(m.epilogue, name):
-            packing = m.operands()[name]
-            number, shape = packing.number, packing.plain[: 1 if operand.by_channel else 4]
-            drawn = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
-            found[name] = _read(path, name, number, shape) if path else drawn
-        elif path:
+        if path and name not in found:
             raise ArgumentError(
                 f"--{name} is {path!r}: expected none, the library was compiled without a {name}"
             )
+        if path:
+            number = NUMBER_TYPES[found[name].dtype.name]
+            found[name] = _read(path, name, number, found[name].shape)
     return found
 
 
@@ -181,10 +172,9 @@ def _quantization(
     if not m.epilogue.requantize:
         return Quantization(input_zero_point=args.input_zero_point)
     if given["output_scale"] is None:
-        largest = max(1, np.abs(epilogue_reference(sums, Epilogue(m.epilogue.bias), **plain)).max())
-        given["output_scale"] = given["input_scale"] * given["weight_scale"] * largest / 127
-        if given["output_zero_point"] == 0 and m.output_type.least == 0:
-            given["output_zero_point"] = 128
+        biased = epilogue_reference(sums, Epilogue(m.epilogue.bias), None, **plain)
+        del given["output_scale"], given["output_zero_point"]
+        return Quantization.of_outputs(biased, m.output_type, **given)
     return Quantization(**given)
 
 

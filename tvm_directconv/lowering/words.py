@@ -8,8 +8,25 @@ from tvm.ir.expr import TensorLoad
 from tvm.tirx import BufferStore, PrimFunc
 
 from ..compute import INPUT_NAME
+from ..instructions import Instruction
+from ..precision import Precision
 from .marks import INSTRUCTION
 from .statements import tir_pass
+
+
+def attributes(instruction: Instruction, precision: Precision) -> dict[str, Any]:
+    """Return the attributes of a function in which an instruction multiplies words."""
+    if instruction.depth == 1:
+        return {}
+    return {
+        INSTRUCTION: {
+            "intrinsic": instruction.intrinsic,
+            "elements": f"{precision.weight}x{instruction.lanes * instruction.depth}",
+            "weights_first": instruction.weights_first,
+            "flips": instruction.shift(precision) != 0,
+        }
+    }
+
 
 _HIGHEST_BITS = 0x80808080 - 2**32  # of four bytes
 

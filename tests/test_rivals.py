@@ -33,6 +33,8 @@ from tvm_directconv.bench.rivals.rounds import compare_layers, network_results
 from tvm_directconv.bench.rivals.serve import Server, threads_share_a_core
 from tvm_directconv.bench.rivals.turns import Process
 from tvm_directconv.bench.rivals.tvm import Untuned
+from tvm_directconv.errors import DeviceError, WorkloadError
+from tvm_directconv.hardware.lookup import device
 from tvm_directconv.layout import aligned_zeros
 
 SMALL = ConvWorkload.parse("ic3ih5oc4kh3ph1")
@@ -366,6 +368,30 @@ def test_layers_of_ours_and_of_im2col() -> None:
     assert im2col["library"].startswith("OpenBLAS 0.") and im2col["implementation"]
     assert onnxruntime["algorithm"] in ("direct", "im2col")
     assert "Conv" in onnxruntime["implementation"]
+
+
+def test_quantised_layers() -> None:
+    workloads = [
+        ConvWorkload.parse(f"uint8_{text}") for text in ("ic16ih9oc32kh3ph1", "ic24ih9oc8kh1")
+    ]
+    contestants = [Ours(), OnnxRuntime(), Im2colSgemm()]
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        contestants.append(OneDnn())
+    if device("native").peak(workloads[0].precision).instruction.depth == 1:
+        with pytest.raises(DeviceError, match=r"no burst of .* can be measured"):
+            list(compare_layers(workloads, contestants, [1], 2))
+        return
+    rows = list(compare_layers(workloads, contestants, [1], 2))
+    for row in rows:
+        if row["contestant"] == "im2col + OpenBLAS":
+            assert row["status"] == "unsupported"
+            assert row["reason"] == "im2col + OpenBLAS computes no layers in uint8"
+        else:
+            assert row["status"] == "ok" and row["max_error"] < 1 / 100
+    assert [row["extra_bytes"] for row in rows if row["contestant"] == "ours"] == [0, 0]
+    mixed = [workloads[0], ConvWorkload.parse("ic16ih9oc32kh3ph1")]
+    with pytest.raises(WorkloadError, match="in float32 and uint8: expected one number type"):
+        list(compare_layers(mixed, contestants, [1], 2))
 
 
 def test_openblas_chooses_its_kernels_itself() -> None:

@@ -3,8 +3,9 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...errors import DirectConvError
+from ...quantization import Quantization
 from ...workload import ConvWorkload
 
 DIRECT = "direct"
@@ -50,7 +52,7 @@ class Prepared:
     call : callable
         Computes it once. All that can be done ahead of time is done.
     output : callable
-        Returns what the last call computed: float32, of a layer NCHW. Not timed.
+        Returns what the last call computed: of a layer NCHW. Not timed.
     algorithm, implementation : str, optional
         What the library took, where that differs from case to case, and what it says of it.
     extra_bytes : int, optional
@@ -102,6 +104,8 @@ class Contestant:
         Modules that it needs, the library itself first, and what for; for networks additionally.
     install : str
         Command that installs it.
+    precisions : sequence of str
+        Those that it computes single layers in.
     """
 
     name: str
@@ -114,6 +118,7 @@ class Contestant:
     packages: ClassVar[Mapping[str, str]] = {}
     network_packages: ClassVar[Mapping[str, str]] = {}
     install: ClassVar[str] = "pip install 'tvm-directconv[rivals]'"
+    precisions: ClassVar[Sequence[str]] = ("float32",)
 
     def check(self, network: bool) -> None:
         """Look whether what it needs is here, without loading it.
@@ -163,6 +168,20 @@ class Contestant:
     def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
         """Load a network that :meth:`convert` returned, for an input."""
         raise Unsupported(f"{self.name} computes no networks")
+
+
+QUANTIZED = ("uint8", "int8")
+"""Precisions of layers whose outputs are of the same type as their pixels."""
+
+
+def quantization_of(workload: ConvWorkload) -> Quantization:
+    """Return what numbers of a quantised layer stand for: the same for all contestants.
+
+    Pixels and weights are drawn from all that their types have, with scales of 1 and no zero
+    points, and sums of so many products then are outputs from one end of their type to the other.
+    """
+    products = math.prod(workload.weight_shape[1:])
+    return Quantization(output_scale=float(np.float32(147 * 74 / 60 * math.sqrt(products))))
 
 
 def only_plain(

@@ -17,7 +17,16 @@ import numpy as np
 
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
-from .base import DIRECT, IM2COL, Contestant, Failed, NotHere, Prepared
+from .base import (
+    DIRECT,
+    IM2COL,
+    QUANTIZED,
+    Contestant,
+    Failed,
+    NotHere,
+    Prepared,
+    quantization_of,
+)
 
 LIBRARY = "ONEDNN_LIBRARY"
 """Environment variable with the path of a libdnnl.so.3 of one's own, made for OpenMP."""
@@ -26,7 +35,7 @@ _PACKAGE = "onednn-cpu-gomp"
 # Of the header dnnl_types.h, version 3.
 _CPU = 1
 _IN_ORDER = 1
-_FLOAT32 = 3
+_TYPES = {"float32": 3, "int8": 5, "uint8": 6}
 _ANY, _NCHW16C = 1, 78
 _INFERENCE = 96
 _DIRECT = 1
@@ -35,12 +44,13 @@ _USERS_SCRATCHPAD = 1
 _IMPLEMENTATION = 8
 _SRC_MD, _WEIGHTS_MD, _DST_MD, _SCRATCHPAD_MD = 129, 131, 133, 136
 _SRC, _DST, _WEIGHTS, _SCRATCHPAD = 1, 17, 33, 80
+_SCALES = 4096
 _UNIMPLEMENTED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneDnn(Contestant):
-    """oneDNN's direct convolution in float32.
+    """oneDNN's direct convolution.
 
     Attributes
     ----------
@@ -61,6 +71,7 @@ class OneDnn(Contestant):
 
     title: ClassVar = "oneDNN"
     install: ClassVar = f"pip install {_PACKAGE}"
+    precisions: ClassVar = ("float32", *QUANTIZED)
 
     def check(self, network: bool) -> None:
         _path()
@@ -80,7 +91,7 @@ class OneDnn(Contestant):
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
         w = workload
-        out = aligned_zeros(w.output_shape)
+        out = aligned_zeros(w.output_shape, x.dtype)
         if w.groups > 1:
             weight = weight.reshape(w.groups, w.group_out, *weight.shape[1:])
 
@@ -88,15 +99,16 @@ class OneDnn(Contestant):
             return _NCHW16C if self.blocked and channels >= 16 else _ANY
 
         top, left, bottom, right = w.padding
-        attributes = _attributes()
+        quantized = w.dtype in QUANTIZED
+        attributes = _attributes(quantized)
         description = _made(
             "primitive_desc",
             "convolution_forward_primitive_desc_create",
             *(_engine(), c_int(_INFERENCE), c_int(_DIRECT)),
-            _tagged(x.shape, wanted(w.in_channels)),
-            _tagged(weight.shape, _ANY),
+            _tagged(x, wanted(w.in_channels)),
+            _tagged(weight, _ANY),
             None,
-            _tagged(out.shape, wanted(w.out_channels)),
+            _tagged(out, wanted(w.out_channels)),
             _sizes(w.stride),
             _sizes(step - 1 for step in w.dilation),
             _sizes((top, left)),
@@ -110,9 +122,11 @@ class OneDnn(Contestant):
         _reorder(_plain(x), source)
         _reorder(_plain(weight), weights)
         primitive = _made("primitive", "primitive_create", description)
-        arguments = _Arguments(
-            {_SRC: source, _WEIGHTS: weights, _DST: result, _SCRATCHPAD: scratchpad}
-        )
+        memories = {_SRC: source, _WEIGHTS: weights, _DST: result, _SCRATCHPAD: scratchpad}
+        if quantized:
+            scale = np.array([quantization_of(w).output_scale], np.float32)
+            memories[_SCALES | _DST] = _plain(scale)
+        arguments = _Arguments(memories)
         execute, wait, stream = (
             _library().dnnl_primitive_execute,
             _library().dnnl_stream_wait,
@@ -162,7 +176,7 @@ class _Memory:
         get_size.restype = c_size_t
         self.descriptor, self._keeps = descriptor, keeps
         self.size: int = get_size(descriptor)
-        self.array = aligned_zeros(((self.size + 3) // 4,)) if array is None else array
+        self.array = aligned_zeros((self.size,), "uint8") if array is None else array
         self.handle = _made(
             "memory", "memory_create", descriptor, _engine(), c_void_p(self.array.ctypes.data)
         )
@@ -224,11 +238,13 @@ def _stream() -> _Handle:
     return _made("", "stream_create", _engine(), c_int(_IN_ORDER))
 
 
-def _attributes() -> _Handle:
-    """Return attributes: no half precision inside, and scratch memory from outside."""
+def _attributes(quantized: bool) -> _Handle:
+    """Return attributes: no half precision inside, scratch memory from outside, outputs scaled."""
     attributes = _made("primitive_attr", "primitive_attr_create")
     _call("primitive_attr_set_fpmath_mode", attributes, c_int(_STRICT))
     _call("primitive_attr_set_scratchpad_mode", attributes, c_int(_USERS_SCRATCHPAD))
+    if quantized:
+        _call("primitive_attr_set_scales_mask", attributes, c_int(_DST), c_int(0))
     return attributes
 
 
@@ -237,12 +253,16 @@ def _sizes(values: Any) -> Any:
     return (c_int64 * len(found))(*found)
 
 
-def _tagged(shape: tuple[int, ...], tag: int) -> _Handle:
+def _tagged(array: np.ndarray, tag: int) -> _Handle:
     return _made(
         "memory_desc",
         "memory_desc_create_with_tag",
-        *(c_int(len(shape)), _sizes(shape), c_int(_FLOAT32), c_int(tag)),
+        *(c_int(array.ndim), _sizes(array.shape), _type(array), c_int(tag)),
     )
+
+
+def _type(array: np.ndarray) -> c_int:
+    return c_int(_TYPES[array.dtype.name])
 
 
 def _plain(array: np.ndarray) -> _Memory:
@@ -250,7 +270,7 @@ def _plain(array: np.ndarray) -> _Memory:
     descriptor = _made(
         "memory_desc",
         "memory_desc_create_with_strides",
-        *(c_int(array.ndim), _sizes(array.shape), c_int(_FLOAT32), _sizes(strides)),
+        *(c_int(array.ndim), _sizes(array.shape), _type(array), _sizes(strides)),
     )
     return _Memory(descriptor, None, array)
 

@@ -9,7 +9,7 @@ import numpy as np
 from ... import files
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
-from .base import DIRECT, IM2COL, Contestant, Prepared
+from .base import DIRECT, IM2COL, QUANTIZED, Contestant, Prepared, quantization_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class OnnxRuntime(Contestant):
 
     title: ClassVar = "onnxruntime"
     packages: ClassVar = {"onnxruntime": "", "onnx": ", which writes ONNX files,"}
+    precisions: ClassVar = ("float32", *QUANTIZED)
 
     def prepare_layer(
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
@@ -37,7 +38,7 @@ class OnnxRuntime(Contestant):
                 layer_model(workload, weight).SerializeToString(), threads, optimized
             )
             blocked, operators = _operators(optimized)
-        out = aligned_zeros(workload.output_shape)
+        out = aligned_zeros(workload.output_shape, x.dtype)
         return Prepared(
             call=_bound(session, x, out),
             output=lambda: out,
@@ -72,7 +73,7 @@ def _bound(session: Any, x: np.ndarray, out: np.ndarray) -> Any:
         (binding.bind_input, session.get_inputs(), x),
         (binding.bind_output, session.get_outputs(), out),
     ):
-        bind(value.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        bind(value.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def call(_kept: tuple[np.ndarray, np.ndarray] = (x, out)) -> None:
         session.run_with_iobinding(binding)
@@ -91,13 +92,34 @@ def _operators(path: Path) -> tuple[bool, str]:
 
 
 def layer_model(workload: ConvWorkload, weight: np.ndarray) -> Any:
-    """Return an ONNX model of one convolution, from ``x`` to ``y``."""
+    """Return an ONNX model of one convolution, from ``x`` to ``y``.
+
+    If it is quantised, it is between DequantizeLinear and QuantizeLinear.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
+    constants: dict[str, Any] = {"weight": weight}
+    before, after, operands, result = [], [], ["x", "weight"], "y"
+    element = TensorProto.FLOAT
+    if workload.dtype in QUANTIZED:
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(workload.dtype))
+        meaning = quantization_of(workload)
+        constants |= {
+            "one": np.float32(1),
+            "pixel_zero": np.zeros((), workload.dtype),
+            "weight_zero": np.zeros((), weight.dtype),
+            "scale": np.float32(meaning.output_scale),
+        }
+        before = [
+            helper.make_node("DequantizeLinear", ["x", "one", "pixel_zero"], ["pixels"]),
+            helper.make_node("DequantizeLinear", ["weight", "one", "weight_zero"], ["weights"]),
+        ]
+        operands, result = ["pixels", "weights"], "sums"
+        after = [helper.make_node("QuantizeLinear", ["sums", "scale", "pixel_zero"], ["y"])]
     node = helper.make_node(
         "Conv",
-        ["x", "weight"],
-        ["y"],
+        operands,
+        [result],
         "conv",
         kernel_shape=workload.kernel,
         strides=workload.stride,
@@ -106,10 +128,10 @@ def layer_model(workload: ConvWorkload, weight: np.ndarray) -> Any:
         group=workload.groups,
     )
     graph = helper.make_graph(
-        [node],
+        [*before, node, *after],
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, workload.input_shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, workload.output_shape)],
-        [numpy_helper.from_array(weight, "weight")],
+        [helper.make_tensor_value_info("x", element, workload.input_shape)],
+        [helper.make_tensor_value_info("y", element, workload.output_shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

@@ -8,13 +8,13 @@ import numpy as np
 
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
-from .base import DIRECT, Contestant, Prepared
+from .base import DIRECT, QUANTIZED, Contestant, Prepared
 from .onnxruntime import layer_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVino(Contestant):
-    """OpenVINO's CPU plug-in, in float32."""
+    """OpenVINO's CPU plug-in, in the number types of the model."""
 
     name: str = "OpenVINO"
     algorithm: str = DIRECT
@@ -27,6 +27,7 @@ class OpenVino(Contestant):
 
     title: ClassVar = "OpenVINO"
     packages: ClassVar = {"openvino": "", "onnx": ", which writes ONNX files,"}
+    precisions: ClassVar = ("float32", *QUANTIZED)
 
     def load_library(self) -> None:
         import openvino
@@ -41,7 +42,7 @@ class OpenVino(Contestant):
         model = openvino.Core().read_model(layer_model(workload, weight).SerializeToString())
         compiled = _compiled(model, threads)
         request = compiled.create_infer_request()
-        out = aligned_zeros(workload.output_shape)
+        out = aligned_zeros(workload.output_shape, x.dtype)
         request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
         request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
         steps = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]

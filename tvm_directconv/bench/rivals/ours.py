@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...convolution import CompiledConv, build
+from ...epilogue import Epilogue
 from ...hardware.lookup import device
 from ...layout import aligned_zeros
+from ...precision import PRECISIONS
 from ...workload import ConvWorkload
-from .base import DIRECT, Contestant, Prepared
+from .base import DIRECT, QUANTIZED, Contestant, Prepared, quantization_of
 
 TUNED = "ours, tuned"
 """The name with block sizes of tuning logs."""
@@ -40,6 +42,7 @@ class Ours(Contestant):
 
     title: ClassVar = "tvm-directconv"
     packages: ClassVar = {"tvm_directconv": ""}
+    precisions: ClassVar = tuple(PRECISIONS)
 
     def load_library(self) -> None:
         importlib.import_module("tvm")
@@ -48,9 +51,11 @@ class Ours(Contestant):
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
         conv, extra = _built(workload, threads, self.blocking)
+        meaning = quantization_of(workload) if conv.manifest.epilogue.requantize else None
+        operands = conv.pack_operands(weight, meaning)
         out = aligned_zeros(conv.manifest.output_shape, conv.manifest.output_type.name)
         return Prepared(
-            call=conv.bind(conv.pack_input(x), conv.pack_weight(weight), out),
+            call=conv.bind(conv.pack_input(x), conv.pack_weight(weight), out, **operands),
             output=lambda: conv.unpack_output(out),
             extra_bytes=extra,
             compile_seconds=conv.compile_seconds,
@@ -76,20 +81,31 @@ class Ours(Contestant):
 def _built(workload: ConvWorkload, threads: int, blocking: str) -> tuple[CompiledConv, int]:
     from ..measure import extra_bytes
 
-    conv = build(workload, "native", threads, blocking)
-    packed = (
-        np.zeros(conv.manifest.input_shape, np.float32),
-        np.zeros(conv.manifest.weight_shape, np.float32),
-    )
+    requantize = workload.dtype if workload.dtype in QUANTIZED else ""
+    epilogue = Epilogue(requantize=requantize)
+    conv = build(workload, "native", threads, blocking, epilogue=epilogue)
+    m = conv.manifest
+    packed = [
+        aligned_zeros(m.input_shape, m.precision.pixel.name),
+        aligned_zeros(m.weight_shape, m.precision.weight.name),
+        *(aligned_zeros(each.shape, each.number.name) for each in m.operands().values()),
+    ]
     return conv, extra_bytes(conv, device("native"), packed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peak(Contestant):
-    """The FMA burst of :mod:`tvm_directconv.bench.peak`: its subject is no matter."""
+    """The burst of :mod:`tvm_directconv.bench.peak`: its subject is no matter.
+
+    Attributes
+    ----------
+    precision : str
+        Of its multiply-adds.
+    """
 
     name: str = "peak"
     algorithm: str = "multiply-adds between registers"
+    precision: str = "float32"
 
     title: ClassVar = "tvm-directconv"
     packages: ClassVar = {"tvm_directconv": ""}
@@ -100,7 +116,7 @@ class Peak(Contestant):
     def prepare_layer(
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
-        burst = _burst(threads)
+        burst = _burst(threads, self.precision)
         return Prepared(
             call=burst,
             output=lambda: np.zeros(1, np.float32),
@@ -110,7 +126,7 @@ class Peak(Contestant):
 
 
 @lru_cache(maxsize=1)
-def _burst(threads: int) -> Any:
+def _burst(threads: int, precision: str) -> Any:
     from ..peak import Burst
 
-    return Burst(device("native"), threads)
+    return Burst(device("native"), threads, PRECISIONS[precision])

@@ -10,9 +10,21 @@ from typing import Any
 import numpy as np
 
 from ... import files
-from ...reference import conv2d_reference, max_error, random_tensors
-from ...workload import ConvWorkload, only_float32
-from .base import DIRECT, IM2COL, NETWORK_SHAPE, Contestant, Failed, NotHere, Unsupported
+from ...epilogue import Epilogue
+from ...errors import WorkloadError
+from ...reference import conv2d_reference, epilogue_reference, max_error, random_tensors
+from ...workload import ConvWorkload
+from .base import (
+    DIRECT,
+    IM2COL,
+    NETWORK_SHAPE,
+    QUANTIZED,
+    Contestant,
+    Failed,
+    NotHere,
+    Unsupported,
+    quantization_of,
+)
 from .onnxruntime import OnnxRuntime
 from .ours import Peak
 from .turns import PREPARE_SECONDS, RUN_SECONDS, Seat
@@ -24,6 +36,9 @@ TOLERANCE = {DIRECT: 1e-4, IM2COL: 1e-4}
 """The largest error that is not wrong, by algorithm: products in half precision are beyond it."""
 LOOSE_TOLERANCE = 1e-2
 """That of other algorithms: Winograd's rounds more, the more so the larger its tiles."""
+ONE_OUTPUT = 1.01 / 127
+"""That of quantised layers: where scales are multiplied in another order, a number is its
+neighbour."""
 NETWORK_TOLERANCE = 1e-3
 """That of networks."""
 
@@ -153,11 +168,16 @@ def compare_layers(
     Raises
     ------
     DirectConvError
-        If the burst cannot be run.
+        If the burst cannot be run, or layers are in several number types.
     """
-    only_float32(workloads, "the comparison with other libraries")
+    if len(precisions := {workload.dtype for workload in workloads}) > 1:
+        raise WorkloadError(
+            f"layers are in {' and '.join(sorted(precisions))}: expected one number type, as the "
+            "burst beside all of them has"
+        )
+    peak = Peak(precision=precisions.pop()) if precisions else Peak()
     with contextlib.ExitStack() as stack:
-        peaks = [Seat(Peak(), number, layers=False) for number in threads]
+        peaks = [Seat(peak, number, layers=False) for number in threads]
         seats = [Seat(contestant, number) for number in threads for contestant in contestants]
         for seat in [*peaks, *seats]:
             stack.callback(seat.close)
@@ -168,6 +188,9 @@ def compare_layers(
                 np.save(place / "x.npy", x)
                 np.save(place / "weight.npy", weight)
                 expected = conv2d_reference(x, weight, workload)
+                if quantized := workload.dtype in QUANTIZED:
+                    epilogue = Epilogue(requantize=workload.dtype)
+                    expected = epilogue_reference(expected, epilogue, quantization_of(workload))
                 plain_bytes = workload.input_bytes + workload.weight_bytes + workload.output_bytes
                 arguments = {"folder": str(place), "workload": asdict(workload)}
                 match = _Match(seats, peaks, prepare_seconds, run_seconds)
@@ -176,6 +199,8 @@ def compare_layers(
                     match.prepare(result, "layer", again=False, **arguments)
                     algorithm = result.found.get("algorithm") or result.contestant.algorithm
                     tolerance = TOLERANCE.get(algorithm, LOOSE_TOLERANCE)
+                    if quantized:
+                        tolerance = ONE_OUTPUT
                     _check(result, place, expected, plain_bytes, tolerance)
                 places = min(_PLACES, repeats)
                 for turn in range(places):

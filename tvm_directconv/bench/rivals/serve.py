@@ -89,6 +89,8 @@ class Server:
         `again` is for.
         """
         convolution = ConvWorkload(**workload)
+        if convolution.dtype not in self.contestant.precisions:
+            raise Unsupported(f"{self.contestant.name} computes no layers in {convolution.dtype}")
         if reason := self.contestant.unsupported(convolution):
             raise Unsupported(reason)
         place = Path(folder)
@@ -214,7 +216,7 @@ def _status(key: str) -> int:
 
 def _input(place: Path) -> np.ndarray:
     loaded = np.load(place / "x.npy")
-    x = aligned_zeros(loaded.shape)
+    x = aligned_zeros(loaded.shape, loaded.dtype)
     x[...] = loaded
     return x
 

@@ -193,7 +193,7 @@ def test_four_channels_at_once_and_nothing_spills(device: str) -> None:
         assert re.search(mnemonic, code) and conv.manifest.instruction.depth == 4
         assert not re.search(r"\bfmla\b|vfmadd", code)
         loops = innermost_loops(code, dc.device(device).triple)
-        assert not [loop for loop in loops if loop.spills]
+        assert loops and not [loop for loop in loops if loop.spills]
 
 
 def test_what_words_need() -> None:

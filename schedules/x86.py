@@ -30,4 +30,5 @@ def schedule(sch: Any, tiling: Tiling) -> None:
     """
     # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
     # the others until operands spill. At the quarters of the tile it does neither.
-    direct(sch, tiling, finished=3)
+    # Of an instruction of several parts it would put off the last ones of all others.
+    direct(sch, tiling, finished=0 if tiling.rate.instruction.temporaries else 3)

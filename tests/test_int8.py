@@ -127,7 +127,8 @@ def test_sums_are_exact_in_all_layouts(text: str, layout: str) -> None:
     workload = dc.ConvWorkload.parse(text)
     conv = dc.build(workload, "native", threads=2, input_layout=layout)
     x, weight = dc.random_tensors(workload, 0)
-    assert x.max() == 255 and weight.min() == -128
+    weight.ravel()[::5] = -128
+    assert x.max() == 255
     found = conv(x, weight)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, dc.conv2d_reference(x, weight, workload))
@@ -161,6 +162,21 @@ def test_activations_are_limits() -> None:
     assert found["relu6"].max() == 150 and found["relu"].max() == 255
 
 
+def test_sums_of_16_bits_have_room_for_all_weights_but_one(tmp_path: Path) -> None:
+    workload = dc.ConvWorkload.parse("int8_ic16ih5oc16kh3")
+    conv = dc.build(workload, "cortex-a53")
+    assert str(conv.manifest.weight_layout).endswith("2i4o2i")
+    x, weight = (np.full(s, -128, np.int8) for s in (workload.input_shape, workload.weight_shape))
+    with pytest.raises(ArgumentError, match="the weight has -128: expected -127 or more, of which"):
+        conv.pack_weight(weight)
+    weight[:] = -127
+    found = output_of(conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight))
+    np.testing.assert_array_equal(found, np.full(found.shape, 128 * 127 * 16 * 9))
+    # Two of these and their sum would be 2^15 in 16 bits; pairs of 32 bits have room for it.
+    plain = dc.build(workload, "haswell")
+    assert (plain(x, x[0, :1, :3, :3] * np.ones_like(weight)) == 2**14 * 16 * 9).all()
+
+
 def test_ties_go_to_even_numbers() -> None:
     workload = dc.ConvWorkload.parse("int8_ic4ih4oc16kh1")
     conv = dc.build(workload, "native", epilogue=dc.Epilogue(requantize="int8"))
@@ -183,10 +199,24 @@ def test_borders_have_as_many_classes_as_sets_of_taps() -> None:
     assert [c.taps for c in border_classes(small, 1)] == [(2, 3), (1, 2)]
 
 
-@pytest.mark.parametrize("device", ["cortex-a76", "neoverse-n1", "apple-m1", "sapphirerapids"])
+_MULTIPLIES = {
+    "cortex-a76": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
+    "neoverse-n1": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
+    "apple-m1": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
+    "sapphirerapids": r"vpdpbusd\s.*zmm",
+    "skylake-avx512": r"vpmaddwd\s.*zmm",
+    "haswell": r"vpmaddwd\s.*ymm",
+    "x86-64-v2": r"pmaddwd\s.*xmm",
+    "cortex-a72": r"smlal2?\s+v\d+\.8h",
+    "cortex-a53": r"smlal2?\s+v\d+\.8h",
+    "armv7": r"vmlal\.s8\s+q",
+}
+
+
+@pytest.mark.parametrize("device", _MULTIPLIES)
 def test_four_channels_at_once_and_nothing_spills(device: str) -> None:
     epilogue = dc.Epilogue(bias=True, requantize="uint8")
-    mnemonic = r"vpdpbusd\s" if device == "sapphirerapids" else r"sdot\s+v\d+\.4s, .*\.4b\[\d\]"
+    mnemonic = _MULTIPLIES[device]
     for text in ("ic64ih56oc64oh56kh3ph1", "ic256ih14oc1024oh14kh1", "ic512ih7oc512oh7kh3ph1"):
         conv = dc.build(f"uint8_{text}", device, blocking="model", epilogue=epilogue)
         code = conv.assembly()

@@ -155,7 +155,9 @@ def test_reasons() -> None:
     cycles = estimate(Tiling(space.case, slow.blocking)).cycles
     assert times == pytest.approx(cycles / space.cycles[0], abs=0.01) and times > 1.5
     tile = large.blocking
-    assert registers(tile.oc_vectors, tile.ow_tile, LAYER) > usable_registers(space.case.device)
+    row = space.case.peak.instruction
+    needed = registers(tile.oc_vectors, tile.ow_tile, LAYER, row)
+    assert needed > usable_registers(space.case.device)
     assert "registers" in large.reason
     assert repr(space) == (
         f"<Space of {len(space)} points, {len(space.rejected)} rejected, {LAYER}>"

@@ -5,6 +5,7 @@ from typing import Any
 
 from .descriptor import MAX_ELEMENTS
 from .errors import BlockingError, did_you_mean
+from .instructions import Instruction
 from .kinds import FLAG, Kind, is_whole, problem, shown
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
@@ -115,9 +116,12 @@ class Blocking:
         """What tells most about it: ``32 x 3, ic_inside`` is C_o,b x W_o,b and the order."""
         return f"{self.oc_vectors * self.lanes} x {self.ow_tile}, {self.loop_order}"
 
-    def weight_layout(self, depth: int = 1) -> WeightLayout:
-        """Return the layout of weights for this blocking, in words of so many channels."""
-        return WeightLayout(self.ic_block, self.lanes, depth)
+    def weight_layout(self, instruction: Instruction | None = None) -> WeightLayout:
+        """Return the layout of weights for this blocking and, if they are words, instruction."""
+        if instruction is None:
+            return WeightLayout(self.ic_block, self.lanes)
+        depth, neighbours = instruction.depth, instruction.neighbours
+        return WeightLayout(self.ic_block, self.lanes, depth, neighbours)
 
     def output_layout(self, workload: ConvWorkload) -> ActivationLayout:
         """Return the layout of the output of a workload in this blocking."""

@@ -94,7 +94,8 @@ def candidates(case: Case) -> Iterator[Blocking]:
         widths = [1]
     for oc_vectors in widths:
         for ow_tile in range(1, usable_registers(device)):
-            if registers(oc_vectors, ow_tile, workload) > usable_registers(device):
+            needed = registers(oc_vectors, ow_tile, workload, rate.instruction)
+            if needed > usable_registers(device):
                 break
             if workload.depthwise and oc_vectors * ow_tile > _MOST_DEPTHWISE_SUMS:
                 break

@@ -99,6 +99,12 @@ class CompiledConv:
         m = self.manifest
         shape = self.workload.weight_shape
         checked_plain("the weight", weight, m.precision.weight, shape, "OIHW")
+        least = m.instruction.least_weight
+        if m.precision.weight.least is not None and weight.size and weight.min() < least:
+            raise ArgumentError(
+                f"the weight has {weight.min()}: expected {least} or more, of which "
+                f"{m.instruction} adds up products in 16 bits"
+            )
         return m.weight_layout.pack(flushed(weight, m.denormals))
 
     def pack_operand(self, name: str, array: np.ndarray) -> np.ndarray:

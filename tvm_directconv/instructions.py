@@ -46,14 +46,25 @@ class Instruction:
     depth : int
         Neighbouring input channels that it multiplies and adds up for each lane. They are a word of
         the pixel; words take the place of channels in the loops.
+    neighbours : int
+        How many of these lie side by side in the weights, the next ones of the other lanes after
+        them; all of them if 0.
     intrinsic : str
-        LLVM's function for it, of sums and two vectors of what is multiplied. Empty if a
-        multiplication and an addition are what LLVM makes it of.
+        The function that multiplies words: of sums and two vectors of what is multiplied. One of
+        LLVM's, or of :mod:`tvm_directconv.lowering.words`.
     weights_first : bool
         Whether the first of these vectors is that of the weights.
     also : Precision, optional
-        Another precision that it computes in. An intrinsic then gets pixels less 128 or plus 128,
-        which are of the type that it takes.
+        Another precision that it computes in.
+    flips : bool
+        Whether the pixels of that one are of the other sign than those that it takes, and it gets
+        them plus 128 or less 128.
+    least_weight : int
+        The least weight that it is right for, if not all are.
+    weight_registers : int
+        How many registers the weights of a vector take.
+    temporaries : int
+        How many registers it needs between its parts.
     """
 
     name: str
@@ -64,9 +75,14 @@ class Instruction:
     lane_registers: int = 32
     fused: bool = True
     depth: int = 1
+    neighbours: int = 0
     intrinsic: str = ""
     weights_first: bool = False
     also: Precision | None = None
+    flips: bool = False
+    least_weight: int = -128
+    weight_registers: int = 1
+    temporaries: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -75,9 +91,13 @@ class Instruction:
         """Return whether it computes in a precision."""
         return precision in (self.precision, self.also)
 
+    def registers_between(self, precision: Precision) -> int:
+        """Return how many registers it needs beside sums, weights and pixels."""
+        return self.temporaries + (self.shift(precision) != 0)
+
     def shift(self, precision: Precision) -> int:
         """Return what is added to pixels of a precision to be of the type that it multiplies."""
-        if not self.intrinsic or precision == self.precision:
+        if not self.flips or precision == self.precision:
             return 0
         least, wanted = precision.pixel.least, self.precision.pixel.least
         assert least is not None and wanted is not None
@@ -96,6 +116,38 @@ def _vpdpbusd(registers: str, features: tuple[str, ...], bits: int) -> Instructi
         depth=4,
         intrinsic=f"llvm.x86.avx512.vpdpbusd.{bits}",
         also=INT8,
+        flips=True,
+    )
+
+
+def _vpmaddwd(name: str, features: tuple[str, ...], bits: int) -> Instruction:
+    return Instruction(
+        name,
+        features,
+        UINT8,
+        bits // 32,
+        depth=4,
+        intrinsic="directconv_maddwd",
+        also=INT8,
+        fused=False,
+        weight_registers=2,
+        temporaries=5 if bits < 512 else 12,
+    )
+
+
+def _smull(name: str, features: tuple[str, ...], temporaries: int) -> Instruction:
+    return Instruction(
+        name,
+        features,
+        INT8,
+        4,
+        depth=4,
+        neighbours=2,
+        intrinsic="directconv_smull",
+        also=UINT8,
+        flips=True,
+        least_weight=-127,
+        temporaries=temporaries,
     )
 
 
@@ -147,7 +199,16 @@ INSTRUCTIONS = {
             intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8",
             weights_first=True,
             also=UINT8,
+            flips=True,
         ),
+        # Two products of 16 bits each, twice: of the first and third channel, and of the others.
+        _vpmaddwd("vpmaddwd zmm, words", ("avx512bw",), 512),
+        _vpmaddwd("vpmaddwd ymm, words", ("avx2",), 256),
+        _vpmaddwd("pmaddwd xmm, words", ("sse4.1",), 128),
+        # Products of the first two channels, to which those of the others are added: 16 bits have
+        # room for both unless all four numbers are -128. Then pairs of these are added up.
+        _smull("smull+sadalp v.4s", ("neon",), temporaries=12),
+        _smull("vmull.s8+vpadal q", ("neon", "vfp4"), temporaries=3),
         # A vector and a number in a floating-point register, from there into all lanes. The name is
         # the same for all vectors: how wide they are is up to the processor.
         Instruction("vfmacc.vf vlen128", ("v", "zvl128b"), FLOAT32, 4),

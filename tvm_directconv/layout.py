@@ -155,7 +155,7 @@ class WeightLayout:
     """How weights lie in memory: C_o/oc_block, C_i/ic_block, H_f, W_f, ic_block, oc_block.
 
     Of words, which have weights of several input channels, these are innermost, as in
-    ``OIHW64i16o4i``.
+    ``OIHW4i16o4i``: four words of four channels.
 
     Parameters
     ----------
@@ -165,15 +165,21 @@ class WeightLayout:
         Output channels in a block: the lanes of the vectors that are computed with.
     depth : int
         Input channels in a word.
+    neighbours : int
+        How many of these lie side by side, the next ones of all output channels after them; all of
+        them if 0.
     """
 
     ic_block: int
     oc_block: int
     depth: int = 1
+    neighbours: int = 0
 
     def __str__(self) -> str:
-        words = f"{self.depth}i" if self.depth > 1 else ""
-        return f"OIHW{self.ic_block * self.depth}i{self.oc_block}o{words}"
+        inner = self.neighbours or self.depth
+        parts = f"{self.depth // inner}i" if inner < self.depth else ""
+        words = f"{inner}i" if self.depth > 1 else ""
+        return f"OIHW{self.ic_block}i{parts}{self.oc_block}o{words}"
 
     def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
         """Return the shape in this layout of weights with OIHW shape `plain`."""
@@ -187,14 +193,16 @@ class WeightLayout:
         o, i, h, w = array.shape
         shape = self.shape((o, i, h, w))
         packed = aligned_zeros(shape, array.dtype)
-        words = packed.reshape(*shape[:6], self.depth)
+        inner = self.neighbours or self.depth
+        words = packed.reshape(*shape[:5], self.depth // inner, self.oc_block, inner)
         missing = -i % self.depth
         for start in range(0, o, self.oc_block):
             part = array[start : start + self.oc_block]
             if missing:
                 part = np.pad(part, ((0, 0), (0, missing), (0, 0), (0, 0)))
-            split = part.reshape(len(part), shape[1], self.ic_block, self.depth, h, w)
-            words[start // self.oc_block, ..., : len(part), :] = split.transpose(1, 4, 5, 2, 0, 3)
+            split = part.reshape(len(part), shape[1], self.ic_block, -1, inner, h, w)
+            moved = split.transpose(1, 5, 6, 2, 3, 0, 4)
+            words[start // self.oc_block, ..., : len(part), :] = moved
         return packed
 
 

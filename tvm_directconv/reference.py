@@ -205,12 +205,13 @@ def random_tensors(
     shapes, types = (workload.input_shape, workload.weight_shape), workload.precision
     reduction = math.prod(workload.weight_shape[1:])
     if types.sum.least is not None:
-        # All pixels that there are, unless sums of so many products would overflow.
+        # All numbers but -128, which is no symmetrically quantised weight, unless sums of so many
+        # products would overflow.
         most = min(127, math.isqrt(types.sum.largest_exact // (2 * reduction))) or 1
         drawn = []
         for shape, number in zip(shapes, (types.pixel, types.weight), strict=True):
             info = np.iinfo(number.name)
-            low, high = max(-most - 1, info.min), min(2 * most + 1, info.max)
+            low, high = max(-most, info.min), min(2 * most + 1, info.max)
             drawn.append(rng.integers(low, high, shape, endpoint=True).astype(number.name))
         return drawn[0], drawn[1]
     if not integers:

@@ -13,7 +13,7 @@ from .blocking import IC_INSIDE, IC_OUTSIDE, ORDERS, Blocking
 from .case import Case
 from .errors import BlockingError
 from .hardware.device import Device, Rate
-from .instructions import BROADCAST, LANE, MEMORY, VECTOR
+from .instructions import BROADCAST, LANE, MEMORY, VECTOR, Instruction
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
@@ -171,7 +171,7 @@ class Tiling:
     @property
     def weight_layout(self) -> WeightLayout:
         """The layout of the weights."""
-        return self.blocking.weight_layout(self.case.depth)
+        return self.blocking.weight_layout(self.rate.instruction)
 
     @property
     def output_layout(self) -> ActivationLayout:
@@ -192,7 +192,7 @@ class Tiling:
     def registers(self) -> int:
         """The vector registers that a tile needs."""
         b = self.blocking
-        return registers(b.oc_vectors, b.ow_tile, self.case.words)
+        return registers(b.oc_vectors, b.ow_tile, self.case.words, self.rate.instruction)
 
     @cached_property
     def pixel_operand(self) -> str:
@@ -208,6 +208,7 @@ class Tiling:
             return MEMORY
         # One register stays free, as 12 x 7 on AArch64 needs it.
         needed = b.oc_vectors * b.ow_tile + b.ow_tile + b.oc_vectors
+        needed += self.rate.instruction.registers_between(self.case.precision)
         # Where lanes are of some registers only, pixels may take half of these.
         of_lanes = self.rate.instruction.lane_registers
         few = of_lanes == self.case.device.vector_registers or b.ow_tile <= of_lanes // 2
@@ -291,7 +292,9 @@ def can_flatten(workload: ConvWorkload) -> bool:
     return workload.kernel == (1, 1) and not any(workload.padding)
 
 
-def registers(oc_vectors: int, ow_tile: int, workload: ConvWorkload) -> int:
+def registers(
+    oc_vectors: int, ow_tile: int, workload: ConvWorkload, instruction: Instruction
+) -> int:
     """Return the vector registers a tile needs.
 
     Its sums; of weights and pixels the fewer, which stay through a step; and one through which
@@ -302,7 +305,9 @@ def registers(oc_vectors: int, ow_tile: int, workload: ConvWorkload) -> int:
     if workload.depthwise:
         return oc_vectors * ow_tile + 2 * min(workload.kernel[1], 3) + 2
     stay = min(oc_vectors, ow_tile)
-    return oc_vectors * ow_tile + stay + (2 if stay == 1 else 1)
+    between = instruction.registers_between(workload.precision)
+    pass_by = (2 if stay == 1 else 1) + between
+    return oc_vectors * ow_tile + stay * instruction.weight_registers + pass_by
 
 
 def usable_registers(device: Device) -> int:

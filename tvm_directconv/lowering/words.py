@@ -8,10 +8,11 @@ from tvm.ir.expr import TensorLoad
 from tvm.tirx import BufferStore, PrimFunc
 
 from ..compute import INPUT_NAME
+from ..hardware.architecture import AARCH64, ARM, Architecture
 from ..instructions import Instruction
 from ..precision import Precision
 from .marks import INSTRUCTION
-from .statements import tir_pass
+from .statements import architecture_of, importing, tir_pass
 
 
 def attributes(instruction: Instruction, precision: Precision) -> dict[str, Any]:
@@ -20,12 +21,80 @@ def attributes(instruction: Instruction, precision: Precision) -> dict[str, Any]
         return {}
     return {
         INSTRUCTION: {
-            "intrinsic": instruction.intrinsic,
+            "function": instruction.intrinsic,
             "elements": f"{precision.weight}x{instruction.lanes * instruction.depth}",
+            "pixels": precision.pixel.name,
             "weights_first": instruction.weights_first,
             "flips": instruction.shift(precision) != 0,
         }
     }
+
+
+# Of numbers of 8 bits in the lower and the higher halves of 16, numbers of 16 bits.
+_MADDWD = """
+declare <{n} x i32> @llvm.x86.{madd}(<{n2} x i16>, <{n2} x i16>)
+define <{n} x i32> @directconv_maddwd(<{n} x i32> %s, <{n4} x i8> %x8, <{n4} x i8> %w8)
+    alwaysinline {{
+  %x = bitcast <{n4} x i8> %x8 to <{n2} x i16>
+  %w = bitcast <{n4} x i8> %w8 to <{n2} x i16>
+  %xl = shl <{n2} x i16> %x, splat (i16 8)
+  %wl = shl <{n2} x i16> %w, splat (i16 8)
+  %x0 = {shr} <{n2} x i16> %xl, splat (i16 8)
+  %w0 = ashr <{n2} x i16> %wl, splat (i16 8)
+  %x1 = {shr} <{n2} x i16> %x, splat (i16 8)
+  %w1 = ashr <{n2} x i16> %w, splat (i16 8)
+  %p0 = call <{n} x i32> @llvm.x86.{madd}(<{n2} x i16> %x0, <{n2} x i16> %w0)
+  %p1 = call <{n} x i32> @llvm.x86.{madd}(<{n2} x i16> %x1, <{n2} x i16> %w1)
+  %p = add <{n} x i32> %p0, %p1
+  %r = add <{n} x i32> %s, %p
+  ret <{n} x i32> %r
+}}
+"""
+_MADD_OF_LANES = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
+_SMULL = """
+declare <8 x i16> @llvm.{mull}(<8 x i8>, <8 x i8>)
+declare <4 x i32> @llvm.{add}
+define <4 x i32> @directconv_smull(<4 x i32> %s, <16 x i8> %x8, <16 x i8> %w) alwaysinline {{
+  %x = bitcast <16 x i8> %x8 to <8 x i16>
+  %x0 = shufflevector <8 x i16> %x, <8 x i16> poison, <4 x i32> zeroinitializer
+  %x1 = shufflevector <8 x i16> %x, <8 x i16> poison, <4 x i32> splat (i32 1)
+  %xl = bitcast <4 x i16> %x0 to <8 x i8>
+  %xh = bitcast <4 x i16> %x1 to <8 x i8>
+  %wl = shufflevector <16 x i8> %w, <16 x i8> poison,
+      <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
+  %wh = shufflevector <16 x i8> %w, <16 x i8> poison,
+      <8 x i32> <i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15>
+  %pl = call <8 x i16> @llvm.{mull}(<8 x i8> %wl, <8 x i8> %xl)
+  %ph = call <8 x i16> @llvm.{mull}(<8 x i8> %wh, <8 x i8> %xh)
+  %p = add <8 x i16> %pl, %ph
+{pairs}
+  ret <4 x i32> %r
+}}
+"""
+_SADALP = """
+  %q = call <4 x i32> @llvm.aarch64.neon.saddlp.v4i32.v8i16(<8 x i16> %p)
+  %r = add <4 x i32> %s, %q
+"""
+_VPADAL = "  %r = call <4 x i32> @llvm.arm.neon.vpadals.v4i32.v8i16(<4 x i32> %s, <8 x i16> %p)"
+_FUNCTIONS = {"directconv_maddwd": _MADDWD, "directconv_smull": _SMULL}
+_NEON = {
+    AARCH64: {
+        "mull": "aarch64.neon.smull.v8i16",
+        "pairs": _SADALP,
+        "add": "aarch64.neon.saddlp.v4i32.v8i16(<8 x i16>)",
+    },
+    ARM: {
+        "mull": "arm.neon.vmulls.v8i16",
+        "pairs": _VPADAL,
+        "add": "arm.neon.vpadals.v4i32.v8i16(<4 x i32>, <8 x i16>)",
+    },
+}
+
+
+def _code(known: Architecture, name: str, lanes: int, signed: bool) -> str:
+    sizes = {"n": lanes, "n2": 2 * lanes, "n4": 4 * lanes}
+    shift = {"madd": _MADD_OF_LANES.get(lanes), "shr": "ashr" if signed else "lshr"}
+    return _FUNCTIONS[name].format(**sizes, **shift, **_NEON.get(known, {}))
 
 
 _HIGHEST_BITS = 0x80808080 - 2**32  # of four bytes
@@ -40,7 +109,10 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     if not func.attrs or INSTRUCTION not in func.attrs:
         return func
     marked = func.attrs[INSTRUCTION]
-    name, elements = str(marked["intrinsic"]), str(marked["elements"])
+    name, elements = str(marked["function"]), str(marked["elements"])
+    signed = "u" not in str(marked["pixels"])
+    call = tirx.call_extern if name in _FUNCTIONS else tirx.call_llvm_pure_intrin
+    sums: set[int] = set()
 
     def multiplied(store: BufferStore) -> Any:
         total = store.value
@@ -49,10 +121,15 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         operands = [tirx.reinterpret(elements, side) for side in (total.b.a, total.b.b)]
         if marked["weights_first"]:
             operands.reverse()
-        value = tirx.call_llvm_pure_intrin(str(total.ty.dtype), name, total.a, *operands)
+        value = call(str(total.ty.dtype), name, total.a, *operands)
+        sums.add(total.ty.dtype.lanes)
         return BufferStore(store.buffer, value, store.indices)
 
-    return func.with_body(tvm_ffi.structural_map(func.body, (BufferStore, multiplied)))
+    body = tvm_ffi.structural_map(func.body, (BufferStore, multiplied))
+    if name in _FUNCTIONS:
+        for lanes in sums:
+            body = importing(_code(architecture_of(func), name, lanes, signed), body)
+    return func.with_body(body)
 
 
 @tir_pass
@@ -69,4 +146,9 @@ def flip_signs(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return load
         return load ^ tirx.const(_HIGHEST_BITS, load.ty.dtype)
 
-    return func.with_body(tvm_ffi.structural_map(func.body, (TensorLoad, flipped)))
+    def computed(store: BufferStore) -> BufferStore:
+        # Not where addresses are taken, which are of no store.
+        value = tvm_ffi.structural_map(store.value, (TensorLoad, flipped))
+        return BufferStore(store.buffer, value, store.indices)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (BufferStore, computed)))

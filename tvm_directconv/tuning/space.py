@@ -215,11 +215,14 @@ class Space:
     def _too_large(self) -> Iterator[Rejected]:
         """Generate the smallest tiles that do not fit the registers."""
         workload, lanes = self.case.words, self.case.lanes
+        row = next(rate.instruction for rate in self.case.rates if rate.lanes == lanes)
         usable = usable_registers(self.case.device)
         for oc_vectors in range(1, usable):
-            ow_tile = next(n for n in range(1, 99) if registers(oc_vectors, n, workload) > usable)
+            ow_tile = next(
+                n for n in range(1, 99) if registers(oc_vectors, n, workload, row) > usable
+            )
             tile = Blocking(lanes, oc_vectors, ow_tile, 1, 1)
-            needed = registers(oc_vectors, ow_tile, workload)
+            needed = registers(oc_vectors, ow_tile, workload, row)
             yield Rejected(tile, f"too large a tile: it needs {needed} of {usable} registers")
 
     def _variants(self, blocking: Blocking) -> Iterator[Blocking]:

@@ -36,7 +36,7 @@ class Wrong(Exception):
 def main() -> int:
     warnings.simplefilter("ignore", dc.ModelWarning)
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
-    parser.add_argument("what", choices=("layers", "networks"))
+    parser.add_argument("what", choices=("layers", "quantized", "networks"))
     parser.add_argument("--count", type=int, default=100, help="of cases; default: 100")
     parser.add_argument("--first", type=int, default=0, help="number of the first; default: 0")
     parser.add_argument(
@@ -45,7 +45,9 @@ def main() -> int:
     parser.add_argument("--device", action="append", help="instead of those; may be given again")
     args = parser.parse_args()
     devices = args.device or (list(EMULATED) if args.emulate else runnable())
-    case: Callable[..., str] = {"layers": layer, "networks": network}[args.what]
+    case: Callable[..., str] = {"layers": layer, "quantized": quantized, "networks": network}[
+        args.what
+    ]
     outcomes: Counter[str] = Counter()
     failures = []
     with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
@@ -157,6 +159,115 @@ def layer(
     elif (error := dc.max_error(found, wanted)) > TOLERANCE:
         raise Wrong(f"error {error:g}")
     return "right"
+
+
+# --- Quantised layers ---------------------------------------------------------------------------
+
+
+def quantized(
+    rng: np.random.Generator, device: str, emulate: bool, scratch: Path, described: list[str]
+) -> str:
+    """Compare a layer of whole numbers with the reference and with ONNX Runtime, bit by bit."""
+    from dataclasses import replace
+
+    workload = replace(random_workload(rng), dtype=pick(rng, ("uint8", "int8")))
+    zero_point = rng.random() < 0.7
+    activation = pick(rng, ("none", "none", "relu"))
+    epilogue = dc.Epilogue(
+        bias=bool(rng.integers(2)),
+        zero_point=zero_point,
+        activation=activation,
+        requantize=workload.dtype,
+    )
+    threads = pick(rng, (1, 1, 2))
+    layout = pick(rng, (None, None, "NHWC", "NCHW", "NCHW8c", "NCHW32c"))
+    described += [str(workload), epilogue.descriptor, f"threads={threads}", f"layout={layout}"]
+    try:
+        conv = dc.build(workload, device, threads=threads, input_layout=layout, epilogue=epilogue)
+    except BlockingError as error:
+        return f"refused: {str(error)[:60]}"
+    x, weight = dc.random_tensors(workload, int(rng.integers(1000)))
+    info = np.iinfo(workload.dtype)
+    channels = workload.out_channels
+    operands = {}
+    if epilogue.bias:
+        operands["bias"] = rng.integers(-9999, 9999, channels).astype(np.int32)
+    products = np.prod(workload.weight_shape[1:])
+    per_channel = rng.random() < 0.5
+    scales = rng.uniform(0.001, 0.01, channels if per_channel else 1).astype(np.float32)
+    meaning = dc.Quantization(
+        float(np.float32(rng.uniform(0.01, 0.1))),
+        int(rng.integers(info.min, info.max + 1)) if zero_point else 0,
+        scales if per_channel else float(scales[0]),
+        float(np.float32(rng.uniform(0.02, 0.2) * np.sqrt(products))),
+        int(rng.integers(info.min, info.max + 1)),
+    )
+    packed = conv.pack_operands(weight, meaning, **operands)
+    if emulate:
+        path, m = conv.export(scratch / "layer.so"), conv.manifest
+        arrays = [conv.pack_input(x), conv.pack_weight(weight), *packed.values()]
+        (out,), _, _ = emulated(
+            path, m, m.symbol, arrays, [m.output_shape], output_types=[m.output_type.name]
+        )
+    else:
+        out = conv.run(conv.pack_input(x), conv.pack_weight(weight), **packed)
+    found = conv.unpack_output(out)
+    sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
+    wanted = dc.epilogue_reference(sums, epilogue, meaning, **operands)
+    if not np.array_equal(found, wanted):
+        raise Wrong(f"{(found != wanted).sum()} of {found.size} outputs differ")
+    if activation == "none":
+        by_onnx = _qlinear_conv(workload, x, weight, operands.get("bias"), meaning)
+        if not np.array_equal(found, by_onnx):
+            raise Wrong(f"{(found != by_onnx).sum()} of {found.size} differ from ONNX Runtime's")
+    return "right"
+
+
+def _qlinear_conv(
+    workload: dc.ConvWorkload,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    meaning: dc.Quantization,
+) -> np.ndarray:
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    element = helper.np_dtype_to_tensor_dtype(x.dtype)
+    scales = np.asarray(meaning.weight_scale, np.float32)
+    constants: dict[str, Any] = {
+        "x_scale": np.float32(meaning.input_scale),
+        "x_zero": np.array(meaning.input_zero_point, x.dtype),
+        "weight": weight,
+        "weight_scale": scales,
+        "weight_zero": np.zeros(scales.shape, np.int8),
+        "y_scale": np.float32(meaning.output_scale),
+        "y_zero": np.array(meaning.output_zero_point, x.dtype),
+    }
+    if bias is not None:
+        constants["bias"] = bias
+    node = helper.make_node(
+        "QLinearConv",
+        ["x", *constants],
+        ["y"],
+        pads=list(workload.padding),
+        strides=list(workload.stride),
+        dilations=list(workload.dilation),
+        group=workload.groups,
+    )
+    values = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [values("x", element, workload.input_shape)],
+        [values("y", element, workload.output_shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return np.asarray(session.run(None, {"x": x})[0])
 
 
 # --- Networks -----------------------------------------------------------------------------------

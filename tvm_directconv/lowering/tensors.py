@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
@@ -13,6 +14,7 @@ from tvm.tirx import (
 )
 
 from ..compute import BLOCK_NAME, INPUT_NAME, WEIGHT_NAME
+from .borders import part_tails
 from .marks import BLOCK, SHAPES, TYPES
 from .statements import replaced, sequence, tir_pass
 
@@ -45,9 +47,15 @@ def finish_in_place(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 @tir_pass
 def block_outputs(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
-    """Put outputs into blocks of several vectors, and read what has their layout from such."""
+    """Put outputs into blocks of several vectors, and read what has their layout from such.
+
+    Tiles of fewer vectors than the others are parted before: their vectors count from elsewhere, and
+    which block one is in would be decided too early.
+    """
     if not func.attrs or BLOCK not in func.attrs:
         return func
+    parted = tvm.ir.transform.Sequential([part_tails, tirx.transform.ConvertSSA()])
+    func = parted(tvm.IRModule({"main": func}))["main"]
     block = int(func.attrs[BLOCK])
     shape = [*map(int, func.params[-1].shape)]
     params, body = list(func.params), func.body

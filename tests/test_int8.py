@@ -165,7 +165,7 @@ def test_activations_are_limits() -> None:
 def test_narrower_tiles_begin_within_a_block() -> None:
     workload = dc.ConvWorkload.parse("uint8_ic16ih6oc40oh6kh3ph1")
     blocking = dict(lanes=4, oc_vectors=4, ow_tile=2, ic_block=4)
-    conv = dc.build(workload, "x86-64-v2", blocking=blocking, input_layout="NHWC")
+    conv = dc.build(workload, "x86-64-v2", blocking=blocking, input_layout="NCHW")
     assert conv.manifest.output_layout.block == 16  # Tiles have 4, 3 and 3 vectors.
     x, weight = dc.random_tensors(workload, 0)
     np.testing.assert_array_equal(conv(x, weight), dc.conv2d_reference(x, weight, workload))

@@ -70,7 +70,7 @@ def test_the_numbers_are_the_models(layer: str, device: str, threads: int) -> No
     assert (left, right) == (in_flight, needed) and n_vec * n_fma * l_fma == needed
     assert ("DOES NOT HOLD" in paragraphs[1]) == (in_flight < needed)
     assert numbers(r"registers: (\d+) needed .* (\d+) of (\d+) for tiles", text) == (
-        registers(chosen.oc_vectors, chosen.ow_tile, workload),
+        registers(chosen.oc_vectors, chosen.ow_tile, workload, target.peak().instruction),
         usable_registers(target),
         target.vector_registers,
     )

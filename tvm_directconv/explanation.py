@@ -193,7 +193,7 @@ def _row(chosen: Tiling) -> list[str]:
         + str(b.ow_tile)
         + (f" and one of {' and one of '.join(map(str, narrow))}" if narrow else ", none left over")
     ]
-    if view != case.workload:
+    if b.flat_rows:
         lines.append(
             f"a 1x1 kernel reads one pixel for each output, so {view.out_height} rows of "
             f"{view.out_width} pixels stand for {case.workload.out_height} of "
@@ -239,9 +239,11 @@ def _loop_order(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
         lines.append(
             f"all {channels} input channels while the sums stay in registers; they are stored once"
         )
-    taps = workload.kernel[1] if b.kw_unroll else 1
+    taps, depth = workload.kernel[1] if b.kw_unroll else 1, chosen.case.depth
+    if depth > 1:
+        lines.append(f"{chosen.rate.instruction} multiplies words of {depth} input channels")
     lines.append(
-        f"straight-line code: {_count(chosen.straight_channels, 'input channel')}"
+        f"straight-line code: {_count(chosen.straight_channels * depth, 'input channel')}"
         + (f" at {_count(taps, 'kernel column')}" if b.kw_unroll else "")
         + f", {chosen.straight_fmas} FMAs"
     )
@@ -258,7 +260,8 @@ def _loop_order(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
 def _caches(chosen: Tiling) -> list[str]:
     d, b, view = chosen.case.device, chosen.blocking, chosen.view
     rows, columns = view.kernel
-    tile, channels = b.oc_vectors * b.lanes, chosen.channels_at_once
+    tile, depth = b.oc_vectors * b.lanes, chosen.case.depth
+    channels = chosen.channels_at_once * depth
     levels = {"L1": d.l1d_bytes, "L2": d.l2_bytes, "L3": d.l3_bytes}
     types = chosen.case.precision
 
@@ -280,8 +283,8 @@ def _caches(chosen: Tiling) -> list[str]:
             view.in_width,
         ),
         footprint("outputs of a task", types.output, b.oh_block, view.out_width, tile),
-        footprint("weights", types.weight, view.group_in, rows, columns, view.out_channels),
-        footprint("input", types.pixel, view.in_channels, view.in_height, view.in_width),
+        footprint("weights", types.weight, view.group_in * depth, rows, columns, view.out_channels),
+        footprint("input", types.pixel, view.in_channels * depth, view.in_height, view.in_width),
     ]
 
 

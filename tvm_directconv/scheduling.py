@@ -5,8 +5,7 @@ from typing import Any
 
 from .compute import INPUT_NAME, WEIGHT_NAME, conv2d
 from .errors import ScheduleError, said_by
-from .lowering.marks import BLOCK, SHAPES, TYPES
-from .lowering.words import attributes
+from .lowering.marks import BLOCK, SHAPES, TYPES, of_instruction
 from .registry import find_schedule
 from .tiling import Tiling
 
@@ -32,7 +31,7 @@ def unscheduled(tiling: Tiling) -> Any:
         }
     )
     instruction, precision = tiling.rate.instruction, case.precision
-    func = func.with_attr(attributes(instruction, precision))
+    func = func.with_attr(of_instruction(instruction, precision))
     output = tiling.output_layout
     if output.block != blocking.lanes:
         func = func.with_attr(BLOCK, output.block)

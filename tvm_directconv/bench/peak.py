@@ -11,9 +11,8 @@ from ..errors import DeviceError
 from ..hardware.device import Device
 from ..hardware.host import check_cores
 from ..layout import aligned_zeros
-from ..lowering.marks import TILE
+from ..lowering.marks import TILE, of_instruction
 from ..lowering.pipeline import PIPELINE
-from ..lowering.words import attributes
 from ..precision import FLOAT32, Precision
 from ..runtime import BoundCall
 from ..toolchain import find_toolchain, link_module
@@ -114,7 +113,7 @@ class BurstCode:
 
         found = burst_of_words if words else burst
         function = found.with_attr(
-            {"target": device.target(threads), **attributes(instruction, precision)}
+            {"target": device.target(threads), **of_instruction(instruction, precision)}
         )
         self.module: Any = tirx.build(
             IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE

@@ -1,5 +1,10 @@
 """The annotations with which schedules talk to the passes."""
 
+from typing import Any
+
+from ..instructions import Instruction
+from ..precision import Precision
+
 TILE = "directconv.tile"
 """On the loop over register tiles: ``[left, right, rebalanced]``. So many tiles at its beginning
 and at its end read padding or are narrower than the others, and the last tile takes over so many
@@ -53,3 +58,18 @@ TYPES, SHAPES = "directconv.types", "directconv.shapes"
 
 DENORMALS = "directconv.denormals"
 """Function attribute: one of :data:`.denormals.MODES`, the first if there is none."""
+
+
+def of_instruction(instruction: Instruction, precision: Precision) -> dict[str, Any]:
+    """Return the attributes of a function in which an instruction multiplies words."""
+    if instruction.depth == 1:
+        return {}
+    return {
+        INSTRUCTION: {
+            "function": instruction.intrinsic,
+            "elements": f"{precision.weight}x{instruction.lanes * instruction.depth}",
+            "pixels": precision.pixel.name,
+            "weights_first": instruction.weights_first,
+            "flips": instruction.shift(precision) != 0,
+        }
+    }

@@ -49,8 +49,8 @@ def finish_in_place(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 def block_outputs(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Put outputs into blocks of several vectors, and read what has their layout from such.
 
-    Tiles of fewer vectors than the others are parted before: their vectors count from elsewhere, and
-    which block one is in would be decided too early.
+    Tiles of fewer vectors than the others are parted before: their vectors count from elsewhere,
+    and which block one is in would be decided too early.
     """
     if not func.attrs or BLOCK not in func.attrs:
         return func

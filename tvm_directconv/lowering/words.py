@@ -9,26 +9,8 @@ from tvm.tirx import BufferStore, PrimFunc
 
 from ..compute import INPUT_NAME
 from ..hardware.architecture import AARCH64, ARM, Architecture
-from ..instructions import Instruction
-from ..precision import Precision
 from .marks import INSTRUCTION
 from .statements import architecture_of, importing, tir_pass
-
-
-def attributes(instruction: Instruction, precision: Precision) -> dict[str, Any]:
-    """Return the attributes of a function in which an instruction multiplies words."""
-    if instruction.depth == 1:
-        return {}
-    return {
-        INSTRUCTION: {
-            "function": instruction.intrinsic,
-            "elements": f"{precision.weight}x{instruction.lanes * instruction.depth}",
-            "pixels": precision.pixel.name,
-            "weights_first": instruction.weights_first,
-            "flips": instruction.shift(precision) != 0,
-        }
-    }
-
 
 # Of numbers of 8 bits in the lower and the higher halves of 16, numbers of 16 bits.
 _MADDWD = """

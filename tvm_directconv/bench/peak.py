@@ -67,10 +67,10 @@ class BurstCode:
         rounds = _ROUNDS
         instruction, precision = rate.instruction, rate.instruction.precision
         words = instruction.depth > 1
-        if precision.sum.least is not None and not words:
+        if precision.sum.least is not None and (instruction.temporaries or not words):
             raise DeviceError(
-                f"no burst of {instruction} can be measured: its operands are of other types in "
-                "memory; expected another number type, or a device that multiplies words"
+                f"no burst of {instruction} can be measured, which is several instructions: "
+                "expected another number type, or a device with dot products"
             )
         total = precision.sum.name
         operand = total if words else precision.pixel.name

@@ -121,7 +121,7 @@ def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NCHW8c", "NCHW4c"])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NCHW8c", "NCHW4c", "NCHW6c"])
 @pytest.mark.parametrize("text", ["uint8_ic24ih13oc33oh13kh3ph1", "uint8_ic3ih13oc20kh3"])
 def test_sums_are_exact_in_all_layouts(text: str, layout: str) -> None:
     workload = dc.ConvWorkload.parse(text)
@@ -241,6 +241,7 @@ def test_what_words_need() -> None:
         assert case.depth == depth
     assert Case.of("uint8_ic18ih9oc16kh3", "cortex-a76", input_layout="NHWC").depth == 1
     assert Case.of("uint8_g6ic36ih9oc36kh3", "cortex-a76").depth == 1
+    assert Case.of("uint8_ic24ih9oc16kh3", "cortex-a76", input_layout="NCHW6c").depth == 1
     with pytest.raises(
         BlockingError, match="sums of uint8 are not stored before they are complete"
     ):

@@ -140,11 +140,12 @@ class Case:
 
     def _in_words(self, depth: int) -> bool:
         """Return whether channels of a group lie side by side in words of so many."""
-        whole = self.workload.group_in % depth == 0
+        whole, block = self.workload.group_in % depth == 0, self.input_layout.block
         if depth == 1 or self.input_layout.name == "NHWC":
             return whole
         # What fills up the last word is multiplied with zeros.
-        return self.input_layout.block is not None and (whole or self.workload.groups == 1)
+        blocks = block is not None and block % depth == 0
+        return blocks and (whole or self.workload.groups == 1)
 
     @cached_property
     def peak(self) -> Rate:

@@ -23,6 +23,20 @@ INSTRUCTIONS = {
     "fmls v0.4s, v1.4s, v2.4s": "fma",
     "fmls v0.4s, v1.4s, v2.s[2]": "fma",
     "fmla v0.2d, v1.2d, v2.d[1]": "fma",
+    "fmla v0.8h, v1.8h, v2.8h": "fma",
+    "fmla v16.8h, v31.8h, v15.h[7]": "fma",
+    "fmla v0.4h, v1.4h, v2.h[1]": "fma",
+    "fmls v0.8h, v1.8h, v2.8h": "fma",
+    "fmls v0.8h, v1.8h, v2.h[3]": "fma",
+    "fmul v0.8h, v1.8h, v2.8h": "vector",
+    "fmul v0.8h, v1.8h, v2.h[3]": "vector",
+    "fadd v0.8h, v1.8h, v2.8h": "vector",
+    "fmla h0, h1, v2.h[1]": "vector",
+    "fcvtl v0.4s, v1.4h": "vector",
+    "fcvtn v0.4h, v1.4s": "vector",
+    "mla v0.8h, v1.8h, v2.8h": "vector",
+    "mla v0.8h, v1.8h, v2.h[1]": "vector",
+    "smlal v0.4s, v1.4h, v2.h[1]": "vector",
     "fmul v0.4s, v1.4s, v2.4s": "vector",
     "fmul v0.4s, v1.4s, v2.s[1]": "vector",
     "fadd v0.4s, v1.4s, v2.4s": "vector",
@@ -76,6 +90,7 @@ INSTRUCTIONS = {
 ROUNDS = 5
 # A library with one function, which does them so many times.
 CODE = """
+    .arch armv8.2-a+fp16
     .globl __tvm_ffi_kernel
     .type __tvm_ffi_kernel, %function
 __tvm_ffi_kernel:
@@ -96,7 +111,7 @@ again:
 
 @pytest.fixture(scope="module")
 def toolchain() -> Toolchain:
-    return find_toolchain("aarch64", "cortex-a72")
+    return find_toolchain("aarch64", "cortex-a76")
 
 
 @pytest.mark.parametrize("kind", list(dict.fromkeys(INSTRUCTIONS.values())))

@@ -56,7 +56,8 @@ static int kind(uint32_t code) {
     if (is(code, 0x0e000000, 0x0e000000)) { /* floating point and vectors */
         bool by_vector = is(code, 0xbf20fc00, 0x0e20cc00);
         bool by_lane = is(code, 0xbf80b400, 0x0f801000);
-        return by_vector || by_lane ? FMA : VECTOR;
+        bool of_halves = is(code, 0xbf60fc00, 0x0e400c00) || is(code, 0xbfc0b400, 0x0f001000);
+        return by_vector || by_lane || of_halves ? FMA : VECTOR;
     }
     if (is(code, 0x0a000000, 0x08000000)) { /* memory */
         bool literal = is(code, 0x3b000000, 0x18000000);

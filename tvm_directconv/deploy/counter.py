@@ -62,6 +62,11 @@ class Executed:
     other: int
 
     @property
+    def total(self) -> int:
+        """All instructions."""
+        return sum(astuple(self))
+
+    @property
     def of_arithmetic(self) -> float:
         """Multiply-adds as a part of all instructions that compute with vectors."""
         return self.fma / (self.fma + self.vector)
@@ -69,11 +74,15 @@ class Executed:
     @property
     def of_all(self) -> float:
         """Multiply-adds as a part of all instructions."""
-        return self.fma / sum(astuple(self))
+        return self.fma / self.total
 
 
 def count_instructions(
-    library: str | Path, symbol: str, shapes: Sequence[tuple[int, ...]], toolchain: Toolchain
+    library: str | Path,
+    symbol: str,
+    shapes: Sequence[tuple[int, ...]],
+    toolchain: Toolchain,
+    dtypes: Sequence[str] = (),
 ) -> Executed:
     """Run one kernel of an exported library once, and count its instructions.
 
@@ -87,9 +96,11 @@ def count_instructions(
         Name of the kernel, its ``global_symbol``; a serial one: threads would disturb each other's
         counts.
     shapes : sequence of tuple of int
-        Shapes of all arguments, which are filled with small whole numbers.
+        Shapes of all arguments. What is in them is not set.
     toolchain : Toolchain
         Compiler and emulator of the library's machine.
+    dtypes : sequence of str
+        Their types; all are float32 if not given.
 
     Returns
     -------
@@ -118,7 +129,11 @@ def count_instructions(
         # A comma within a value is written twice.
         words = [f"{key}{str(value).replace(',', ',,')}" for key, value in options.items()]
         counting = replace(toolchain, emulator=(*toolchain.emulator, "-plugin", ",".join(words)))
-        tensors = [f"random:{','.join(map(str, shape))}" for shape in shapes]
+        types = dtypes or ["float32"] * len(shapes)
+        tensors = [
+            f"scratch:{dtype},{','.join(map(str, shape))}"
+            for dtype, shape in zip(types, shapes, strict=True)
+        ]
         process = subprocess.run(
             counting.command(str(runner), *runner_arguments(library, symbol, tensors)),
             capture_output=True,

@@ -160,7 +160,7 @@ class _Timed:
 
 
 # The register that a multiply-add adds to: the first one of AArch64, the last one of x86.
-_SUM = re.compile(r"fml[as]\s+v(\d+)|vfn?m(?:add|sub)\d+ps\s.*%[xyz]mm(\d+)$")
+_SUM = re.compile(r"fml[as]\s+v(\d+)|vfn?m(?:add|sub)\d+p[sh]\s.*%[xyz]mm(\d+)$")
 
 
 # The incumbent comes again and again.

@@ -425,6 +425,22 @@ def _bytes(number: NumberType, shape: tuple[int, ...]) -> int:
     return number.bytes * math.prod(shape)
 
 
+def only_floats(workloads: Iterable[ConvWorkload], what: str) -> None:
+    """Raise if a convolution is of whole numbers, for what does not compute with these yet.
+
+    Raises
+    ------
+    WorkloadError
+        With its name, and `what`.
+    """
+    for workload in workloads:
+        if workload.precision.sum.least is not None:
+            raise WorkloadError(
+                f"{workload} is in {workload.dtype}: {what} is for convolutions in floating point; "
+                "leave it out"
+            )
+
+
 def only_float32(workloads: Iterable[ConvWorkload], what: str) -> None:
     """Raise if a convolution is in another type, for what does not compute in others yet.
 

@@ -25,7 +25,7 @@ typedef struct {
 } Any;
 
 /* A tensor argument is a DLTensor, or an object with one after its header. */
-enum { DEVICE_CPU = 1, TYPE_FLOAT = 2, INDEX_DLTENSOR = 7, INDEX_TENSOR = 70, OBJECT_HEADER = 24 };
+enum { DEVICE_CPU = 1, TYPE_FLOAT = 2, TYPE_BFLOAT = 4, INDEX_DLTENSOR = 7, INDEX_TENSOR = 70, OBJECT_HEADER = 24 };
 
 typedef int Kernel(void *self, const Any *args, int32_t num_args, Any *result);
 

@@ -272,7 +272,7 @@ enum { IN, OUT, EXPECT, RANDOM, SCRATCH, ROLES };
 typedef struct {
     const char *file;
     int role;
-    float *expected;
+    void *expected;
     int64_t shape[MAX_DIMS], strides[MAX_DIMS];
     size_t bytes;
     unsigned char *around, *end; /* memory that may be touched, with --guard */
@@ -336,6 +336,7 @@ static char *parse_type(const char *text, char *colon, DLTensor *dl) {
         {"int8", TYPE_INT, 8},       {"int16", TYPE_INT, 16},     {"int32", TYPE_INT, 32},
         {"int64", TYPE_INT, 64},     {"uint8", TYPE_UINT, 8},     {"uint16", TYPE_UINT, 16},
         {"uint32", TYPE_UINT, 32},   {"uint64", TYPE_UINT, 64},   {"bool", TYPE_BOOL, 8},
+        {"bfloat16", TYPE_BFLOAT, 16},
     };
     size_t length = strcspn(colon + 1, ","), chosen = 0, count = sizeof types / sizeof *types;
     int named = colon[1] >= 'a' && colon[1] <= 'z';
@@ -360,9 +361,8 @@ static void parse_tensor(Tensor *t, char *text) {
         stop("tensor '%s': expected in:FILE:SHAPE, out:FILE:SHAPE, expect:FILE:SHAPE, random:SHAPE "
              "or scratch:SHAPE", text);
     char *p = parse_type(text, colon, &t->dl);
-    if ((t->role == EXPECT || t->role == RANDOM) &&
-        (t->dl.type_code != TYPE_FLOAT || t->dl.type_bits != 32))
-        stop("tensor '%s': expected float32, no other type is compared or filled", text);
+    if (t->role == RANDOM && (t->dl.type_code != TYPE_FLOAT || t->dl.type_bits != 32))
+        stop("tensor '%s': expected float32, no other type is filled", text);
     int ndim = 0;
     uint64_t size = t->dl.type_bits / 8;
     for (char *end; *p; p = end, ndim++) {
@@ -394,11 +394,29 @@ static void parse_tensor(Tensor *t, char *text) {
     }
 }
 
-/* No tolerance; and no NaN is equal to anything. */
+/* No tolerance; 0 is equal to -0, and no NaN to anything. */
+static int equal(const DLTensor *dl, const void *a, const void *b) {
+    size_t size = dl->type_bits / 8;
+    if (dl->type_code != TYPE_FLOAT && dl->type_code != TYPE_BFLOAT) return memcmp(a, b, size) == 0;
+    union {
+        double of64;
+        float of32;
+        uint16_t of16;
+    } x, y;
+    memcpy(&x, a, size);
+    memcpy(&y, b, size);
+    if (size == 8) return x.of64 == y.of64;
+    if (size == 4) return x.of32 == y.of32;
+    int infinity = dl->type_code == TYPE_BFLOAT ? 0x7f80 : 0x7c00;
+    int zeros = ((x.of16 | y.of16) & 0x7fff) == 0, number = (x.of16 & 0x7fff) <= infinity;
+    return zeros || (number && x.of16 == y.of16);
+}
+
 static uint64_t differences(const Tensor *t) {
-    const float *found = t->dl.data;
+    const char *found = t->dl.data, *expected = t->expected;
+    size_t size = t->dl.type_bits / 8;
     uint64_t count = 0;
-    for (size_t i = 0; i < t->bytes / sizeof *found; i++) count += !(found[i] == t->expected[i]);
+    for (size_t i = 0; i < t->bytes; i += size) count += !equal(&t->dl, found + i, expected + i);
     return count;
 }
 

@@ -35,7 +35,7 @@ __all__ = [
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.c", "directconv.c"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("directconv.h", "packed.h"))
 _INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
-_TYPES = ("float32", "float64", "float16", "bool", *_INTEGERS)
+_TYPES = ("float32", "float64", "float16", "bfloat16", "bool", *_INTEGERS)
 _FLAGS = ("-std=c99", "-O2", "-rdynamic", "-pthread", "-ldl")
 _MEASURED = ("seconds", "outside", "allocations", "allocated_bytes", "rss_growth_bytes")
 

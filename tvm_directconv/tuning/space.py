@@ -216,7 +216,7 @@ class Space:
         """Generate the smallest tiles that do not fit the registers."""
         workload, lanes = self.case.words, self.case.lanes
         row = next(rate.instruction for rate in self.case.rates if rate.lanes == lanes)
-        usable = usable_registers(self.case.device)
+        usable = usable_registers(self.case)
         for oc_vectors in range(1, usable):
             ow_tile = next(
                 n for n in range(1, 99) if registers(oc_vectors, n, workload, row) > usable

@@ -3,8 +3,6 @@
 from functools import lru_cache, partial
 from pathlib import Path
 
-import numpy as np
-
 from ...bench.compare import Comparison, Failure, Timer, compare, compare_in_places
 from ...bench.measure import grouped
 from ...bench.peak import Burst
@@ -18,7 +16,7 @@ from ...layout import aligned_zeros
 from ...precision import Precision
 from ..worker import Worker
 from . import TIME_LIMIT
-from .problem import problem, wrong
+from .problem import problem, unwritten, wrong
 
 
 class LocalRunner:
@@ -117,7 +115,7 @@ def _new_timer(library: Path) -> Timer:
     conv = load(library)
     x, weight, expected = problem(conv.workload).packed(conv.manifest)
     out = aligned_zeros(conv.manifest.output_shape, conv.manifest.output_type.name)
-    out.fill(np.nan)  # What is not written must not look right.
+    unwritten(out)  # What is not written must not look right.
     call = conv.bind(x, weight, out)
     try:
         call()

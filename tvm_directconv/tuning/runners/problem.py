@@ -48,6 +48,12 @@ def problem(workload: ConvWorkload) -> Problem:
     return Problem(x, weight, expected)
 
 
+def unwritten(array: np.ndarray) -> np.ndarray:
+    """Return an array filled with what no output of a problem is: NaN, -1 in whole numbers."""
+    array.view(np.uint8).fill(0xFF)
+    return array
+
+
 def wrong(actual: np.ndarray, expected: np.ndarray) -> str | None:
     """Return what is wrong with a packed output, None if it is right to the last bit."""
     if np.array_equal(actual, expected):

@@ -40,7 +40,7 @@ from ...manifest import manifest_path
 from ...toolchain import find_toolchain, run_cc
 from ..worker import Worker
 from . import TIME_LIMIT
-from .problem import problem, wrong
+from .problem import problem, unwritten, wrong
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -627,7 +627,7 @@ class _Session:
         loaded = self._loaded[candidate]
         out = loaded.arrays[-1]
         # What an earlier candidate has left there would be right.
-        out.copyfrom(np.full(out.shape, np.nan, out.dtype))
+        out.copyfrom(unwritten(np.empty(out.shape, out.dtype)))
         loaded.module[loaded.manifest.symbol](*loaded.arrays)
         expected = problem(loaded.manifest.workload).packed(loaded.manifest)[-1]
         return wrong(out.numpy(), expected), loaded.manifest.workload.flops

@@ -30,5 +30,7 @@ def schedule(sch: Any, tiling: Tiling) -> None:
     """
     # With every sum, LLVM finds fewer orders that fit the registers; with one, it puts off FMAs of
     # the others until operands spill. At the quarters of the tile it does neither.
-    # Of an instruction of several parts it would put off the last ones of all others.
-    direct(sch, tiling, finished=0 if tiling.rate.instruction.temporaries else 3)
+    # Of an instruction of several parts it would put off the last ones of all others, and
+    # conversions come with operands of their own: there, all sums are finished.
+    several = tiling.rate.instruction.temporaries or tiling.case.conversion
+    direct(sch, tiling, finished=0 if several else 3)

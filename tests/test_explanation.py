@@ -70,8 +70,8 @@ def test_the_numbers_are_the_models(layer: str, device: str, threads: int) -> No
     assert (left, right) == (in_flight, needed) and n_vec * n_fma * l_fma == needed
     assert ("DOES NOT HOLD" in paragraphs[1]) == (in_flight < needed)
     assert numbers(r"registers: (\d+) needed .* (\d+) of (\d+) for tiles", text) == (
-        registers(chosen.oc_vectors, chosen.ow_tile, workload, target.peak().instruction),
-        usable_registers(target),
+        registers(chosen.oc_vectors, chosen.ow_tile, workload, rate.instruction),
+        usable_registers(Case.of(workload, target)),
         target.vector_registers,
     )
     assert numbers(r"Predicted: ([\d.]+)% of the peak", text) == (

@@ -444,6 +444,22 @@ def row(name: str, per_cycle: object = 1) -> str:
             r"float32 have \[4, 8\] lanes: expected each number once, the widest first",
         ),
         (
+            PARENT + "conversions = [4]",
+            r"conversions is \[4\]: expected a list of {name, per_cycle}",
+        ),
+        (
+            PARENT + "conversions = [{name = 'fcvtl v.4s', per_cycle = 0}]",
+            r"expected a list of {name, per_cycle}",
+        ),
+        (
+            PARENT + "conversions = [{name = 'fcvtl', per_cycle = 1}]",
+            "conversions has 'fcvtl', .* .did you mean 'fcvtl v.4s'",
+        ),
+        (
+            PARENT + "conversions = [" + "{name = 'fcvtl v.4s', per_cycle = 1}, " * 2 + "]",
+            r"conversions are of \[\('float16', 'float32'\), .* expected each pair of types once",
+        ),
+        (
             'parent = "generic-arm"',
             "the key 'triple' is missing and not inherited from generic-arm",
         ),

@@ -157,7 +157,7 @@ def test_reasons() -> None:
     tile = large.blocking
     row = space.case.peak.instruction
     needed = registers(tile.oc_vectors, tile.ow_tile, LAYER, row)
-    assert needed > usable_registers(space.case.device)
+    assert needed > usable_registers(space.case)
     assert "registers" in large.reason
     assert repr(space) == (
         f"<Space of {len(space)} points, {len(space.rejected)} rejected, {LAYER}>"

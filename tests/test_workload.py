@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_directconv.errors import WorkloadError
+from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.specs import load_shapes, networks, workloads
 from tvm_directconv.workload import ConvWorkload
 
@@ -153,7 +154,7 @@ WRONG_FIELDS = [
     (dict(groups=3), "groups is 3, which does not divide in_channels = 4"),
     (
         dict(dtype="float61"),
-        "dtype is 'float61'; expected one of float32, float16, uint8, int8 (did you mean 'float16'",
+        f"dtype is 'float61'; expected one of {', '.join(PRECISIONS)} (did you mean 'float16'?)",
     ),
     (dict(kernel=9), "the dilated kernel is 9x9 but the padded input is only 8x8"),
     (dict(dilation=(1, 4)), "the dilated kernel is 3x9"),

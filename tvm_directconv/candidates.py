@@ -65,7 +65,7 @@ def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
 
 def candidates(case: Case) -> Iterator[Blocking]:
     """Generate the blockings that the model compares, all of them usable."""
-    workload, device, input_layout = case.words, case.device, case.word_layout
+    workload, input_layout = case.words, case.word_layout
     lanes = case.lanes
     vectors = ceil(workload.out_channels / lanes)
     channels = workload.group_in
@@ -93,9 +93,9 @@ def candidates(case: Case) -> Iterator[Blocking]:
     if BROADCAST not in rate.instruction.pixel_operands:
         widths = [1]
     for oc_vectors in widths:
-        for ow_tile in range(1, usable_registers(device)):
+        for ow_tile in range(1, usable_registers(case)):
             needed = registers(oc_vectors, ow_tile, workload, rate.instruction)
-            if needed > usable_registers(device):
+            if needed > usable_registers(case):
                 break
             if workload.depthwise and oc_vectors * ow_tile > _MOST_DEPTHWISE_SUMS:
                 break

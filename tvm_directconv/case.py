@@ -12,11 +12,11 @@ from math import ceil
 from .compute import symbol_of
 from .epilogue import Epilogue
 from .errors import ArgumentError, BlockingError, DeviceError, WorkloadError
-from .hardware.device import Device, Rate
+from .hardware.device import ConversionRate, Device, Rate
 from .hardware.lookup import device as find_device
 from .kinds import THREADS, shown
 from .layout import ActivationLayout
-from .precision import FLOAT32, Precision
+from .precision import FLOAT32, PRECISIONS, Precision
 from .workload import ConvWorkload
 
 
@@ -93,7 +93,7 @@ class Case:
         check_threads(threads)
         found = find_device(device)
         if not found.rates(workload.precision):
-            having = dict.fromkeys(rate.instruction.precision.name for rate in found.instructions)
+            having = [name for name, other in PRECISIONS.items() if found.rates(other)]
             raise DeviceError(
                 f"device {found.name!r} has no instruction for {workload.precision}: expected a "
                 f"convolution in {' or '.join(having)}, or a device that has one"
@@ -146,6 +146,11 @@ class Case:
         # What fills up the last word is multiplied with zeros.
         blocks = block is not None and block % depth == 0
         return blocks and (whole or self.workload.groups == 1)
+
+    @cached_property
+    def conversion(self) -> ConversionRate | None:
+        """What converts pixels and weights as they are loaded; None where nothing has to."""
+        return self.device.conversion(self.precision)
 
     @cached_property
     def peak(self) -> Rate:

@@ -9,6 +9,7 @@ where it begins and restores it where it ends: ``flush_denormals`` in
 
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from .errors import ArgumentError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .hardware.device import Device
 
 FLUSH, KEEP = "flush", "keep"
+
+_FLUSHED = tuple(map(np.dtype, ("float32", "float64", "bfloat16")))
 
 MODES = (FLUSH, KEEP)
 """What becomes of denormals: they count as zeros, or are computed with as IEEE 754 has it."""
@@ -116,13 +119,15 @@ def flushed(array: np.ndarray, mode: str = FLUSH) -> np.ndarray:
     Parameters
     ----------
     array : numpy.ndarray
-        Of any type. Of float16 nothing is flushed: these numbers are not small in float32.
+        Of any type. Of float16 nothing is flushed: these numbers are not small in float32; those
+        of bfloat16 are.
     mode : str
         One of :data:`MODES`; with ``keep``, the array itself is returned.
     """
-    if mode == KEEP or array.dtype not in (np.float32, np.float64):
+    if mode == KEEP or array.dtype not in _FLUSHED:
         return array
-    small = np.abs(array) < np.finfo(array.dtype).tiny
+    with np.errstate(invalid="ignore"):  # That NaN is not small is right.
+        small = np.abs(array) < ml_dtypes.finfo(array.dtype).tiny
     if not array[small].any():
         return array
     return np.where(small, np.copysign(array.dtype.type(0), array), array)

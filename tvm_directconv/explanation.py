@@ -165,8 +165,15 @@ def _tile(chosen: Tiling) -> list[str]:
         f"{_holds(in_flight <= room)}",
         f"3. C_ob is a multiple of N_vec: {channels} = {b.oc_vectors} x {b.lanes} holds",
         f"registers: {used} needed ({sums} for sums, {used - sums} for weights and pixels), "
-        f"{usable_registers(d)} of {d.vector_registers} for tiles",
+        f"{usable_registers(case)} of {d.vector_registers} for tiles",
     ]
+    if case.conversion:
+        converting, whole = chosen.conversion_cycles(b.ow_tile), sums / rate.per_cycle
+        lines.append(
+            f"what is loaded is converted from {case.precision.pixel} by "
+            f"{case.conversion.conversion}: {converting:.3g} cycles beside {whole:.3g} of "
+            "multiply-adds"
+        )
     wider = replace(b, ow_tile=b.ow_tile + 1)
     if against := reasons_against(wider, case):
         lines.append(f"one column more is impossible: {'; '.join(against)}")
@@ -176,9 +183,9 @@ def _tile(chosen: Tiling) -> list[str]:
             f"of {computed} lanes {idle} compute zeros: there are only "
             f"{_count(case.workload.out_channels, 'output channel')}"
         )
-    if b.lanes < d.lanes:
+    if b.lanes < case.rates[0].lanes:
         lines.append(
-            f"vectors of {b.lanes} rather than {d.lanes} lanes: they compute "
+            f"vectors of {b.lanes} rather than {case.rates[0].lanes} lanes: they compute "
             f"{case.workload.out_channels} channels in fewer cycles"
         )
     return lines
@@ -248,7 +255,12 @@ def _loop_order(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
         + f", {chosen.straight_fmas} FMAs"
     )
     other = next((c for c in ranked if c.blocking.loop_order != b.loop_order), None)
-    if other is None:
+    if not chosen.case.precision.stores_sums:
+        lines.append(
+            f"no other order is possible: sums of {chosen.case.precision} are not stored before "
+            "they are complete"
+        )
+    elif other is None:
         lines.append(f"no other order is possible: {channels} input channels are one block")
     else:
         lines.append(

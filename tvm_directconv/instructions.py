@@ -2,12 +2,22 @@
 
 A row says what is multiplied, into how many sums at once, and how pixels reach it. Layouts, the
 compute, schedules, the model, the burst and logs take it from here; how fast a core runs it stands
-in the core's device file.
+in the core's device file. So do instructions that convert what is loaded, where numbers are stored
+in another type than is multiplied.
 """
 
 from dataclasses import dataclass
 
-from .precision import FLOAT16, FLOAT32, INT8, UINT8, Precision
+from .precision import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT16ACC32,
+    FLOAT32,
+    INT8,
+    UINT8,
+    NumberType,
+    Precision,
+)
 
 BROADCAST = "broadcast"
 """The pixel is in all lanes of the operand: a load puts it there, or the instruction itself, from a
@@ -213,6 +223,46 @@ INSTRUCTIONS = {
         # the same for all vectors: how wide they are is up to the processor.
         Instruction("vfmacc.vf vlen128", ("v", "zvl128b"), FLOAT32, 4),
         Instruction("vfmacc.vf vlen256", ("v", "zvl256b"), FLOAT32, 8),
+    )
+}
+"""By name."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """An instruction, or a pair of them, that converts a vector of numbers to a wider type.
+
+    Attributes
+    ----------
+    name : str
+        As device files and people call it.
+    features : tuple of str
+        What LLVM calls the features that a processor needs for it.
+    stored, loaded : NumberType
+        The type of the numbers in memory, and the one that is multiplied.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    stored: NumberType
+    loaded: NumberType
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_HALVES = FLOAT16ACC32.pixel, FLOAT32.pixel
+_BFLOATS = BFLOAT16.pixel, FLOAT32.pixel  # The upper halves of float32: a shift.
+
+CONVERSIONS = {
+    row.name: row
+    for row in (
+        Conversion("vcvtph2ps", ("f16c",), *_HALVES),
+        Conversion("fcvtl v.4s", ("neon",), *_HALVES),
+        Conversion("vcvt.f32.f16 q", ("neon", "fp16"), *_HALVES),
+        Conversion("vpmovzxwd+vpslld", ("avx2",), *_BFLOATS),
+        Conversion("shll v.4s", ("neon",), *_BFLOATS),
+        Conversion("vshll.i16 q", ("neon",), *_BFLOATS),
     )
 }
 """By name."""

@@ -139,7 +139,7 @@ def _sizes(tiling: Tiling) -> _Sizes:
     vectors = ceil(view.out_channels / b.lanes)
     # And input channel, or word of these.
     weights_of_vector = rows * columns * b.lanes * word * precision.weight.bytes
-    sums_of_vector = b.lanes * precision.sum.bytes
+    outputs_of_vector = b.lanes * precision.output.bytes
     task_rows = min(view.in_height, (b.oh_block - 1) * view.stride[0] + rows)
     return _Sizes(
         task_rows=task_rows,
@@ -148,10 +148,10 @@ def _sizes(tiling: Tiling) -> _Sizes:
         row_input=channels * rows * view.in_width * at_tile,
         task_weights=depth * b.oc_vectors * weights_of_vector,
         task_input=task_rows * view.in_width * depth * pixel,
-        task_outputs=b.oh_block * view.out_width * b.oc_vectors * sums_of_vector,
+        task_outputs=b.oh_block * view.out_width * b.oc_vectors * outputs_of_vector,
         all_weights=depth * vectors * weights_of_vector,
         image=view.in_height * view.in_width * depth * pixel,
-        outputs=view.out_height * view.out_width * vectors * sums_of_vector,
+        outputs=view.out_height * view.out_width * vectors * outputs_of_vector,
     )
 
 
@@ -265,6 +265,7 @@ def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:
         return 0.0
     b, device, constants = tiling.blocking, tiling.case.device, tiling.case.device.model
     fma = width * b.oc_vectors / tiling.rate.per_cycle
+    fma += tiling.conversion_cycles(width)  # In the same units.
     sustained = constants.loads_sustained if whole else constants.narrow_loads_sustained
     vectors, floats = tiling.pixel_loads(width)
     load = (vectors + b.oc_vectors) / device.loads_per_cycle

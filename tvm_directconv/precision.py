@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401  NumPy has bfloat16 from it.
+
 
 @dataclass(frozen=True)
 class NumberType:
@@ -45,6 +47,9 @@ class Precision:
         What the epilogue computes in.
     block : int, optional
         Most channels in a block of activations; where not given, the lanes of the instruction.
+    converted_to : Precision, optional
+        The precision that pixels and weights are converted to as they are loaded. None: they are
+        multiplied as they are stored.
     """
 
     name: str
@@ -54,9 +59,15 @@ class Precision:
     output: NumberType
     epilogue: NumberType
     block: int | None = None
+    converted_to: "Precision | None" = None
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def arithmetic(self) -> "Precision":
+        """The precision of the instructions that compute it."""
+        return self.converted_to or self
 
     @property
     def stores_sums(self) -> bool:
@@ -82,15 +93,27 @@ _FLOAT16 = NumberType("float16", 2, "half", 2**11)
 _INT32 = NumberType("int32", 4, "i32", 2**31 - 1, least=-(2**31))
 _INT8 = NumberType("int8", 1, "i8", 2**7 - 1, least=-(2**7))
 _UINT8 = NumberType("uint8", 1, "i8", 2**8 - 1, least=0)
-NUMBER_TYPES = {number.name: number for number in (_FLOAT32, _FLOAT16, _INT32, _INT8, _UINT8)}
+_BFLOAT16 = NumberType("bfloat16", 2, "bfloat", 2**8)
+NUMBER_TYPES = {
+    number.name: number for number in (_FLOAT32, _FLOAT16, _BFLOAT16, _INT32, _INT8, _UINT8)
+}
 """By name."""
 
 FLOAT32 = Precision("float32", _FLOAT32, _FLOAT32, _FLOAT32, _FLOAT32, _FLOAT32)
 # Sums are in half precision, too: that is what the instruction adds up in.
 FLOAT16 = Precision("float16", _FLOAT16, _FLOAT16, _FLOAT16, _FLOAT16, _FLOAT32)
+FLOAT16ACC32 = Precision(
+    "float16acc32", _FLOAT16, _FLOAT16, _FLOAT32, _FLOAT16, _FLOAT32, converted_to=FLOAT32
+)
+BFLOAT16 = Precision(
+    "bfloat16", _BFLOAT16, _BFLOAT16, _FLOAT32, _BFLOAT16, _FLOAT32, converted_to=FLOAT32
+)
 # Weights have signs, as those of quantised networks do. 16 channels are a vector of pixels on ARM,
 # and of sums with AVX-512.
 UINT8 = Precision("uint8", _UINT8, _INT8, _INT32, _INT32, _INT32, block=16)
 INT8 = Precision("int8", _INT8, _INT8, _INT32, _INT32, _INT32, block=16)
-PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16, UINT8, INT8)}
+PRECISIONS = {
+    precision.name: precision
+    for precision in (FLOAT32, FLOAT16, FLOAT16ACC32, BFLOAT16, UINT8, INT8)
+}
 """By name."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from .epilogue import OPERANDS, Epilogue
 from .errors import ArgumentError
+from .precision import NUMBER_TYPES
 from .quantization import Quantization
 from .workload import ConvWorkload
 
@@ -185,9 +186,9 @@ def random_tensors(
     seed : int
         Seed of the random numbers, 0 or more.
     integers : bool
-        Draw integers so small that the type of sums holds every one exactly, whatever the order of
-        the additions: results must then equal the reference bit for bit. Otherwise the numbers are
-        uniform between -1 and 1. Whole numbers are drawn from all that their types have.
+        Draw integers so small that the types of sums and outputs hold every one exactly, whatever
+        the order of the additions: results must then equal the reference bit for bit. Otherwise the
+        numbers are uniform between -1 and 1. Whole numbers are drawn from all of their types.
 
     Returns
     -------
@@ -223,7 +224,7 @@ def random_tensors(
 
     # With values up to `largest`, sums of products are at most reduction * largest**2. The cap
     # leaves room for what follows the convolution (bias, residual) while reductions are short.
-    exact = types.sum.largest_exact
+    exact = min(types.sum.largest_exact, types.output.largest_exact)
     largest = min(8, math.isqrt(exact // reduction)) or 1
     x, weight = (
         rng.integers(-largest, largest, shape, dtype=np.int8, endpoint=True).astype(number.name)
@@ -231,7 +232,7 @@ def random_tensors(
     )
     # Of longer sums, only so many products are not zero.
     if reduction > exact // 2:
-        weight *= rng.random(weight.shape) < exact / reduction / 4
+        weight[rng.random(weight.shape) >= exact / reduction / 4] = 0
     return x, weight
 
 
@@ -250,7 +251,7 @@ def random_operands(workload: ConvWorkload, epilogue: Epilogue, seed: int) -> di
 def _checked(name: str, value: np.ndarray, shape: tuple[int, ...], layout: str) -> np.ndarray:
     """Return `value` as float64 if it has this shape and holds real numbers."""
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" and array.dtype.name not in NUMBER_TYPES:
         raise ArgumentError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.shape != shape:
         raise ArgumentError(f"{name} has shape {array.shape}; expected {shape} ({layout})")

@@ -72,6 +72,18 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
             ) from None
 
 
+def _tensor(array: np.ndarray) -> Any:
+    """Return an array as TVM takes it, in the same memory."""
+    import tvm.runtime  # noqa: F401  Its tensors can be seen as another type.
+    import tvm_ffi
+
+    if array.dtype.kind in "biuf":
+        return tvm_ffi.from_dlpack(array)
+    # NumPy passes on none of the types that others add to it.
+    bits = tvm_ffi.from_dlpack(array.view(f"uint{8 * array.itemsize}"))
+    return bits._create_view(array.shape, array.dtype.name)
+
+
 class BoundCall:
     """A convolution together with its arrays: calling it computes `out` from the others.
 
@@ -86,12 +98,10 @@ class BoundCall:
         threads: int,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        import tvm_ffi
-
         self.out = arrays[-1]
         self.threads = threads
         self._function = function
-        self._tensors = tuple(tvm_ffi.from_dlpack(array) for array in arrays)
+        self._tensors = tuple(map(_tensor, arrays))
         self._lock = lock or nullcontext()
 
     def __call__(self) -> None:

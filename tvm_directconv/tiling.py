@@ -12,13 +12,16 @@ from typing import NamedTuple
 from .blocking import IC_INSIDE, IC_OUTSIDE, ORDERS, Blocking
 from .case import Case
 from .errors import BlockingError
-from .hardware.device import Device, Rate
+from .hardware.device import Rate
 from .instructions import BROADCAST, LANE, MEMORY, VECTOR, Instruction
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
+# Registers for what is converted ahead of its use, where LLVM spills sums without. The second
+# number is of depthwise convolutions, where a step is a row of the kernel.
+_CONVERTING = 2, 4
 
 
 class ChannelTiles(NamedTuple):
@@ -198,16 +201,16 @@ class Tiling:
     def pixel_operand(self) -> str:
         """How a pixel reaches the instruction; see :mod:`tvm_directconv.instructions`.
 
-        From memory in tiles of one vector, where each pixel is used once; from a lane where sums,
-        pixels and weights of a step all find registers.
+        From memory in tiles of one vector, where each pixel is used once and needs no conversion;
+        from a lane where sums, pixels and weights of a step all find registers.
         """
         b, operands = self.blocking, self.rate.instruction.pixel_operands
         if self.groups_in_tile > 1:
             return VECTOR
-        if MEMORY in operands and b.oc_vectors == 1:
+        if MEMORY in operands and b.oc_vectors == 1 and not self.case.precision.converted_to:
             return MEMORY
-        # One register stays free, as 12 x 7 on AArch64 needs it.
-        needed = b.oc_vectors * b.ow_tile + b.ow_tile + b.oc_vectors
+        # One register stays free, as 12 x 7 on AArch64 needs it, and one more for conversions.
+        needed = b.oc_vectors * b.ow_tile + b.ow_tile + b.oc_vectors + bool(self.case.conversion)
         needed += self.rate.instruction.registers_between(self.case.precision)
         # Where lanes are of some registers only, pixels may take half of these.
         of_lanes = self.rate.instruction.lane_registers
@@ -232,6 +235,13 @@ class Tiling:
             if self.blocking.ic_unroll % lanes == 0:
                 return columns / lanes, 0
         return 0, columns
+
+    def conversion_cycles(self, columns: int) -> float:
+        """Return how long a step of so many columns converts what it loads, each load once."""
+        conversion = self.case.conversion
+        if conversion is None:
+            return 0.0
+        return (self.blocking.oc_vectors + sum(self.pixel_loads(columns))) / conversion.per_cycle
 
 
 # The model asks the same of a workload for each of a thousand blockings.
@@ -298,21 +308,27 @@ def registers(
     """Return the vector registers a tile needs.
 
     Its sums; of weights and pixels the fewer, which stay through a step; and one through which
-    the others pass. Those that are used only once each pass too fast for one register. Depthwise,
+    the others pass. Those that are used only once each pass too fast for one register, and if they
+    are converted before, as many are on their way as there are sums. Depthwise,
     the weights of a row of the kernel stay, and the pixels that neighbouring outputs share; of wide
     kernels, LLVM reads some of them again.
     """
     if workload.depthwise:
         return oc_vectors * ow_tile + 2 * min(workload.kernel[1], 3) + 2
     stay = min(oc_vectors, ow_tile)
-    between = instruction.registers_between(workload.precision)
-    pass_by = (2 if stay == 1 else 1) + between
+    pass_by = 2 if stay == 1 else 1
+    if stay == 1 and workload.precision.converted_to:
+        pass_by = max(oc_vectors, ow_tile)
+    pass_by += instruction.registers_between(workload.precision)
     return oc_vectors * ow_tile + stay * instruction.weight_registers + pass_by
 
 
-def usable_registers(device: Device) -> int:
-    """Return the vector registers that a tile of a device may need."""
-    return device.vector_registers - device.spare_registers
+def usable_registers(case: Case) -> int:
+    """Return the vector registers that a tile of a case may need."""
+    spare = case.device.spare_registers
+    if case.conversion:
+        spare = max(spare, _CONVERTING[case.workload.depthwise])
+    return case.device.vector_registers - spare
 
 
 def divides_blocks(ic_block: int, input_block: int | None) -> bool:
@@ -381,7 +397,7 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
             reasons.append(f"ow_tile is {b.ow_tile}: a row has only {view.out_width} columns")
         if view.out_height % b.oh_block:
             reasons.append(f"oh_block is {b.oh_block}: does not divide {view.out_height} rows")
-    needed, usable = tiling.registers, usable_registers(device)
+    needed, usable = tiling.registers, usable_registers(case)
     if needed > usable:
         reasons.append(
             f"{b.ow_tile} x {b.oc_vectors} sums with their operands need {needed} registers: "

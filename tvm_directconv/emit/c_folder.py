@@ -28,7 +28,8 @@ from .program import Port, Program
 RUNTIME = ("directconv.h", "directconv.c", "network.h", "network.c", "packed.h")
 """Files of the C runtime."""
 
-_C_TYPES = {"float32": "float", "float64": "double", "float16": "uint16_t", "bool": "uint8_t"}
+_C_TYPES = {"float32": "float", "float64": "double", "bool": "uint8_t"}
+_C_TYPES |= dict.fromkeys(("float16", "bfloat16"), "uint16_t")
 """C's names of types, where they are not ``int8_t`` and so on."""
 # What a folder's files and functions cannot be named after: other files in it, what make and CMake
 # are told to do, and the runtime. All other names in C have a beginning or an end of their own.

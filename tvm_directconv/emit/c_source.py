@@ -21,6 +21,8 @@ WEIGHTS_HEADER = 64
 _MAGIC = b"directconv\0\0\0\0\0\1"
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 """DLPack's numbers for the kinds of NumPy's types."""
+_OTHER_CODES = {"bfloat16": 4}
+"""The same for types that NumPy has from others."""
 _MENTIONED = 400  # characters of names in a message, which has room for 512
 _CALLERS = "contiguous and aligned to 64 bytes"
 
@@ -77,11 +79,10 @@ def tables(name: str, program: Program, symbols: Mapping[str, str], weights_id: 
             dims[shape] = len(numbers)
             numbers.extend(shape)
         element = np.dtype(dtype)
-        if element.kind not in _TYPE_CODES:
+        code = _OTHER_CODES.get(dtype, _TYPE_CODES.get(element.kind))
+        if code is None:
             raise ModelError(f"a tensor has element type {dtype}: expected float, int or bool")
-        return (
-            f"{{{_TYPE_CODES[element.kind]}, {element.itemsize * 8}, {len(shape)}, {dims[shape]}}}"
-        )
+        return f"{{{code}, {element.itemsize * 8}, {len(shape)}, {dims[shape]}}}"
 
     arguments = [
         *((f"input{n}", entry) for n, entry in enumerate(program.inputs)),

@@ -38,6 +38,9 @@ class Architecture:
     pin : str
         The function of LLVM through which sums go between steps, ``{n}`` numbers of ``{type}`` at
         once, which is ``{suffix}`` in names; see :mod:`tvm_directconv.lowering.registers`.
+    halves : str
+        Functions of LLVM that convert vectors of four numbers between halves, as whole numbers of
+        16 bits, and single precision; empty where LLVM's own conversions are of vectors.
     vector_check : str
         The function of LLVM that ends the program on a processor whose vectors have fewer than
         ``{bytes}``; empty where such a processor does not have the instructions.
@@ -57,6 +60,7 @@ class Architecture:
     computes: str
     propagates_nans: bool
     pin: str
+    halves: str = ""
     vector_check: str = ""
 
 
@@ -80,6 +84,18 @@ define <{n} x {type}> @directconv_pin(<{n} x {type}> %a) {{
 declare <vscale x 2 x {type}> @llvm.vector.insert.nxv2{suffix}.v{n}{suffix}(
     <vscale x 2 x {type}>, <{n} x {type}>, i64)
 declare <{n} x {type}> @llvm.vector.extract.v{n}{suffix}.nxv2{suffix}(<vscale x 2 x {type}>, i64)
+"""
+_HALVES_ARM = """
+define <4 x float> @directconv_widened(<4 x i16> %a) alwaysinline {
+  %b = call <4 x float> @llvm.arm.neon.vcvthf2fp(<4 x i16> %a)
+  ret <4 x float> %b
+}
+define <4 x i16> @directconv_narrowed(<4 x float> %a) alwaysinline {
+  %b = call <4 x i16> @llvm.arm.neon.vcvtfp2hf(<4 x float> %a)
+  ret <4 x i16> %b
+}
+declare <4 x float> @llvm.arm.neon.vcvthf2fp(<4 x i16>)
+declare <4 x i16> @llvm.arm.neon.vcvtfp2hf(<4 x float>)
 """
 _CHECK_VLENB = """
 define void @directconv_check_vectors() alwaysinline {{
@@ -142,6 +158,7 @@ ARM = Architecture(
     computes="neon|vfp4|hwdiv-arm",
     propagates_nans=True,
     pin=_PIN.replace("CONSTRAINTS", "=w,0,~{{memory}}"),
+    halves=_HALVES_ARM,
 )
 RISCV64 = Architecture(
     name="riscv64",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
-from ..instructions import Instruction
+from ..instructions import Conversion, Instruction
 from ..precision import FLOAT32, Precision
 from .constants import ModelConstants
 from .target import host_lacks, llvm_features, llvm_options
@@ -43,6 +43,22 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class ConversionRate:
+    """How fast one core runs a conversion.
+
+    Attributes
+    ----------
+    conversion : Conversion
+        Which.
+    per_cycle : float
+        How many one core starts per cycle.
+    """
+
+    conversion: Conversion
+    per_cycle: float
+
+
+@dataclass(frozen=True)
 class Device:
     """A processor core, and the board or chip it usually sits in.
 
@@ -62,6 +78,8 @@ class Device:
         LLVM feature flags, such as ``+neon``.
     instructions : tuple of Rate
         Those that multiply and add, the ones of a precision widest first.
+    conversions : tuple of ConversionRate
+        Those of what is loaded.
     vector_registers : int
         Architectural vector registers.
     spare_registers : int
@@ -103,6 +121,7 @@ class Device:
     triple: str
     mattr: tuple[str, ...]
     instructions: tuple[Rate, ...]
+    conversions: tuple[ConversionRate, ...]
     vector_registers: int
     spare_registers: int
     loads_per_cycle: float
@@ -123,8 +142,24 @@ class Device:
     aliases: tuple[str, ...] = ()
 
     def rates(self, precision: Precision = FLOAT32) -> tuple[Rate, ...]:
-        """Return the instructions that compute in a precision, those of a depth widest first."""
-        return tuple(rate for rate in self.instructions if rate.instruction.computes(precision))
+        """Return the instructions that compute in a precision, those of a depth widest first.
+
+        None if the device cannot convert what is loaded to what they multiply.
+        """
+        if precision.converted_to and not self.conversion(precision):
+            return ()
+        wanted = precision.arithmetic
+        return tuple(rate for rate in self.instructions if rate.instruction.computes(wanted))
+
+    def conversion(self, precision: Precision) -> ConversionRate | None:
+        """Return what converts pixels and weights as they are loaded, None if nothing does."""
+        types = precision.pixel, precision.arithmetic.pixel
+        found = (
+            rate
+            for rate in self.conversions
+            if (rate.conversion.stored, rate.conversion.loaded) == types
+        )
+        return next(found, None)
 
     def peak(self, precision: Precision = FLOAT32) -> Rate:
         """Return the instruction with most operations per cycle, the widest of equals."""
@@ -184,12 +219,15 @@ class Device:
             found = llvm_features(self.triple, self.mcpu, self.mattr, self.mfloat_abi)
         except DeviceError as error:
             raise DeviceError(f"device {self.name!r}: {error}") from None
-        for rate in self.instructions:
-            if lacking := [name for name in rate.instruction.features if name not in found]:
+        rows: list[tuple[str, Instruction | Conversion]]
+        rows = [("instructions", rate.instruction) for rate in self.instructions]
+        rows += [("conversions", rate.conversion) for rate in self.conversions]
+        for key, row in rows:
+            if lacking := [name for name in row.features if name not in found]:
                 raise DeviceError(
-                    f"device {self.name!r}: instructions has {rate.instruction.name!r}, but "
+                    f"device {self.name!r}: {key} has {row.name!r}, but "
                     f"{self.mcpu or self.triple} has no {', '.join(lacking)}: correct "
-                    "instructions, or name an mcpu that has them"
+                    f"{key}, or name an mcpu that has them"
                 )
         return found
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import reading
 from ..errors import DeviceError, did_you_mean
-from ..instructions import INSTRUCTIONS
+from ..instructions import CONVERSIONS, INSTRUCTIONS
 from ..kinds import FLAG, Kind, is_positive, is_text, is_whole, problem, shown
 from ..precision import FLOAT32, PRECISIONS
 from .constants import ModelConstants
-from .device import Device, Rate
+from .device import ConversionRate, Device, Rate
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -36,27 +36,45 @@ def _is_flag_list(value: object) -> bool:
     )
 
 
-def _is_instruction_list(value: object) -> bool:
-    if not (isinstance(value, list) and value and all(isinstance(row, dict) for row in value)):
-        return False
-    return all(
-        row.keys() == {"name", "per_cycle", "latency"}
+def _is_list_of_rows(value: object, *figures: str) -> bool:
+    """Return whether this is a list of names with positive figures."""
+    return isinstance(value, list) and all(
+        isinstance(row, dict)
+        and row.keys() == {"name", *figures}
         and is_text(row["name"])
-        and is_positive(row["per_cycle"])
-        and is_positive(row["latency"])
+        and all(is_positive(row[figure]) for figure in figures)
         for row in value
     )
 
 
+def _check_names(
+    rows: list[dict[str, Any]], key: str, known: Mapping[str, object], source: str
+) -> None:
+    """Raise if a row of a device file is none that there is."""
+    for row in rows:
+        if row["name"] not in known:
+            raise DeviceError(
+                f"device file {source}: {key} has {shown(row['name'])}, which is none of "
+                f"this package{did_you_mean(row['name'], known)}: expected some of "
+                f"{', '.join(known)}"
+            )
+
+
+def _conversions(rows: list[dict[str, Any]], source: str) -> tuple[ConversionRate, ...]:
+    """Return the conversions of a device file, after checking that there are such."""
+    _check_names(rows, "conversions", CONVERSIONS, source)
+    found = tuple(ConversionRate(CONVERSIONS[row["name"]], row["per_cycle"]) for row in rows)
+    types = [(rate.conversion.stored.name, rate.conversion.loaded.name) for rate in found]
+    if len(set(types)) < len(types):
+        raise DeviceError(
+            f"device file {source}: conversions are of {types}: expected each pair of types once"
+        )
+    return found
+
+
 def _rates(rows: list[dict[str, Any]], source: str) -> tuple[Rate, ...]:
     """Return the instructions of a device file, after checking that there are such."""
-    for row in rows:
-        if row["name"] not in INSTRUCTIONS:
-            raise DeviceError(
-                f"device file {source}: instructions has {shown(row['name'])}, which is none of "
-                f"this package{did_you_mean(row['name'], INSTRUCTIONS)}: expected some of "
-                f"{', '.join(INSTRUCTIONS)}"
-            )
+    _check_names(rows, "instructions", INSTRUCTIONS, source)
     found = tuple(Rate(INSTRUCTIONS[row["name"]], row["per_cycle"], row["latency"]) for row in rows)
     known = [rate.instruction for rate in found]
     for precision, depth in product(PRECISIONS.values(), {row.depth for row in known}):
@@ -101,8 +119,10 @@ _KEYS = {
     "mattr": FLAGS,
     "mfloat_abi": Kind('"hard" or "soft"', lambda v: v in ("hard", "soft")),
     "instructions": Kind(
-        "a list of {name, per_cycle, latency}, widest first", _is_instruction_list
+        "a list of {name, per_cycle, latency}, widest first",
+        lambda v: bool(v) and _is_list_of_rows(v, "per_cycle", "latency"),
     ),
+    "conversions": Kind("a list of {name, per_cycle}", lambda v: _is_list_of_rows(v, "per_cycle")),
     "vector_registers": _COUNT,
     "spare_registers": _WHOLE,
     "loads_per_cycle": _RATE,
@@ -215,6 +235,7 @@ def resolve(name: str, known: Mapping[str, DeviceFile]) -> Device:
         )
     values["model"] = ModelConstants(**values["model"])
     values["instructions"] = _rates(values["instructions"], source)
+    values["conversions"] = _conversions(values["conversions"], source)
     for key in ("mattr", "boards", "aliases"):
         values[key] = tuple(values.get(key, ()))
     known_fields = {field.name for field in fields(Device)}

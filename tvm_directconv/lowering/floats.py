@@ -97,6 +97,85 @@ def propagate_nans(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @tir_pass
+def convert_numbers(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Convert between single precision and narrower numbers where LLVM does not do it in vectors.
+
+    Of bfloat16, which is the upper half of float32, it would call functions of a library to round;
+    of vectors of halves on ARMv7, it converts one number after the other.
+    """
+    halves = architecture_of(func).halves
+    called: list[Any] = []
+
+    def widened(number: str, value: Any, lanes: int) -> Any:
+        """Return float32 of numbers, of one that is for all lanes if these are more."""
+        bits = tirx.reinterpret(_as(value, "uint16"), value)
+        one = bits.ty.dtype.lanes < lanes
+        if number == "bfloat16":
+            # Shifted out, what is below does not matter: the number once more takes one load.
+            if one:
+                wide = tirx.reinterpret(f"uint32x{lanes}", tirx.Broadcast(bits, 2 * lanes))
+            else:
+                wide = bits.astype(_as(value, "uint32"))
+            return tirx.reinterpret(_lanes("float32", lanes), wide << _like(16, wide))
+        called.append(value)
+        vector = tirx.Broadcast(bits, lanes) if one else bits
+        return tirx.call_extern("float32x4", "directconv_widened", vector)
+
+    def narrowed(number: str, value: Any) -> Any:
+        if number == "bfloat16":
+            bits = tirx.reinterpret(_as(value, "uint32"), value)
+            sign_apart, infinity = _like(0x7FFFFFFF, bits), _like(0x7F800000, bits)
+            even = (bits >> _like(16, bits)) & _like(1, bits)
+            rounded = bits + _like(0x7FFF, bits) + even
+            # Rounding could make an infinity of NaN. The first bit keeps it quiet.
+            nan = bits | _like(0x400000, bits)
+            bits = tirx.Select((bits & sign_apart) > infinity, nan, rounded)
+            upper = (bits >> _like(16, bits)).astype(_as(value, "uint16"))
+        else:
+            called.append(value)
+            upper = tirx.call_extern("uint16x4", "directconv_narrowed", value)
+        return tirx.reinterpret(_as(value, number), upper)
+
+    def is_ours(number: str, lanes: int) -> bool:
+        return number == "bfloat16" or (number == "float16" and lanes == 4 and bool(halves))
+
+    def converted(cast: tirx.Cast) -> Any:
+        value, lanes = cast.value, cast.ty.dtype.lanes
+        source, target = (str(e.ty.dtype).split("x")[0] for e in (value, cast))
+        if target == "float32" and is_ours(source, lanes):
+            return widened(source, value, lanes)
+        if source == "float32" and is_ours(target, lanes):
+            return narrowed(target, value)
+        return cast
+
+    # Before the conversions in them.
+    def spread(broadcast: tirx.Broadcast) -> Any:
+        cast, lanes = broadcast.value, broadcast.ty.dtype.lanes
+        if not isinstance(cast, tirx.Cast) or str(cast.ty.dtype) != "float32":
+            return broadcast
+        source = str(cast.value.ty.dtype)
+        return widened(source, cast.value, lanes) if is_ours(source, lanes) else broadcast
+
+    body = tvm_ffi.structural_map(func.body, (tirx.Broadcast, spread))
+    body = tvm_ffi.structural_map(body, (tirx.Cast, converted))
+    return func.with_body(importing(halves, body) if called else body)
+
+
+def _lanes(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _as(value: Any, dtype: str) -> str:
+    """Return a type with as many lanes as a value has."""
+    return _lanes(dtype, value.ty.dtype.lanes)
+
+
+def _like(number: int, value: Any) -> Any:
+    """Return a constant of the type of a value."""
+    return tirx.const(number, str(value.ty.dtype))
+
+
+@tir_pass
 def hide_masks(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Compute remainders by powers of two so that LLVM takes them for any numbers.
 

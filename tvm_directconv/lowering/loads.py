@@ -82,7 +82,8 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Load neighbouring elements of the input as one vector, where steps in a row use one each.
 
     That is for processors whose multiply-adds take a lane of a register for every lane: of four
-    channels, a pixel then is one load in place of four.
+    channels, a pixel then is one load in place of four. It is one conversion, too, if they are
+    multiplied in another type.
     """
 
     def unconditional(statement: Any) -> bool:
@@ -97,13 +98,18 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def in_vectors(statements: list[Any], lanes: int) -> list[Any]:
         places = _Places()
         loads: dict[tuple[int, int], TensorLoad] = {}
+        converted: list[str] = []  # to these types, all the same
 
         def note(load: TensorLoad) -> None:
             if found := places.of(load):
                 loads.setdefault(found, load)
 
+        def note_conversion(cast: tirx.Cast) -> None:
+            if isinstance(cast.value, TensorLoad) and places.of(cast.value):
+                converted.append(str(cast.ty.dtype))
+
         for part in filter(unconditional, statements):
-            tvm_ffi.structural_walk(part, (TensorLoad, note))
+            tvm_ffi.structural_walk(part, [(TensorLoad, note), (tirx.Cast, note_conversion)])
         vectors: list[Any] = []
         lane_of: dict[tuple[int, int], Any] = {}
         for number, distance in sorted(loads):
@@ -111,10 +117,10 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if row[0] in lane_of or any(element not in loads for element in row):
                 continue
             first = loads[row[0]]
-            register = tirx.decl_buffer(
-                (lanes,), first.source.dtype, name=f"lanes{len(vectors) // 2}"
-            )
+            dtype = converted[0] if converted else first.source.dtype
+            register = tirx.decl_buffer((lanes,), dtype, name=f"lanes{len(vectors) // 2}")
             value = tirx.BufferLoad(first.source, [tirx.Ramp(first.indices[0], 1, lanes)])
+            value = value.astype(f"{dtype}x{lanes}")
             vectors += [
                 AllocBuffer(register),
                 BufferStore(register, value, [tirx.Ramp(0, 1, lanes)]),
@@ -128,8 +134,12 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             found = places.of(load)
             return lane_of.get(found, load) if found else load
 
+        def done(cast: tirx.Cast) -> Any:
+            return cast.value if cast.value.ty.dtype == cast.ty.dtype else cast
+
+        entries = [(TensorLoad, replaced), (tirx.Cast, done)]
         changed = [
-            tvm_ffi.structural_map(part, (TensorLoad, replaced)) if unconditional(part) else part
+            tvm_ffi.structural_map(part, entries) if unconditional(part) else part
             for part in statements
         ]
         # After the pins of the first step: before, vectors would be there together with those of

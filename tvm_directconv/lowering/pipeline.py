@@ -13,7 +13,13 @@ from tvm.tirx import (
 )
 
 from .borders import part_tails, peel_borders, simplify, skip_padding
-from .floats import expand_exponentials, flush_denormals, hide_masks, propagate_nans
+from .floats import (
+    convert_numbers,
+    expand_exponentials,
+    flush_denormals,
+    hide_masks,
+    propagate_nans,
+)
 from .loads import load_lanes, read_from_one_base, stay_in_rows
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
@@ -58,6 +64,7 @@ def lowered() -> list[Any]:
         flip_signs,
         read_from_one_base,
         propagate_nans,
+        convert_numbers,
         hide_masks,
         tirx.transform.RemoveNoOp(),
         flush_denormals,
@@ -105,6 +112,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
+        tirx.transform.BF16StorageLegalize(),  # TVM's code for LLVM has no such type.
         check_vectors,  # Before arguments are looked at, in vectors, too.
     ]
     return (

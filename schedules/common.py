@@ -6,8 +6,10 @@ from typing import Any
 from tvm_directconv.blocking import IC_OUTSIDE
 from tvm_directconv.compute import BLOCK_NAME
 from tvm_directconv.hardware.device import Device
+from tvm_directconv.instructions import VECTOR as OWN_PIXELS
 from tvm_directconv.lowering.marks import (
     COLUMN,
+    GROUPS,
     LANE_OPERAND,
     MEMORY_OPERAND,
     PREFETCH_PIXELS,
@@ -22,6 +24,8 @@ from tvm_directconv.tiling import LANE, MEMORY, Tiling, unrolls
 
 # With more pixels, the weights' way from memory is less than one in a hundred cycles.
 _FEW_PIXELS = 1200
+# Registers for addresses of pixels: some must be left for weights and loops.
+_MOST_BASES = 8
 
 
 @dataclass
@@ -52,7 +56,7 @@ def split_and_order(sch: Any, tiling: Tiling) -> Loops:
     tiling : Tiling
         The case that the function computes, as its block sizes cut it.
     """
-    blocking, workload = tiling.blocking, tiling.view
+    blocking = tiling.blocking
     block = sch.get_sblock(BLOCK_NAME)
     batch, oc, oh, ow, lane, ic, kh, kw, ici = sch.get_loops(block)
     oc, vector = sch.split(oc, [None, blocking.oc_vectors])
@@ -63,7 +67,7 @@ def split_and_order(sch: Any, tiling: Tiling) -> Loops:
     # Of weights and pixels, the fewer stay in registers through a step, the others pass by.
     inner = [column, vector] if blocking.oc_vectors <= blocking.ow_tile else [vector, column]
     taps = [kw]
-    if workload.depthwise:
+    if tiling.steps_are_rows:
         # Pixels are vectors, which neighbouring columns share: each goes to all of these at once.
         taps, inner = [], [vector, column, kw]
     tasks = [batch, rows, oc] if blocking.rows_outside else [batch, oc, rows]
@@ -74,6 +78,9 @@ def split_and_order(sch: Any, tiling: Tiling) -> Loops:
         run = 1 if blocking.rows_outside else tiling.row_blocks
         sch.annotate(task, TAIL, [run, *tiling.channel_tiles])
         sch.annotate(vector, VECTOR, 1)
+    if tiling.pixel_operand == OWN_PIXELS:
+        run = 1 if blocking.rows_outside else tiling.row_blocks
+        sch.annotate(task, GROUPS, [run, *tiling.tile_kinds])
     row = tiling.row
     sch.annotate(tile, TILE, [row.left, row.right, row.rebalanced])
     sch.annotate(column, COLUMN, 1)
@@ -88,7 +95,6 @@ def unroll_tile(sch: Any, tiling: Tiling, loops: Loops, finished: int) -> None:
     `finished` is how many sums of a step LLVM must finish before the next one, 0 for all.
     """
     workload = tiling.view
-    # Where pixels are vectors, neighbouring columns of the kernel share them: a row is one step.
     sch.annotate(loops.kh if workload.depthwise else loops.step, STEP, finished)
     for loop in (loops.step, loops.column, loops.vector):
         sch.unroll(loop)
@@ -113,6 +119,10 @@ def load_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
         sch.annotate(loops.step, LANE_OPERAND, tiling.blocking.lanes)
     if tiling.pixel_operand == MEMORY:
         sch.annotate(loops.step, MEMORY_OPERAND, 1)
+    if tiling.pixel_operand == OWN_PIXELS:
+        # Each vector may begin in a group of its own, and end in the next one.
+        most = tiling.blocking.oc_vectors + tiling.groups_in_tile - 1
+        sch.annotate(loops.step, MEMORY_OPERAND, min(most, _MOST_BASES))
 
 
 def fetch_weights(sch: Any, tiling: Tiling, loops: Loops) -> None:

@@ -205,7 +205,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cases = [loop(share, gap, Path(folder)) for share in SHARES for gap in GAPS]
-        for workload in workloads_of(args, native(), LAYERS):
+        for workload in workloads_of(args, LAYERS):
             cases.append(layer(workload, args.threads, Path(folder)))
         rows = []
         for case in cases:

@@ -24,7 +24,7 @@ from tvm_directconv.network.check import Unavailable, relative_error
 from tvm_directconv.network.compile import compile_network, import_model
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.network.network import load_network
-from tvm_directconv.network.passes import fuse_convolutions, merge_groups
+from tvm_directconv.network.passes import fuse_convolutions
 
 
 def everything() -> ModelProto:
@@ -232,11 +232,6 @@ def with_channels_of_biases_swapped(patch: Patch) -> None:
     patch.setattr(ChannelLayout, "pack", lambda self, values: pack(self, values[::-1].copy()))
 
 
-def with_groups_swapped(patch: Patch) -> None:
-    merged = merge_groups._merged
-    patch.setattr(merge_groups, "_merged", lambda weight, *rest: merged(weight[::-1].copy(), *rest))
-
-
 def with_tensors_that_overlap(patch: Patch) -> None:
     share = planning._share
 
@@ -255,7 +250,6 @@ BREAKS: dict[str, Callable[[Patch], None]] = {
     "weights are laid out wrongly": with_kernels_upside_down,
     "biases are laid out wrongly": with_channels_of_biases_swapped,
     "padding is on the other side": with_padding_swapped,
-    "groups have each other's weights": with_groups_swapped,
     "intermediates overlap": with_tensors_that_overlap,
 }
 

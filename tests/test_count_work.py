@@ -103,7 +103,7 @@ def test_what_is_not_ours_is_said(tmp_path: Path, kind: str) -> None:
 
 OURS = {
     "signals": (conv((1, 8, 9), (4, 8, 3), pads=[1, 1]), 9 * 4 * 8 * 3),
-    "groups that are merged": (conv((1, 6, 7, 7), (6, 2, 3, 3), group=3), 5 * 5 * 6 * 2 * 9),
+    "narrow groups": (conv((1, 6, 7, 7), (6, 2, 3, 3), group=3), 5 * 5 * 6 * 2 * 9),
     "transposed, apart": (
         conv((1, 8, 5, 6), (8, 4, 2, 2), "ConvTranspose", strides=[2, 2]),
         8 * 5 * 6 * 4 * 4,

@@ -21,11 +21,10 @@ from tvm_directconv import ConvWorkload, device, reference
 from tvm_directconv.case import channel_block
 from tvm_directconv.epilogue import ACTIVATIONS, Activation
 from tvm_directconv.network.network import Network
-from tvm_directconv.network.operators import ACTIVATION, CONV2D, REORDER, conv_attributes
+from tvm_directconv.network.operators import ACTIVATION, REORDER
 from tvm_directconv.network.passes.blocked_layout import blocked_layout
 from tvm_directconv.network.passes.fold_batch_norm import FoldBatchNorm, channelwise
 from tvm_directconv.network.passes.fuse_convolutions import FuseConvolutions
-from tvm_directconv.network.passes.merge_groups import merge_groups
 from tvm_directconv.network.passes.recognize_activations import RecognizeActivations
 from tvm_directconv.network.passes.rows_as_images import RowsAsImages
 from tvm_directconv.network.passes.simplify import Simplify
@@ -813,45 +812,33 @@ def test_weights_that_are_inputs_are_no_convolution_of_ours(tmp_path: Path) -> N
     assert not convolutions(assert_like_onnxruntime(g.model(g.node("Conv", "x", "w")), tmp_path))
 
 
-# --- merge_groups -----------------------------------------------------------------------------
+# --- groups -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("channels", "outputs", "group", "merged"),
+    ("channels", "outputs", "group"),
     [
-        (24, 24, 3, 3 if BLOCK == 8 else None),  # Groups of whole blocks stay.
-        (12, 12, 3, None),
-        (24, 36, 6, None),
-        (10, 15, 5, None),
-        (136, 136, 4, None),
-        (16, 16, 16, 16),  # Depthwise.
-        (6, 6, 6, 6),
-        (6, 12, 6, None),  # Two outputs for each input.
-        (32, 64, 1, 1),
+        (24, 24, 3),
+        (12, 12, 3),
+        (24, 36, 6),
+        (10, 15, 5),
+        (136, 136, 4),
+        (16, 16, 16),  # Depthwise.
+        (6, 6, 6),
+        (6, 12, 6),  # Two outputs for each input.
+        (32, 64, 1),
     ],
 )
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_groups_are_exact(
-    tmp_path: Path, channels: int, outputs: int, group: int, merged: int | None, kernel: int
+    tmp_path: Path, channels: int, outputs: int, group: int, kernel: int
 ) -> None:
     g = Graph(x=(1, channels, 4, 5))
     weight = (outputs, channels // group, kernel, kernel)
     y = g.conv("x", *weight, bias=True, group=group, pads=[kernel // 2] * 4)
     network = assert_like_onnxruntime(g.model(g.node("Relu", y)), tmp_path)
     ((workload, _),) = convolutions(network)
-    if merged is not None:
-        assert workload.groups == merged
-    elif not workload.depthwise and workload.groups > 1:
-        assert workload.group_out % channel_block(outputs, NATIVE) == 0
-
-
-def test_merged_groups_are_as_few_as_needed(tmp_path: Path) -> None:
-    block = channel_block(BLOCK * 2, NATIVE)
-    g = Graph(x=(1, 16, 3, 3))
-    model = g.model(g.conv("x", block * 2, 4, 1, 1, group=4))
-    module = after(model, tmp_path, *FUSED, merge_groups(NATIVE))
-    (found,) = [v for _, v in Rewriter(module).bindings if op_name(v) == CONV2D]
-    assert conv_attributes(found).workload.groups == 2
+    assert workload.groups == group
 
 
 # --- blocked_layout ---------------------------------------------------------------------------

@@ -26,6 +26,7 @@ _KINDS = {
     "oh_block": _SIZE,
     "rows_outside": FLAG,
     "flat_rows": Kind("a whole number from 0", lambda v: is_whole(v, 0, MAX_ELEMENTS)),
+    "oc_block": Kind("a whole number from 0", lambda v: is_whole(v, 0, MAX_ELEMENTS)),
 }
 
 _NEEDED = ("lanes", "oc_vectors", "ow_tile", "ic_block")
@@ -39,7 +40,7 @@ class Blocking:
     ----------
     lanes : int
         Sums in a vector, the paper's N_vec; of floating-point numbers also the channel block of the
-        output.
+        output, if there is no other.
     oc_vectors : int
         Vectors of output channels in the register tile: C_o,b = oc_vectors x lanes. Where that does
         not divide them, the last tiles are narrower; where there are groups, it must.
@@ -65,6 +66,9 @@ class Blocking:
     flat_rows : int
         For 1x1 kernels without padding, in how many rows the output's pixels are counted; 0
         leaves them as they are.
+    oc_block : int
+        The channel block of the output, of several vectors; 0 leaves it to the lanes. Where groups
+        are narrow, vectors may be narrower than the blocks that layers pass on to each other.
     """
 
     lanes: int
@@ -77,6 +81,7 @@ class Blocking:
     oh_block: int = 1
     rows_outside: bool = False
     flat_rows: int = 0
+    oc_block: int = 0
 
     @classmethod
     def from_dict(cls, knobs: dict[str, Any]) -> "Blocking":
@@ -126,4 +131,4 @@ class Blocking:
     def output_layout(self, workload: ConvWorkload) -> ActivationLayout:
         """Return the layout of the output of a workload in this blocking."""
         block = workload.precision.channel_block(workload.out_channels, self.lanes)
-        return ActivationLayout.blocked(block)
+        return ActivationLayout.blocked(self.oc_block or block)

@@ -7,6 +7,7 @@ from math import ceil, gcd
 
 from .blocking import IC_OUTSIDE, Blocking
 from .case import Case
+from .hardware.device import Rate
 from .instructions import BROADCAST
 from .model import estimate
 from .tiling import (
@@ -15,6 +16,7 @@ from .tiling import (
     contiguous_channels,
     divides_blocks,
     registers,
+    steps_are_rows,
     usable_registers,
 )
 from .workload import ConvWorkload
@@ -25,6 +27,9 @@ _STRAIGHT_FMAS = 128
 # The same with the kernel's columns, which cost no branch then. Beyond about 400, LLVM begins to
 # move FMAs between steps and to spill.
 _STRAIGHT_ROW_FMAS = 256
+# Wider tiles than so many vectors read more streams of weights than prefetchers follow, and nobody
+# ships them. Of narrow groups, the weights of more stay in the first-level cache.
+_MOST_VECTORS, _MOST_GROUPED_VECTORS = 4, 10
 # Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
 # where LLVM loads pixels far ahead, strided rows begin to spill at 11.
 _MOST_DEPTHWISE_SUMS = 10
@@ -66,8 +71,6 @@ def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
 def candidates(case: Case) -> Iterator[Blocking]:
     """Generate the blockings that the model compares, all of them usable."""
     workload, input_layout = case.words, case.word_layout
-    lanes = case.lanes
-    vectors = ceil(workload.out_channels / lanes)
     channels = workload.group_in
     contiguous = gcd(channels, input_layout.block) if input_layout.block else channels
     if contiguous < 4 and channels <= 32:
@@ -82,16 +85,32 @@ def candidates(case: Case) -> Iterator[Blocking]:
         and n < channels
         and divides_blocks(n, input_layout.block)
     ]
+    for rate in case.rates:
+        if rate.lanes == case.lanes or (rate.lanes < case.lanes and _may_be_narrower(case, rate)):
+            yield from _in_vectors(case, rate, contiguous, blocks)
+
+
+def _may_be_narrower(case: Case, rate: Rate) -> bool:
+    """Return whether vectors narrower than blocks of outputs may pay: they span fewer groups."""
+    workload = case.words
+    if case.precision.block or workload.groups == 1 or workload.group_in == 1:
+        return False
+    whole = ceil(workload.out_channels / rate.lanes) * rate.lanes % case.lanes == 0
+    return whole and workload.group_out % case.lanes != 0
+
+
+def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> Iterator[Blocking]:
+    """Generate the blockings in vectors of one width."""
+    workload, input_layout = case.words, case.word_layout
+    lanes, channels = rate.lanes, workload.group_in
+    vectors = ceil(workload.out_channels / lanes)
     inner = contiguous_channels(contiguous, input_layout.block)
-    # Wider tiles than 4 vectors read more streams of weights than prefetchers follow, and nobody
-    # ships them. Where groups are whole vectors, a tile stays within one.
-    widths: Iterable[int] = range(1, min(vectors, 4) + 1)
+    widths: Iterable[int] = range(1, min(vectors, _MOST_VECTORS) + 1)
     if workload.groups > 1:
-        within = vectors if workload.group_out % lanes else workload.group_out // lanes
-        widths = [n for n in _divisors(within) if n <= 4]
-    (rate,) = (rate for rate in case.rates if rate.lanes == lanes)
+        widths = _widths_in_groups(case, rate)
     if BROADCAST not in rate.instruction.pixel_operands:
-        widths = [1]
+        widths = [n for n in widths if n == 1]
+    rows = steps_are_rows(workload, lanes) and not workload.depthwise
     for oc_vectors in widths:
         for ow_tile in range(1, usable_registers(case)):
             needed = registers(oc_vectors, ow_tile, workload, rate.instruction)
@@ -100,6 +119,8 @@ def candidates(case: Case) -> Iterator[Blocking]:
             if workload.depthwise and oc_vectors * ow_tile > _MOST_DEPTHWISE_SUMS:
                 break
             limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
+            if rows:
+                limit = inner  # Which elements of a vector are read must be known.
             ic_unroll = max(d for d in _divisors(inner) if d <= limit)
             straight = ic_unroll * oc_vectors * ow_tile * workload.kernel[1]
             tile = Blocking(
@@ -108,7 +129,8 @@ def candidates(case: Case) -> Iterator[Blocking]:
                 ow_tile,
                 contiguous,
                 ic_unroll,
-                kw_unroll=ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS,
+                kw_unroll=rows or (ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS),
+                oc_block=0 if lanes == case.lanes else case.lanes,
             )
             for flat_rows in _flat_rows(workload, ow_tile):
                 flat = Tiling(case, replace(tile, flat_rows=flat_rows))
@@ -124,6 +146,21 @@ def candidates(case: Case) -> Iterator[Blocking]:
                         yield base
                         for ic_block in blocks:
                             yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
+
+
+def _widths_in_groups(case: Case, rate: Rate) -> list[int]:
+    """Return how many vectors of output channels tiles may have where there are groups."""
+    workload, usable, lanes = case.words, usable_registers(case), rate.lanes
+    if workload.group_out % lanes == 0:
+        return [n for n in _divisors(workload.group_out // lanes) if n <= _MOST_VECTORS]
+    vectors = ceil(workload.out_channels / lanes)
+    widths = [
+        n for n in _divisors(vectors) if registers(n, 1, workload, rate.instruction) <= usable
+    ]
+    # Of groups that end in another tile, pixels are read for a part of their channels only.
+    whole = [n for n in widths if n == vectors or n * lanes % workload.group_out == 0]
+    most = _MOST_GROUPED_VECTORS if workload.group_out > lanes else _MOST_VECTORS
+    return [n for n in whole if n <= most] or [n for n in widths if n <= _MOST_VECTORS]
 
 
 def choose(case: Case) -> Blocking:

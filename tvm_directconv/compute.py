@@ -120,11 +120,9 @@ def conv2d(
         if workload.groups == 1:
             return 0
         first = output // workload.group_out * workload.group_in
-        # What only fills the last block belongs to no group, and may read no further than others.
-        last_lane = output_layout.channels(workload.out_channels) - 1
-        last = (last_lane // workload.group_out + 1) * workload.group_in
-        stored = input_layout.channels(workload.in_channels)
-        return tirx.min(first, workload.in_channels - workload.group_in) if last > stored else first
+        lanes = output_layout.channels(workload.out_channels)
+        most = most_first_channel(workload, input_layout, lanes)
+        return first if most is None else tirx.min(first, most)
 
     ic = te.reduce_axis((0, workload.group_in // ic_block), "ic")
     kh = te.reduce_axis((0, kernel_rows), "kh")
@@ -189,6 +187,19 @@ def conv2d(
     result = te.compute(y.shape, finished, name=FINISH_NAME)
     further = [scale, limits] if epilogue.requantize else []
     return te.create_prim_func([x, weight, *added.values(), *further, result])
+
+
+def most_first_channel(
+    workload: ConvWorkload, input_layout: ActivationLayout, lanes: int
+) -> int | None:
+    """Return the first input channel of the last group, where lanes must be kept from going on.
+
+    What only fills the last block of outputs belongs to no group, and may read no further than
+    others. None where all that the lanes of all outputs would read is stored.
+    """
+    last = ((lanes - 1) // workload.group_out + 1) * workload.group_in
+    stored = input_layout.channels(workload.in_channels)
+    return workload.in_channels - workload.group_in if last > stored else None
 
 
 def symbol_of(workload: ConvWorkload, epilogue: Epilogue | None = None) -> str:

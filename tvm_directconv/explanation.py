@@ -183,7 +183,12 @@ def _tile(chosen: Tiling) -> list[str]:
             f"of {computed} lanes {idle} compute zeros: there are only "
             f"{_count(case.workload.out_channels, 'output channel')}"
         )
-    if b.lanes < case.rates[0].lanes:
+    if b.oc_block:
+        lines.append(
+            f"vectors of {b.lanes} lanes in blocks of {b.oc_block} output channels: fewer of them "
+            "span groups"
+        )
+    elif b.lanes < case.rates[0].lanes:
         lines.append(
             f"vectors of {b.lanes} rather than {case.rates[0].lanes} lanes: they compute "
             f"{case.workload.out_channels} channels in fewer cycles"

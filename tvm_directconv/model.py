@@ -20,7 +20,7 @@ from typing import NamedTuple
 from .blocking import IC_OUTSIDE
 from .hardware.constants import ModelConstants
 from .hardware.device import Device
-from .instructions import MEMORY
+from .instructions import MEMORY, VECTOR
 from .tiling import Tiling, taps_inside
 
 StepCycles = Callable[[tuple[int, ...]], float | None]
@@ -264,13 +264,16 @@ def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:
     if not width:
         return 0.0
     b, device, constants = tiling.blocking, tiling.case.device, tiling.case.device.model
-    fma = width * b.oc_vectors / tiling.rate.per_cycle
+    fma = (width * b.oc_vectors + tiling.pixel_moves(width)) / tiling.rate.per_cycle
     fma += tiling.conversion_cycles(width)  # In the same units.
     sustained = constants.loads_sustained if whole else constants.narrow_loads_sustained
     vectors, floats = tiling.pixel_loads(width)
-    load = (vectors + b.oc_vectors) / device.loads_per_cycle
+    # Narrower vectors are loaded at the rate of numbers, where that is higher.
+    at_once = min(device.scalar_loads_per_cycle, device.loads_per_cycle * device.lanes / b.lanes)
+    load = (vectors + b.oc_vectors) / max(device.loads_per_cycle, at_once)
     load += floats / device.scalar_loads_per_cycle
-    if tiling.pixel_operand == MEMORY:
+    shared = tiling.pixel_operand == VECTOR and not tiling.view.depthwise
+    if tiling.pixel_operand == MEMORY or shared:
         sustained = constants.operand_loads_sustained
     load /= sustained
     return (

@@ -22,7 +22,7 @@ from .precision import PRECISIONS
 from .workload import ConvWorkload
 
 if TYPE_CHECKING:
-    from .hardware.device import Device
+    pass
 
 MODELS = (".onnx", ".pt2")
 """How files of models end: ONNX, and torch.export."""
@@ -33,7 +33,6 @@ _LONGEST = 4096 + 100  # characters of a spec: a path and which layers
 
 def workloads(
     spec: str | Path | ConvWorkload | Sequence[str | Path | ConvWorkload],
-    device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
 ) -> list[ConvWorkload]:
@@ -55,8 +54,6 @@ def workloads(
           of a line from a ``#`` on, are ignored.
 
         A path is that of a model. A workload is passed through.
-    device : Device or str
-        What models are compiled for: it decides which groups of channels they have.
     input_shapes : mapping, optional
         Sizes of inputs that models leave open, by name.
     input_values : mapping, optional
@@ -83,7 +80,7 @@ def workloads(
 
     def layers_of_model(path: str) -> list[ConvWorkload]:
         if path not in models:
-            models[path] = network_workloads(path, device, *inputs.values())
+            models[path] = network_workloads(path, *inputs.values())
         return models[path]
 
     found: dict[tuple[str, ConvWorkload], ConvWorkload] = {}

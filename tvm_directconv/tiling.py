@@ -9,8 +9,11 @@ from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
+import numpy as np
+
 from .blocking import IC_INSIDE, IC_OUTSIDE, ORDERS, Blocking
 from .case import Case
+from .compute import most_first_channel
 from .errors import BlockingError
 from .hardware.device import Rate
 from .instructions import BROADCAST, LANE, MEMORY, VECTOR, Instruction
@@ -62,6 +65,22 @@ class Row(NamedTuple):
     rebalanced: int
     left: int
     right: int
+
+
+class OwnPixels(NamedTuple):
+    """How a column of pixels gets into vectors, lanes of which belong to different groups.
+
+    Attributes
+    ----------
+    vectors, floats : float
+        Loads of vectors, and of one float into all lanes.
+    moves : float
+        What joins several of these.
+    """
+
+    vectors: float
+    floats: float
+    moves: float
 
 
 @dataclass(frozen=True)
@@ -163,13 +182,36 @@ class Tiling:
         return b.oc_vectors * b.ow_tile * self.straight_channels * taps
 
     @property
+    def groups_of_tiles(self) -> tuple[tuple[range, ...], ...]:
+        """The groups that the output channels of each vector belong to, for each tile."""
+        b = self.blocking
+        return _groups_of_tiles(self.case.words, b.oc_vectors, b.lanes)
+
+    @property
     def groups_in_tile(self) -> int:
-        """How many groups the output channels of a register tile belong to.
+        """How many groups the output channels of a register tile belong to, at most.
 
         If there are several, lanes have input channels of their own, and pixels are vectors.
         """
+        return max(vectors[-1].stop - vectors[0].start for vectors in self.groups_of_tiles)
+
+    @property
+    def tile_kinds(self) -> tuple[int, ...]:
+        """For each tile of output channels, the first one whose lanes read at the same distances.
+
+        Tiles of whole groups are of one kind; others begin at different places in their groups.
+        """
         b = self.blocking
-        return min(self.view.groups, ceil(b.oc_vectors * b.lanes / self.view.group_out))
+        return _tile_kinds(self.case.words, self.case.word_layout, b.lanes, b.oc_vectors)
+
+    @property
+    def steps_are_rows(self) -> bool:
+        """Whether a step is a row of the kernel rather than a place in it.
+
+        Where groups are narrower than vectors, no two vectors share pixels, but neighbouring
+        columns do.
+        """
+        return steps_are_rows(self.case.words, self.blocking.lanes)
 
     @property
     def weight_layout(self) -> WeightLayout:
@@ -227,7 +269,9 @@ class Tiling:
         """
         lanes, layout = self.blocking.lanes, self.case.word_layout
         if self.pixel_operand == VECTOR:
-            return columns * self.blocking.oc_vectors, 0
+            loads = self._own_pixels
+            each = self._operands(columns)
+            return each * loads.vectors, each * loads.floats
         if self.pixel_operand == LANE:
             if layout.name == "NCHW":
                 vectors = columns // lanes if self.view.stride[1] == 1 else 0
@@ -242,6 +286,29 @@ class Tiling:
         if conversion is None:
             return 0.0
         return (self.blocking.oc_vectors + sum(self.pixel_loads(columns))) / conversion.per_cycle
+
+    def pixel_moves(self, columns: int) -> float:
+        """Return how often two loads are joined in a step of so many columns."""
+        if self.pixel_operand != VECTOR:
+            return 0
+        return self._operands(columns) * self._own_pixels.moves
+
+    def _operands(self, columns: int) -> float:
+        """Return how many pixels of a vector are made in a step of so many columns.
+
+        Neighbouring outputs share some in a row of the kernel; of depthwise ones, not counted.
+        """
+        workload = self.case.words
+        if not self.steps_are_rows or workload.depthwise or workload.dilation[1] > 1:
+            return columns
+        taps, stride = workload.kernel[1], workload.stride[1]
+        return min(columns, ((columns - 1) * stride + taps) / taps)
+
+    @cached_property
+    def _own_pixels(self) -> OwnPixels:
+        """What the pixels of a column of a tile take on average, where lanes have their own."""
+        b, block = self.blocking, self.case.word_layout.block
+        return _own_pixels(self.case.words, b.oc_vectors, b.lanes, block)
 
 
 # The model asks the same of a workload for each of a thousand blockings.
@@ -302,6 +369,70 @@ def can_flatten(workload: ConvWorkload) -> bool:
     return workload.kernel == (1, 1) and not any(workload.padding)
 
 
+@cache
+def _groups_of_tiles(
+    workload: ConvWorkload, oc_vectors: int, lanes: int
+) -> tuple[tuple[range, ...], ...]:
+    def group(output: int) -> int:
+        return min(output // workload.group_out, workload.groups - 1)
+
+    vectors = [
+        range(group(first), group(first + lanes - 1) + 1)
+        for first in range(0, workload.out_channels, lanes)
+    ]
+    return tuple(
+        tuple(vectors[first : first + oc_vectors]) for first in range(0, len(vectors), oc_vectors)
+    )
+
+
+@cache
+def _own_pixels(
+    workload: ConvWorkload, oc_vectors: int, lanes: int, block: int | None
+) -> OwnPixels:
+    if workload.depthwise:
+        return OwnPixels(oc_vectors, 0, 0)
+    tiles = _groups_of_tiles(workload, oc_vectors, lanes)
+    vectors = floats = moves = 0
+    for tile in tiles:
+        alone = set()
+        for groups in tile:
+            # Channels that lie side by side are loaded as vectors.
+            parts = ceil(len(groups) * workload.group_in / min(lanes, block or 1))
+            if len(groups) > 1 and parts < len(groups):
+                vectors += parts
+                # One vector is permuted beside the multiply-adds, on most processors.
+                moves += parts - 1
+            else:
+                alone |= set(groups)
+                moves += len(groups) - 1
+                floats += len(groups) - 1
+        floats += len(alone)
+    return OwnPixels(*(total / len(tiles) for total in (vectors, floats, moves)))
+
+
+@cache
+def _tile_kinds(
+    workload: ConvWorkload, layout: ActivationLayout, lanes: int, oc_vectors: int
+) -> tuple[int, ...]:
+    """Compare where the lanes of tiles read, one pixel being all that there is."""
+    stored = ceil(workload.out_channels / lanes) * lanes
+    firsts = np.arange(stored) // workload.group_out * workload.group_in
+    most = most_first_channel(workload, layout, stored)
+    if most is not None:
+        firsts = np.minimum(firsts, most)
+    inputs = firsts.reshape(-1, oc_vectors * lanes, 1) + np.arange(workload.group_in)
+    if block := layout.block:  # Blocks are farther apart than any channels.
+        inputs = inputs // block * (workload.in_channels * block) + inputs % block
+    distances = inputs - inputs[:, :1]
+    kinds: dict[bytes, int] = {}
+    return tuple(kinds.setdefault(each.tobytes(), at) for at, each in enumerate(distances))
+
+
+def steps_are_rows(workload: ConvWorkload, lanes: int) -> bool:
+    """Return whether steps are rows of the kernel; see :attr:`Tiling.steps_are_rows`."""
+    return workload.groups > 1 and workload.group_out < lanes and workload.kernel[1] > 1
+
+
 def registers(
     oc_vectors: int, ow_tile: int, workload: ConvWorkload, instruction: Instruction
 ) -> int:
@@ -309,18 +440,29 @@ def registers(
 
     Its sums; of weights and pixels the fewer, which stay through a step; and one through which
     the others pass. Those that are used only once each pass too fast for one register, and if they
-    are converted before, as many are on their way as there are sums. Depthwise,
-    the weights of a row of the kernel stay, and the pixels that neighbouring outputs share; of wide
+    are converted before, as many are on their way as there are sums. Where steps are rows of the
+    kernel, the weights of a row stay, and the pixels that neighbouring outputs share; of wide
     kernels, LLVM reads some of them again.
     """
-    if workload.depthwise:
-        return oc_vectors * ow_tile + 2 * min(workload.kernel[1], 3) + 2
+    sums, lanes = oc_vectors * ow_tile, instruction.lanes
+    weights, between = (
+        instruction.weight_registers,
+        instruction.registers_between(workload.precision),
+    )
+    if steps_are_rows(workload, lanes):
+        # Permutations across a register take tables, and several of them for a pixel.
+        tables = 0 if workload.depthwise or workload.group_out % 4 == 0 else 3 + oc_vectors
+        return sums + 2 * min(workload.kernel[1], 3) + 2 + tables
+    if workload.groups > 1 and workload.group_out % lanes:
+        # Pixels of two groups and both blended, of several columns at once.
+        if oc_vectors > ow_tile:
+            return sums + 2 * ow_tile + weights + 1 + between
+        return sums + ceil(ow_tile / 2) + oc_vectors * weights + 5 + between
     stay = min(oc_vectors, ow_tile)
     pass_by = 2 if stay == 1 else 1
     if stay == 1 and workload.precision.converted_to:
         pass_by = max(oc_vectors, ow_tile)
-    pass_by += instruction.registers_between(workload.precision)
-    return oc_vectors * ow_tile + stay * instruction.weight_registers + pass_by
+    return sums + stay * weights + pass_by + between
 
 
 def usable_registers(case: Case) -> int:
@@ -357,6 +499,8 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
             f"loop_order is {IC_OUTSIDE}: sums of {case.precision} are not stored before they are "
             f"complete, expected {IC_INSIDE}"
         )
+    if b.oc_block:
+        reasons += _reasons_against_block(b, case)
     if reasons:
         return reasons
     tiling = Tiling(case, blocking)
@@ -404,6 +548,20 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
             f"{device.name} has {device.vector_registers}, {usable} of them for tiles"
         )
     return reasons
+
+
+def _reasons_against_block(blocking: Blocking, case: Case) -> list[str]:
+    block, lanes, channels = blocking.oc_block, blocking.lanes, case.workload.out_channels
+    if case.precision.block:
+        return [f"oc_block is {block}: blocks of {case.precision} follow from the channels"]
+    if block < 0 or block % lanes:
+        return [f"oc_block is {block}: expected a multiple of {lanes} lanes"]
+    if ceil(channels / lanes) * lanes % block:
+        return [
+            f"oc_block is {block}: vectors of {lanes} lanes leave a part of the last block of "
+            f"{channels} output channels"
+        ]
+    return []
 
 
 def tiled(blocking: Blocking, case: Case) -> Tiling:

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..epilogue import ACTIVATIONS, REQUANTIZED, Epilogue
 from ..errors import ArgumentError, LogError, WorkloadError
-from ..hardware.device import Device
 from ..kinds import THREADS
 from ..logs.folders import use_logs
 from ..specs import workloads
@@ -50,24 +49,20 @@ def add_specs(parser: argparse.ArgumentParser, more: str = "", default: str | No
     add_inputs(parser)
 
 
-def workloads_of(
-    args: argparse.Namespace, device: Device | str | None, default: Sequence[str] = ()
-) -> list[ConvWorkload]:
+def workloads_of(args: argparse.Namespace, default: Sequence[str] = ()) -> list[ConvWorkload]:
     """Return the convolutions that ``SPEC`` and what is said of inputs ask for, if anything is.
 
     Parameters
     ----------
     args : argparse.Namespace
         What was given.
-    device : Device or str, optional
-        What models are compiled for; this machine if not given.
     default : sequence of str
         Specs if none is given.
     """
     specs = args.spec or list(default)
     if not specs and not args.input_shape and not args.input_value:
         return []
-    return workloads(specs, device or "native", **inputs_of(args))
+    return workloads(specs, **inputs_of(args))
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:

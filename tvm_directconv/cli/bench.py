@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             f"cannot measure code for {device.name} here: {reason}. Measure on the device, or try "
             "the code with 'tvm-directconv compile' and 'tvm-directconv run --emulate'"
         )
-    asked = workloads_of(args, device, _PAPER)
+    asked = workloads_of(args, _PAPER)
     logs = logs_of(args)
     if args.output:
         check_writable(args.output)

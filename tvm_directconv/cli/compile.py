@@ -153,7 +153,7 @@ def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
             "compares a single convolution with its reference"
         )
     made = []
-    asked = workloads_of(args, args.device)
+    asked = workloads_of(args)
     output = Path(args.output)
     paths = (_folders if args.emit == "c" else _paths)(asked, output)
     with ExitStack() as stack:

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what the model predicts, and why it chooses the blockings it does."""
     device = find_device(args.device)
     with logs_of(args):
-        workloads = workloads_of(args, device)
+        workloads = workloads_of(args)
         models = [spec for spec in dict.fromkeys(args.spec) if is_model(spec)]
         clock = _clock(args, device)
         single = len(workloads) == 1 and not models and args.format == "table"

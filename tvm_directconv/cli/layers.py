@@ -4,20 +4,19 @@ import argparse
 
 from ..specs import networks
 from ..workload import ConvWorkload
-from ._options import add_device, add_specs, workloads_of
+from ._options import add_specs, workloads_of
 from ._output import Row, add_format, render, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
     add_specs(parser, default="all networks")
-    add_device(parser)
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """List the convolutions that specs stand for."""
-    found = workloads_of(args, args.device, networks())
+    found = workloads_of(args, networks())
     rows = [_row(workload) for workload in found]
     people = [
         {"layer": w.name} | {key: row[key] for key in row if key not in ("network", "layer")}

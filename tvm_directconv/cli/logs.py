@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     """List what was measured, the best of each convolution first."""
-    wanted = {str(workload) for workload in workloads_of(args, args.device)}
+    wanted = {str(workload) for workload in workloads_of(args)}
     device = find_device(args.device).name if args.device else None
     cases: dict[tuple[object, ...], list[Record]] = {}
     source: dict[int, str] = {}
@@ -203,7 +203,7 @@ def _best(args: argparse.Namespace) -> int:
             for record in log_file.read(log_path(device.name, folder)):
                 if record.device == device.name and record.status == "ok":
                     known.setdefault(record.workload, set()).add(record.threads)
-        asked = workloads_of(args, device) or list(known)
+        asked = workloads_of(args) or list(known)
         by_descriptor = {str(workload): threads for workload, threads in known.items()}
         rows, people = [], []
         for workload in asked:

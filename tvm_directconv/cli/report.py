@@ -91,7 +91,7 @@ def _measure(folder: Path, args: argparse.Namespace) -> None:
     versions.check()
     measurer = measuring.rivals(args.trials)
     asked = measuring.Asked(
-        workloads=workloads_of(args, "native", [] if args.networks else _PAPER),
+        workloads=workloads_of(args, [] if args.networks else _PAPER),
         networks=args.networks,
         threads=args.threads,
         repeats=args.repeat,

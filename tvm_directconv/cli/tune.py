@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
     begin = time.monotonic()
     device = find_device(args.device)
-    asked = workloads_of(args, device)
+    asked = workloads_of(args)
     if args.output:
         check_writable(args.output)
     if args.plot:

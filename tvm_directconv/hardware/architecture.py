@@ -41,6 +41,10 @@ class Architecture:
     halves : str
         Functions of LLVM that convert vectors of four numbers between halves, as whole numbers of
         16 bits, and single precision; empty where LLVM's own conversions are of vectors.
+    splat : str
+        The function of LLVM, called ``{name}``, that puts a number into ``{n}`` lanes so that LLVM
+        does not see that all are the same: of two such vectors it would make permutations, which
+        take tables, rather than blends. Empty where it does not.
     vector_check : str
         The function of LLVM that ends the program on a processor whose vectors have fewer than
         ``{bytes}``; empty where such a processor does not have the instructions.
@@ -62,6 +66,7 @@ class Architecture:
     pin: str
     halves: str = ""
     vector_check: str = ""
+    splat: str = ""
 
 
 # LLVM knows the size of a register.
@@ -97,6 +102,14 @@ define <4 x i16> @directconv_narrowed(<4 x float> %a) alwaysinline {
 declare <4 x float> @llvm.arm.neon.vcvthf2fp(<4 x i16>)
 declare <4 x i16> @llvm.arm.neon.vcvtfp2hf(<4 x float>)
 """
+_SPLAT = """
+define <{n} x {type}> @{name}({type} %a) alwaysinline {{
+  %i = insertelement <{n} x {type}> poison, {type} %a, i32 0
+  %s = shufflevector <{n} x {type}> %i, <{n} x {type}> poison, <{n} x i32> zeroinitializer
+  %b = call <{n} x {type}> asm "", "=v,0"(<{n} x {type}> %s)
+  ret <{n} x {type}> %b
+}}
+"""
 _CHECK_VLENB = """
 define void @directconv_check_vectors() alwaysinline {{
   %bytes = call i64 asm "csrr $0, vlenb", "=r"()
@@ -126,6 +139,7 @@ X86_64 = Architecture(
     computes=r"s?sse\d?[.\da]*|avx\w*[.\d]*|fma4?|f16c|bmi2?|lzcnt|popcnt|movbe|gfni|amx-\w+",
     propagates_nans=False,
     pin=_PIN.replace("CONSTRAINTS", "=v,0,~{{memory}},~{{rbp}}"),
+    splat=_SPLAT,
 )
 AARCH64 = Architecture(
     name="aarch64",

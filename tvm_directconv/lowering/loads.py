@@ -151,15 +151,16 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
 
 @tir_pass
-def read_from_one_base(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
-    """Keep the address from which steps read the input in one register.
+def read_from_bases(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Keep the address from which steps read the input in one register, or one for each group.
 
     LLVM would rather have the array's address in one and the index in another, which saves an
     addition. But where the load is part of a multiply-add, processors split such an instruction in
-    two: a tile of one vector, which is all of these, was 8 % slower.
+    two: a tile of one vector, which is all of these, was 8 % slower. And where channels of groups
+    cross blocks, LLVM computes an index of its own for each column.
     """
 
-    def from_base(statements: list[Any], _value: int) -> list[Any]:
+    def from_bases(statements: list[Any], most: int) -> list[Any]:
         places = _Places()
         sources: list[Any] = []
 
@@ -169,19 +170,22 @@ def read_from_one_base(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
         for part in statements:
             tvm_ffi.structural_walk(part, (TensorLoad, note))
-        if len(places.bases) != 1:
+        if not 1 <= len(places.bases) <= most:
             return statements
-        first = tirx.address_of(tirx.BufferLoad(sources[0], places.bases))
-        base = tirx.decl_buffer(sources[0].shape, sources[0].dtype, name="base")
+        bases = [
+            tirx.decl_buffer(sources[0].shape, sources[0].dtype, name="base") for _ in places.bases
+        ]
+        declared = []
+        for base, index in zip(bases, places.bases, strict=True):
+            first = tirx.address_of(tirx.BufferLoad(sources[0], [index]))
+            data = tirx.call_extern(first.ty, "directconv_base", first)
+            declared.append(DeclBuffer(base, data=data))
 
         def replaced(load: TensorLoad) -> Any:
             found = places.of(load)
-            return tirx.BufferLoad(base, [found[1]]) if found else load
+            return tirx.BufferLoad(bases[found[0]], [found[1]]) if found else load
 
-        changed = [
-            DeclBuffer(base, data=tirx.call_extern(first.ty, "directconv_base", first)),
-            *(tvm_ffi.structural_map(part, (TensorLoad, replaced)) for part in statements),
-        ]
-        return [importing(_BASE, SeqStmt(changed))]
+        changed = [tvm_ffi.structural_map(part, (TensorLoad, replaced)) for part in statements]
+        return [importing(_BASE, SeqStmt([*declared, *changed]))]
 
-    return after_marks(func, MEMORY_OPERAND_MARK, from_base)
+    return after_marks(func, MEMORY_OPERAND_MARK, from_bases)

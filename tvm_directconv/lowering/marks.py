@@ -21,6 +21,12 @@ others: ``[run, tiles, narrower, vectors]``. The tile changes after every `run` 
 VECTOR = "directconv.vector"
 """On the loop over the vectors of such a tile."""
 
+GROUPS = "directconv.groups"
+"""On the loop over tasks, where the output channels of a tile belong to several groups: ``[run,
+kind, kind, ...]``. The tile changes after every `run` tasks; for each, `kind` is the first tile
+whose lanes read the input at the same distances. Within, a statement whose value is zero in the
+first task of its kind."""
+
 TAP = "directconv.tap"
 """On the loop over kernel columns: unrolled in border tiles, so that which products are with
 padding is known when compiling."""
@@ -35,7 +41,8 @@ LANE_OPERAND = "directconv.lane_operand"
 value says are loaded as one vector, and each step uses a lane of it."""
 
 MEMORY_OPERAND = "directconv.memory_operand"
-"""On an unrolled loop of steps: what these read of the input is addressed from one register on."""
+"""On an unrolled loop of steps: what these read of the input is addressed from one register on, or
+from as many as the value says at most."""
 
 PREFETCH_WEIGHTS = "directconv.prefetch_weights"
 """On the loop over register tiles and on loops within a tile: the weights that the next round of

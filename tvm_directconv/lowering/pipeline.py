@@ -20,7 +20,8 @@ from .floats import (
     hide_masks,
     propagate_nans,
 )
-from .loads import load_lanes, read_from_one_base, stay_in_rows
+from .groups import load_own_pixels, part_kinds
+from .loads import load_lanes, read_from_bases, stay_in_rows
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
 from .tensors import block_outputs, finish_in_place, present_shapes
@@ -47,6 +48,7 @@ def lowered() -> list[Any]:
         present_shapes,
         expand_exponentials,
         part_tails,
+        part_kinds,
         skip_padding,
         prefetch_weights,
         prefetch_pixels,
@@ -57,12 +59,13 @@ def lowered() -> list[Any]:
         vectorize,
         tirx.transform.UnrollLoop(),
         tirx.transform.StmtSimplify(),
+        load_own_pixels,
         stay_in_rows,
         promote_accumulators,
         multiply_words,
         load_lanes,
         flip_signs,
-        read_from_one_base,
+        read_from_bases,
         propagate_nans,
         convert_numbers,
         hide_masks,

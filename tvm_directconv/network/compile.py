@@ -301,7 +301,6 @@ def checked_inputs(
 
 def network_workloads(
     model: str | Path | Any,
-    device: Device | str = "native",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
 ) -> list[ConvWorkload]:
@@ -309,7 +308,7 @@ def network_workloads(
 
     Parameters
     ----------
-    model, device, input_shapes, input_values
+    model, input_shapes, input_values
         As for :func:`compile_network`.
 
     Returns
@@ -328,5 +327,5 @@ def network_workloads(
 
     name = model if isinstance(model, str | Path) else "network"
     module = import_model(model, input_shapes, input_values)
-    found = convolutions(module, find_device(device))
+    found = convolutions(module)
     return [replace(w, name=model_layer_name(name, number)) for number, w in enumerate(found)]

@@ -20,7 +20,6 @@ from .passes.blocked_layout import blocked_layout
 from .passes.count_work import CountWork
 from .passes.fold_batch_norm import FoldBatchNorm
 from .passes.fuse_convolutions import FuseConvolutions
-from .passes.merge_groups import merge_groups
 from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
@@ -32,7 +31,7 @@ from .vm import vm_module
 NAME = "tvm_directconv"
 
 
-def _first_passes(device: Device) -> list[Any]:
+def _first_passes() -> list[Any]:
     """Return those after which a network's convolutions are what will be compiled."""
     return [
         Simplify,
@@ -41,7 +40,6 @@ def _first_passes(device: Device) -> list[Any]:
         FoldBatchNorm,
         FuseConvolutions,
         CountWork,
-        merge_groups(device),
     ]
 
 
@@ -81,7 +79,7 @@ def passes(
     target_device = find_device(device)
     mode = checked_mode(denormals, target_device)
     return [
-        *_first_passes(target_device),
+        *_first_passes(),
         blocked_layout(target_device, threads, blocking),
         relax.transform.LegalizeOps(skip_ops=["relax.concat", "relax.reshape"]),
         relax.transform.AnnotateTIROpPattern(),
@@ -105,17 +103,15 @@ def planned(
     return program_of(module, device, checked_mode(denormals, device))
 
 
-def convolutions(module: Any, device: Device) -> list[ConvWorkload]:
+def convolutions(module: Any) -> list[ConvWorkload]:
     """Return the convolutions of an imported network, in the order in which they are computed.
 
     Parameters
     ----------
     module : tvm.IRModule
         The network.
-    device : Device
-        What they will be compiled for.
     """
-    for transform in _first_passes(device):
+    for transform in _first_passes():
         module = transform(module)
     return [
         conv_attributes(value).workload

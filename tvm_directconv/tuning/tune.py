@@ -612,7 +612,7 @@ def tune(
         raise TuningError(f"seconds is {seconds!r}: expected a number above 0")
     begin = time.monotonic()
     target = find_device(device)
-    asked = workloads(spec, target, input_shapes)
+    asked = workloads(spec, input_shapes)
     own = LocalRunner.checked(target, threads) if runner is None else None
     where = own or runner
     assert where

@@ -78,7 +78,7 @@ def split_and_order(sch: Any, tiling: Tiling) -> Loops:
         run = 1 if blocking.rows_outside else tiling.row_blocks
         sch.annotate(task, TAIL, [run, *tiling.channel_tiles])
         sch.annotate(vector, VECTOR, 1)
-    if tiling.pixel_operand == OWN_PIXELS:
+    if tiling.pixel_operand == OWN_PIXELS and tiling.has_code_of_kinds:
         run = 1 if blocking.rows_outside else tiling.row_blocks
         sch.annotate(task, GROUPS, [run, *tiling.tile_kinds])
     row = tiling.row

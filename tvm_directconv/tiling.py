@@ -22,6 +22,8 @@ from .workload import ConvWorkload
 
 # Border tiles get code of their own; with more than this many, they share a loop with branches.
 _MOST_BORDER_TILES = 4
+# Kinds of tiles times places in the kernel.
+_MOST_CODE = 100
 # Registers for what is converted ahead of its use, where LLVM spills sums without. The second
 # number is of depthwise convolutions, where a step is a row of the kernel.
 _CONVERTING = 2, 4
@@ -203,6 +205,15 @@ class Tiling:
         """
         b = self.blocking
         return _tile_kinds(self.case.words, self.case.word_layout, b.lanes, b.oc_vectors)
+
+    @property
+    def has_code_of_kinds(self) -> bool:
+        """Whether each kind of tiles has code of its own.
+
+        Of many, the code would take minutes to compile; lanes then load their pixels one by one.
+        """
+        rows, columns = self.view.kernel
+        return len(set(self.tile_kinds)) * rows * columns <= _MOST_CODE
 
     @property
     def steps_are_rows(self) -> bool:

@@ -18,7 +18,7 @@ from tvm_directconv.quantization import border_classes
 from tvm_directconv.toolchain import find_toolchain
 
 HERE = ["native", "x86-64-v2", "haswell"]
-ELSEWHERE = ["cortex-a53", "cortex-a76", "armv7", "rv64gcv"]
+ELSEWHERE = ["cortex-a53", "cortex-a76", "neoverse-n2", "armv7", "rv64gcv"]
 ODD = (
     "uint8_ic64ih14oc64oh14kh3ph1",
     "uint8_ic24ih13oc33oh13kh3ph1",  # Neither words nor vectors are full.
@@ -212,6 +212,7 @@ _MULTIPLIES = {
     "cortex-a76": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
     "neoverse-n1": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
     "apple-m1": r"sdot\s+v\d+\.4s",
+    "neoverse-n2": r"sudot\s+v\d+\.4s, .*\.4b\[\d\]",
     "sapphirerapids": r"vpdpbusd\s.*zmm",
     "skylake-avx512": r"vpmaddwd\s.*zmm",
     "haswell": r"vpmaddwd\s.*ymm",

@@ -101,13 +101,17 @@ class Instruction:
         """Return whether it computes in a precision."""
         return precision in (self.precision, self.also)
 
+    def shifts(self, precision: Precision) -> bool:
+        """Return whether pixels of a precision are not of the type that it multiplies."""
+        return self.flips and precision != self.precision
+
     def registers_between(self, precision: Precision) -> int:
         """Return how many registers it needs beside sums, weights and pixels."""
-        return self.temporaries + (self.shift(precision) != 0)
+        return self.temporaries + self.shifts(precision)
 
     def shift(self, precision: Precision) -> int:
         """Return what is added to pixels of a precision to be of the type that it multiplies."""
-        if not self.flips or precision == self.precision:
+        if not self.shifts(precision):
             return 0
         least, wanted = precision.pixel.least, self.precision.pixel.least
         assert least is not None and wanted is not None
@@ -210,6 +214,16 @@ INSTRUCTIONS = {
             weights_first=True,
             also=UINT8,
             flips=True,
+        ),
+        # Pixels without a sign, of a lane, as well.
+        Instruction(
+            "usdot v.4s",
+            ("neon", "i8mm"),
+            UINT8,
+            4,
+            (BROADCAST, LANE),
+            depth=4,
+            intrinsic="llvm.aarch64.neon.usdot.v4i32.v16i8",
         ),
         # Two products of 16 bits each, twice: of the first and third channel, and of the others.
         _vpmaddwd("vpmaddwd zmm, words", ("avx512bw",), 512),

@@ -1,5 +1,6 @@
 """Devices: the facts about a processor that blocks, schedules and targets are made from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,21 @@ class Rate:
     def flops_per_cycle(self) -> float:
         """Operations per cycle: multiplications and additions in each lane."""
         return 2 * self.lanes * self.instruction.depth * self.per_cycle
+
+
+def computing(rates: Iterable[Rate], precision: Precision) -> tuple[Rate, ...]:
+    """Return those of instructions that compute in a precision.
+
+    Of two that do the same, the one that takes pixels as they are is meant.
+    """
+    found = [rate for rate in rates if rate.instruction.computes(precision)]
+    as_they_are = [rate for rate in found if not rate.instruction.shifts(precision)]
+    known = {(rate.lanes, rate.instruction.depth) for rate in as_they_are}
+    return tuple(
+        rate
+        for rate in found
+        if rate in as_they_are or (rate.lanes, rate.instruction.depth) not in known
+    )
 
 
 @dataclass(frozen=True)
@@ -148,8 +164,7 @@ class Device:
         """
         if precision.converted_to and not self.conversion(precision):
             return ()
-        wanted = precision.arithmetic
-        return tuple(rate for rate in self.instructions if rate.instruction.computes(wanted))
+        return computing(self.instructions, precision.arithmetic)
 
     def conversion(self, precision: Precision) -> ConversionRate | None:
         """Return what converts pixels and weights as they are loaded, None if nothing does."""

@@ -21,7 +21,7 @@ from ..instructions import CONVERSIONS, INSTRUCTIONS
 from ..kinds import FLAG, Kind, is_positive, is_text, is_whole, problem, shown
 from ..precision import FLOAT32, PRECISIONS
 from .constants import ModelConstants
-from .device import ConversionRate, Device, Rate
+from .device import ConversionRate, Device, Rate, computing
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -76,9 +76,10 @@ def _rates(rows: list[dict[str, Any]], source: str) -> tuple[Rate, ...]:
     """Return the instructions of a device file, after checking that there are such."""
     _check_names(rows, "instructions", INSTRUCTIONS, source)
     found = tuple(Rate(INSTRUCTIONS[row["name"]], row["per_cycle"], row["latency"]) for row in rows)
-    known = [rate.instruction for rate in found]
-    for precision, depth in product(PRECISIONS.values(), {row.depth for row in known}):
-        lanes = [row.lanes for row in known if row.computes(precision) and row.depth == depth]
+    depths = {rate.instruction.depth for rate in found}
+    for precision, depth in product(PRECISIONS.values(), depths):
+        rates = computing(found, precision)
+        lanes = [rate.lanes for rate in rates if rate.instruction.depth == depth]
         if lanes != sorted(set(lanes), reverse=True):
             raise DeviceError(
                 f"device file {source}: instructions in {precision} have {lanes} lanes: expected "

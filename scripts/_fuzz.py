@@ -175,6 +175,7 @@ def quantized(
     activation = pick(rng, ("none", "none", "relu"))
     epilogue = dc.Epilogue(
         bias=bool(rng.integers(2)),
+        residual=rng.random() < 0.3,
         zero_point=zero_point,
         activation=activation,
         requantize=workload.dtype,
@@ -201,7 +202,15 @@ def quantized(
         scales if per_channel else float(scales[0]),
         float(np.float32(rng.uniform(0.02, 0.2) * np.sqrt(products))),
         int(rng.integers(info.min, info.max + 1)),
+        float(np.float32(rng.uniform(0.01, 0.1))),
+        int(rng.integers(info.min, info.max + 1)),
+        float(np.float32(rng.uniform(0.01, 0.1))),
+        int(rng.integers(info.min, info.max + 1)),
     )
+    if epilogue.residual:
+        operands["residual"] = rng.integers(
+            info.min, info.max, workload.output_shape, workload.dtype, endpoint=True
+        )
     packed = conv.pack_operands(weight, meaning, **operands)
     if emulate:
         path, m = conv.export(scratch / "layer.so"), conv.manifest
@@ -217,7 +226,7 @@ def quantized(
     if not np.array_equal(found, wanted):
         raise Wrong(f"{(found != wanted).sum()} of {found.size} outputs differ")
     if activation == "none":
-        by_onnx = _qlinear_conv(workload, x, weight, operands.get("bias"), meaning)
+        by_onnx = _qlinear_conv(workload, x, weight, meaning, **operands)
         if not np.array_equal(found, by_onnx):
             raise Wrong(f"{(found != by_onnx).sum()} of {found.size} differ from ONNX Runtime's")
     return "right"
@@ -227,8 +236,9 @@ def _qlinear_conv(
     workload: dc.ConvWorkload,
     x: np.ndarray,
     weight: np.ndarray,
-    bias: np.ndarray | None,
     meaning: dc.Quantization,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
 ) -> np.ndarray:
     import onnxruntime
     from onnx import helper, numpy_helper
@@ -246,28 +256,43 @@ def _qlinear_conv(
     }
     if bias is not None:
         constants["bias"] = bias
+    operands = ["x", *constants]
+    values = {"x": x}
+    more = []
+    if residual is not None:
+        values["residual"] = residual
+        added = {
+            "residual_scale": np.float32(meaning.residual_scale),
+            "residual_zero": np.array(meaning.residual_zero_point, x.dtype),
+            "sum_scale": np.float32(meaning.sum_scale),
+            "sum_zero": np.array(meaning.sum_zero_point, x.dtype),
+        }
+        parts = ["y", "y_scale", "y_zero", "residual", *added]
+        more = [helper.make_node("QLinearAdd", parts, ["sum"], domain="com.microsoft")]
+        constants |= added
     node = helper.make_node(
         "QLinearConv",
-        ["x", *constants],
+        operands,
         ["y"],
         pads=list(workload.padding),
         strides=list(workload.stride),
         dilations=list(workload.dilation),
         group=workload.groups,
     )
-    values = helper.make_tensor_value_info
+    described = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [node],
+        [node, *more],
         "graph",
-        [values("x", element, workload.input_shape)],
-        [values("y", element, workload.output_shape)],
+        [described(name, element, value.shape) for name, value in values.items()],
+        [described("sum" if more else "y", element, workload.output_shape)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return np.asarray(session.run(None, {"x": x})[0])
+    return np.asarray(session.run(None, values)[0])
 
 
 # --- Networks -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 from .epilogue import ACTIVATIONS, BIAS, RANGE, SCALE, SCALES, Epilogue, Operand
 from .layout import ActivationLayout, WeightLayout
-from .quantization import ROUNDING, border_classes, border_counts
+from .quantization import OF_SUMS, ROUNDING, ROUNDING_BITS, border_classes, border_counts
 from .workload import ConvWorkload
 
 BLOCK_NAME = "conv"
@@ -155,7 +155,7 @@ def conv2d(
 
     added = {operand: placeholder(operand) for operand in epilogue.operands}
     scale = te.placeholder((y.shape[1], oc_block), SCALES.name, SCALE)
-    limits = te.placeholder((3,), SCALES.name, RANGE)
+    limits = te.placeholder((3 + OF_SUMS * epilogue.residual,), SCALES.name, RANGE)
 
     def of_border(place: Any, axis: int) -> Any:
         """Return the number of the class of a row or column."""
@@ -166,13 +166,29 @@ def conv2d(
         scaled = value.astype(SCALES.name) * scale[oc, lane]
         # Between product and sum, which a fused multiply-add would round once.
         limited = tirx.max(tirx.min(scaled, limits[1]), limits[0])
-        bits = tirx.reinterpret("int32", limited + tirx.const(ROUNDING, SCALES.name))
-        return bits + tirx.reinterpret("int32", limits[2])
+        return rounded(limited) + tirx.reinterpret("int32", limits[2])
+
+    def rounded(value: Any) -> Any:
+        """Return the bits that are :data:`ROUNDING_BITS` more than a number, rounded."""
+        return tirx.reinterpret("int32", value + tirx.const(ROUNDING, SCALES.name))
+
+    def added_up(value: Any, residual: Any) -> Any:
+        """Return the sum of a requantised output and a residual, requantised."""
+        of_output, of_residual, shift, infinity, least, most = (limits[3 + i] for i in range(6))
+        # Nothing is larger: it keeps products and sums from being fused, as above.
+        scaled = [
+            tirx.min(whole.astype(SCALES.name) * factor, infinity)
+            for whole, factor in ((value, of_output), (residual, of_residual))
+        ]
+        total = scaled[0] + (scaled[1] + shift)
+        return rounded(tirx.max(tirx.min(total, most), least)) - ROUNDING_BITS
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
         computed = types.epilogue.name
         value = y(batch, oc, oh, ow, lane).astype(computed)
         for operand, tensor in added.items():
+            if epilogue.requantize and not operand.by_channel:
+                continue
             at: tuple[Any, ...] = (batch, oc, oh, ow, lane)
             if operand.by_channel:
                 borders = [of_border(oh, 0), of_border(ow, 1)] if len(tensor.shape) > 2 else []
@@ -180,6 +196,9 @@ def conv2d(
             value = operand.apply(value, tensor[at].astype(computed))
         if epilogue.requantize:
             value = requantized(value, oc, lane)
+            for operand, tensor in added.items():
+                if not operand.by_channel:
+                    value = added_up(value, tensor[batch, oc, oh, ow, lane])
         else:
             value = ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
         return value.astype(output.name)

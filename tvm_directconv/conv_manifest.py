@@ -14,7 +14,7 @@ from .instructions import INSTRUCTIONS, Instruction
 from .kinds import TEXT, THREADS, Kind, Table, shown
 from .layout import ActivationLayout, ChannelLayout, Packing, VectorLayout, WeightLayout
 from .precision import NumberType, Precision
-from .quantization import border_counts
+from .quantization import OF_SUMS, border_counts
 from .workload import ConvWorkload
 
 _TENSOR: Table = {
@@ -128,7 +128,8 @@ class ConvManifest:
             found[operand.name] = Packing(number, by_channel, (channels, *borders))
         if epilogue.requantize:
             found[SCALE] = Packing(SCALES, by_channel, (channels,))
-            found[RANGE] = Packing(SCALES, VectorLayout(), (3,))
+            numbers = 3 + OF_SUMS * epilogue.residual
+            found[RANGE] = Packing(SCALES, VectorLayout(), (numbers,))
         return found
 
     def to_dict(self, library: bytes) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class CompiledConv:
             )
         if m.epilogue.requantize:
             plain[SCALE] = meaning.multipliers(self.workload.out_channels)
-            plain[RANGE] = meaning.output_range(m.output_type, m.epilogue.activation)
+            plain[RANGE] = meaning.output_range(m.output_type, m.epilogue)
         return {name: self.pack_operand(name, plain[name]) for name in m.operands()}
 
     def unpack_output(self, y: np.ndarray) -> np.ndarray:

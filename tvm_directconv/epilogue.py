@@ -205,10 +205,6 @@ class Epilogue:
                 f"epilogue {self.descriptor!r} is for whole numbers: expected no zero_point and no "
                 f"requantize for {precision}"
             )
-        if self.requantize and self.residual:
-            raise WorkloadError(
-                f"epilogue {self.descriptor!r}: expected no residual where outputs are requantised"
-            )
         if whole and not ACTIVATIONS[self.activation].limits:
             having = [name for name, row in ACTIVATIONS.items() if row.limits]
             raise WorkloadError(

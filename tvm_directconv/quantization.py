@@ -6,7 +6,7 @@ are those of ONNX's QLinearConv, to the bit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,11 @@ class Quantization:
         The same of outputs.
     output_zero_point : int
         The output that stands for 0.
+    residual_scale, residual_zero_point : float, int
+        The same of a residual, which is of the outputs' type.
+    sum_scale, sum_zero_point : float, int
+        The same of outputs with a residual added. They are requantised to `output_scale` before,
+        and to these after the addition, as by ONNX Runtime's QLinearAdd.
 
     Raises
     ------
@@ -91,15 +96,19 @@ class Quantization:
     weight_scale: float | Sequence[float] | np.ndarray = 1.0
     output_scale: float = 1.0
     output_zero_point: int = 0
+    residual_scale: float = 1.0
+    residual_zero_point: int = 0
+    sum_scale: float = 1.0
+    sum_zero_point: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("input_scale", "weight_scale", "output_scale"):
+        for name in (each.name for each in fields(self) if each.name.endswith("scale")):
             value = np.asarray(getattr(self, name))
             if value.dtype.kind not in "fiu" or not (np.isfinite(value) & (value > 0)).all():
                 raise ArgumentError(
                     f"{name} is {shown(getattr(self, name))}: expected positive numbers"
                 )
-        for name in ("input_zero_point", "output_zero_point"):
+        for name in (each.name for each in fields(self) if each.name.endswith("zero_point")):
             if not is_whole(getattr(self, name), -(2**31), 2**31 - 1):
                 raise ArgumentError(
                     f"{name} is {shown(getattr(self, name))}: expected a whole number"
@@ -151,34 +160,59 @@ class Quantization:
         found = np.float32(self.input_scale) * weight / np.float32(self.output_scale)
         return np.array(np.broadcast_to(found, (channels,)))
 
-    def output_range(self, number: NumberType, activation: str) -> np.ndarray:
+    def output_range(self, number: NumberType, epilogue: Epilogue) -> np.ndarray:
         """Return what outputs are held to and counted from, as kernels read it.
 
         Parameters
         ----------
         number : NumberType
             The type of outputs.
-        activation : str
-            One that only limits them.
+        epilogue : Epilogue
+            How they are finished.
 
         Returns
         -------
         numpy.ndarray
             float32: the least and the greatest, both less the zero point; and the bits of the zero
-            point less :data:`ROUNDING_BITS`.
+            point less :data:`ROUNDING_BITS`. With a residual, :data:`OF_SUMS` more: what outputs
+            and residual are multiplied by, what is added to both, infinity, and the least and the
+            greatest sum.
 
         Raises
         ------
         ArgumentError
-            If the zero point is not of the type.
+            If a zero point is not of the type.
         """
-        assert number.least is not None
         zero = checked_zero_point("output_zero_point", self.output_zero_point, number)
-        low, high = ACTIVATIONS[activation].limits or (-np.inf, np.inf)
-        scale = np.float32(self.output_scale)
-        least = max(np.float32(number.least - zero), np.float32(low) / scale)
-        most = min(np.float32(number.largest_exact - zero), np.float32(high) / scale)
-        return np.array([least, most, _as_float(zero - ROUNDING_BITS)], np.float32)
+        activation = "none" if epilogue.residual else epilogue.activation
+        least, most = _limits(number, zero, self.output_scale, activation)
+        numbers = [least, most, _as_float(zero - ROUNDING_BITS)]
+        if epilogue.residual:
+            residual = checked_zero_point("residual_zero_point", self.residual_zero_point, number)
+            final = checked_zero_point("sum_zero_point", self.sum_zero_point, number)
+            of_output = np.float32(self.output_scale) / np.float32(self.sum_scale)
+            of_residual = np.float32(self.residual_scale) / np.float32(self.sum_scale)
+            shift = of_output * np.float32(zero) + of_residual * np.float32(residual)
+            limits = _limits(number, final, self.sum_scale, epilogue.activation)
+            numbers += [of_output, of_residual, np.float32(final) - shift, np.float32(np.inf)]
+            numbers += [limit + np.float32(final) for limit in limits]
+        return np.array(numbers, np.float32)
+
+
+OF_SUMS = 6
+"""Numbers more that kernels read if there is a residual."""
+
+
+def _limits(
+    number: NumberType, zero: int, scale: float, activation: str
+) -> tuple[np.float32, np.float32]:
+    """Return the least and the greatest output, both less the zero point."""
+    assert number.least is not None
+    low, high = ACTIVATIONS[activation].limits or (-np.inf, np.inf)
+    one = np.float32(scale)
+    least = max(np.float32(number.least - zero), np.float32(low) / one)
+    most = min(np.float32(number.largest_exact - zero), np.float32(high) / one)
+    return np.float32(least), np.float32(most)
 
 
 def checked_zero_point(name: str, value: int, number: NumberType) -> int:

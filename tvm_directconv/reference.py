@@ -6,7 +6,7 @@ It shares no code with the kernels it judges, and pads by copying, which they do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -120,25 +120,49 @@ def epilogue_reference(
         NCHW, float64 or the type that outputs are requantised to.
     """
     finished = sums.astype(np.float64)
+    if epilogue.requantize:
+        return _requantized(finished, epilogue, quantization or Quantization(), operands)
     for operand in epilogue.operands:
         if getattr(epilogue, operand.name):
             finished = _OPERANDS[operand.name](finished, operands[operand.name])
-    if epilogue.requantize:
-        return _requantized(finished, epilogue, quantization or Quantization())
     with np.errstate(over="ignore"):  # Where e^x is infinite, 1/e^x is 0.
         return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 
 
-def _requantized(sums: np.ndarray, epilogue: Epilogue, quantization: Quantization) -> np.ndarray:
-    """Scale and round as QLinearConv does in ONNX Runtime: in float32, half to even."""
-    scale = quantization.multipliers(sums.shape[1])[:, np.newaxis, np.newaxis]
-    scaled = sums.astype(np.int64).astype(np.int32).astype(np.float32) * scale
-    one = np.float32(quantization.output_scale)
-    low, high = _LIMITS[epilogue.activation]
-    limited = np.clip(scaled, np.float32(low) / one, np.float32(high) / one)
+def _requantized(
+    sums: np.ndarray,
+    epilogue: Epilogue,
+    quantization: Quantization,
+    operands: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """Compute QLinearConv as in ONNX Runtime, in float32, and with a residual its QLinearAdd."""
+    q, f32 = quantization, np.float32
     info = np.iinfo(epilogue.requantize)
-    shifted = np.rint(limited).astype(np.int64) + quantization.output_zero_point
-    return np.clip(shifted, info.min, info.max).astype(epilogue.requantize)
+    whole = sums.astype(np.int64)
+    if epilogue.bias:
+        whole = _OPERANDS["bias"](whole, operands["bias"].astype(np.int64))
+
+    def limited(values: np.ndarray, scale: float, zero: int) -> np.ndarray:
+        low, high = _LIMITS[epilogue.activation]
+        return np.clip(
+            values, f32(low) / f32(scale) + f32(zero), f32(high) / f32(scale) + f32(zero)
+        )
+
+    def saturated(values: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(values), info.min, info.max).astype(epilogue.requantize)
+
+    scale = q.multipliers(sums.shape[1])[:, np.newaxis, np.newaxis]
+    scaled = whole.astype(np.int32).astype(f32) * scale
+    if not epilogue.residual:
+        scaled = limited(scaled, q.output_scale, 0)
+    found = saturated(np.rint(scaled).astype(np.float64) + q.output_zero_point)
+    if not epilogue.residual:
+        return found
+    first, second = f32(q.output_scale) / f32(q.sum_scale), f32(q.residual_scale) / f32(q.sum_scale)
+    zeros = first * f32(q.output_zero_point) + second * f32(q.residual_zero_point)
+    shifted = operands["residual"].astype(f32) * second + (f32(q.sum_zero_point) - zeros)
+    total = found.astype(f32) * first + shifted
+    return saturated(limited(total, q.sum_scale, q.sum_zero_point))
 
 
 def max_error(actual: np.ndarray, reference: np.ndarray) -> float:

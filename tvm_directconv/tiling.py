@@ -210,8 +210,12 @@ class Tiling:
     def has_code_of_kinds(self) -> bool:
         """Whether each kind of tiles has code of its own.
 
-        Of many, the code would take minutes to compile; lanes then load their pixels one by one.
+        Of many, the code would take minutes to compile; and what is converted as it is loaded is
+        not permuted. Lanes then load their pixels one by one.
         """
+        types = self.case.precision
+        if types.pixel != types.sum:
+            return False
         rows, columns = self.view.kernel
         return len(set(self.tile_kinds)) * rows * columns <= _MOST_CODE
 

@@ -177,16 +177,17 @@ class BlockedLayout(Rewriter):
         case = Case.of(workload, self._device, self._threads, layout, epilogue)
         tiling, source = resolve_blocking(self._blocking, case)
         chosen = tiling.blocking
-        weights = chosen.weight_layout()
+        weights, block = chosen.weight_layout(), chosen.output_layout(workload).block
+        assert block is not None
         operands = [self._in(x, layout.block), constant(weights.pack(_constant(weight)))]
         for operand, value in zip(epilogue.operands, others, strict=True):
             if operand.by_channel:
                 packed = ChannelLayout(weights.oc_block).pack(_constant(value))
                 operands.append(constant(packed))
             else:
-                operands.append(self._in(value, weights.oc_block))
+                operands.append(self._in(value, block))
         decided = ConvAttributes(workload, epilogue, chosen, source, layout)
-        return conv2d(decided, *operands), weights.oc_block
+        return conv2d(decided, *operands), block
 
     def _elementwise(self, variable: Any, call: Any, block: int) -> Any:
         shape = shape_of(variable)

@@ -37,12 +37,17 @@ _FLOAT = 2  # DLPack's number for floating point
 
 
 def _is_number(expression: Any) -> bool:
-    """Return whether this is a constant, or a limit, the same in all lanes, and not NaN."""
+    """Return whether this is a constant, the same in all lanes, and not NaN."""
     if isinstance(expression, tirx.Broadcast):
         expression = expression.value
-    if isinstance(expression, TensorLoad):
-        return expression.source.name == RANGE
     return isinstance(expression, tirx.FloatImm) and not isnan(expression.value)
+
+
+def _is_limit(expression: Any) -> bool:
+    """Return whether this is one of the numbers that quantised outputs are held to."""
+    if isinstance(expression, tirx.Broadcast):
+        expression = expression.value
+    return isinstance(expression, TensorLoad) and expression.source.name == RANGE
 
 
 @tir_pass
@@ -79,7 +84,8 @@ def propagate_nans(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if own and dtype.bits == 32:
             name = "llvm.maximum" if kind is tirx.Max else "llvm.minimum"
             return tirx.call_llvm_pure_intrin(str(dtype), name, a, b)
-        if _is_number(a):
+        # What whole numbers are held to is one, too, and so are they: it may stay in memory.
+        if _is_number(a) or _is_limit(b):
             return node
         if _is_number(b):
             return kind(b, a)

@@ -7,7 +7,7 @@ from tvm import tirx
 from tvm.ir.expr import TensorLoad
 from tvm.tirx import BufferStore, PrimFunc
 
-from ..compute import INPUT_NAME
+from ..compute import INPUT_NAME, WEIGHT_NAME
 from ..hardware.architecture import AARCH64, ARM, Architecture
 from .marks import INSTRUCTION
 from .statements import architecture_of, importing, tir_pass
@@ -107,7 +107,14 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         sums.add(total.ty.dtype.lanes)
         return BufferStore(store.buffer, value, store.indices)
 
+    def check(product: tirx.Mul) -> None:
+        # As a number, a word would be multiplied wrongly.
+        for side in (product.a, product.b):
+            words = isinstance(side, TensorLoad) and side.source.name == WEIGHT_NAME
+            assert not words, f"a product of words is in no sum: {product}"
+
     body = tvm_ffi.structural_map(func.body, (BufferStore, multiplied))
+    tvm_ffi.structural_walk(body, (tirx.Mul, check))
     if name in _FUNCTIONS:
         for lanes in sums:
             body = importing(_code(architecture_of(func), name, lanes, signed), body)

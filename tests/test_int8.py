@@ -26,6 +26,7 @@ ODD = (
     "int8_g24ic24ih9oc24oh9kh3ph1",
     "uint8_g4ic32ih9oc48oh9kh3ph1",
     "uint8_g2ic12ih9oc10oh9kh3ph1",  # Groups of no whole words.
+    "int8_g2ic32ih5iw19oc2kh1sh2",  # Lanes of different groups.
     "int8_ic32ih27oc17kh3dh3ph4",
     "uint8_mb2ic20ih6oc7oh6kh7ph3",  # Every row reads padding.
 )
@@ -156,7 +157,7 @@ def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -
     found = output_of(
         conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight), *packed.values()
     )
-    assert len(np.unique(found)) > 100
+    assert len(np.unique(found)) > min(100, found.size // 8)
     sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
     np.testing.assert_array_equal(found, dc.epilogue_reference(sums, epilogue, meaning, **operands))
     expected = onnxruntime_output(workload, x, weight, meaning=meaning, output=output, **operands)

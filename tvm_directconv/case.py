@@ -133,7 +133,10 @@ class Case:
         usable = [
             rate
             for rate in rates
-            if self._in_words(rate.instruction.depth) and not (block and block % rate.lanes)
+            if self._in_words(rate.instruction.depth)
+            and not (block and block % rate.lanes)
+            # Its parts take one pixel for all lanes, which may belong to several groups.
+            and not (rate.instruction.neighbours and self.workload.groups > 1)
         ]
         depth = max((rate.instruction.depth for rate in usable), default=1)
         return tuple(rate for rate in usable if rate.instruction.depth == depth)

@@ -74,12 +74,11 @@ def split_and_order(sch: Any, tiling: Tiling) -> Loops:
     within = [ic, oh, tile] if blocking.loop_order == IC_OUTSIDE else [oh, tile, ic]
     sch.reorder(*tasks, *within, kh, *taps, ic_blocks, ic_steps, step, *inner, lane)
     task = sch.fuse(*tasks)
+    run = 1 if blocking.rows_outside else tiling.row_blocks
     if tiling.channel_tiles.narrower:
-        run = 1 if blocking.rows_outside else tiling.row_blocks
         sch.annotate(task, TAIL, [run, *tiling.channel_tiles])
         sch.annotate(vector, VECTOR, 1)
     if tiling.pixel_operand == OWN_PIXELS and tiling.has_code_of_kinds:
-        run = 1 if blocking.rows_outside else tiling.row_blocks
         sch.annotate(task, GROUPS, [run, *tiling.tile_kinds])
     row = tiling.row
     sch.annotate(tile, TILE, [row.left, row.right, row.rebalanced])

@@ -1,7 +1,7 @@
 """Convolutions in half precision: exact where sums are, no wider than they must be, by lane."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,10 @@ import pytest
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.bench.rivals.base import Unsupported
+from tvm_directconv.bench.rivals.contestants import LAYER_CONTESTANTS
+from tvm_directconv.bench.rivals.ours import Ours
+from tvm_directconv.bench.rivals.serve import Server
 from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import RunReport, run_library
@@ -18,7 +22,6 @@ from tvm_directconv.reference import epilogue_reference
 from tvm_directconv.tiling import Tiling
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.mca import loops_of_peak
-from tvm_directconv.workload import only_float32
 
 ODD = (
     "float16_ic64ih13oc72oh13kh3ph1",
@@ -140,7 +143,9 @@ def test_layers_of_networks_in_half_precision() -> None:
         dc.workloads("float16_vgg61")
 
 
-def test_comparisons_are_for_float32() -> None:
-    message = "in float16: the comparison with other libraries is for convolutions in float32"
-    with pytest.raises(WorkloadError, match=message):
-        only_float32(dc.workloads(ODD[0]), "the comparison with other libraries")
+def test_other_libraries_are_not_compared() -> None:
+    for rival in LAYER_CONTESTANTS:
+        if not isinstance(rival, Ours):
+            message = re.escape(f"{rival.name} computes no layers in float16")
+            with pytest.raises(Unsupported, match=message):
+                Server(rival, 1).layer("", asdict(dc.ConvWorkload.parse(ODD[0])), again=False)

@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx_quantized import qlinear_conv
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
@@ -30,71 +29,6 @@ ODD = (
     "int8_ic32ih27oc17kh3dh3ph4",
     "uint8_mb2ic20ih6oc7oh6kh7ph3",  # Every row reads padding.
 )
-
-
-def onnxruntime_output(
-    workload: dc.ConvWorkload,
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    meaning: dc.Quantization,
-    output: str,
-    residual: np.ndarray | None = None,
-) -> np.ndarray:
-    types = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
-    scales = np.asarray(meaning.weight_scale, np.float32)
-    constants = {
-        "x_scale": np.float32(meaning.input_scale),
-        "x_zero": np.array(meaning.input_zero_point, x.dtype),
-        "weight": weight,
-        "weight_scale": scales,
-        "weight_zero": np.zeros(scales.shape, np.int8),
-        "y_scale": np.float32(meaning.output_scale),
-        "y_zero": np.array(meaning.output_zero_point, output),
-        "bias": bias,
-    }
-    values = {"x": x}
-    nodes = []
-    if residual is not None:
-        values["residual"] = residual
-        added = {
-            "residual_scale": np.float32(meaning.residual_scale),
-            "residual_zero": np.array(meaning.residual_zero_point, output),
-            "sum_scale": np.float32(meaning.sum_scale),
-            "sum_zero": np.array(meaning.sum_zero_point, output),
-        }
-        operands = ["y", "y_scale", "y_zero", "residual", *added]
-        nodes.append(helper.make_node("QLinearAdd", operands, ["sum"], domain="com.microsoft"))
-    node = helper.make_node(
-        "QLinearConv",
-        ["x", *constants],
-        ["y"],
-        pads=list(workload.padding),
-        strides=list(workload.stride),
-        dilations=list(workload.dilation),
-        group=workload.groups,
-    )
-    graph = helper.make_graph(
-        [node, *nodes],
-        "graph",
-        [
-            helper.make_tensor_value_info(name, types[value.dtype.name], value.shape)
-            for name, value in values.items()
-        ],
-        [
-            helper.make_tensor_value_info(
-                "sum" if nodes else "y", types[output], workload.output_shape
-            )
-        ],
-        [
-            numpy_helper.from_array(np.asarray(value), name)
-            for name, value in (constants | (added if nodes else {})).items()
-        ],
-    )
-    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, values)[0]
 
 
 def a_quantization(workload: dc.ConvWorkload, output: str, seed: int) -> dc.Quantization:
@@ -160,7 +94,7 @@ def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -
     assert len(np.unique(found)) > min(100, found.size // 8)
     sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
     np.testing.assert_array_equal(found, dc.epilogue_reference(sums, epilogue, meaning, **operands))
-    expected = onnxruntime_output(workload, x, weight, meaning=meaning, output=output, **operands)
+    expected = qlinear_conv(workload, x, weight, meaning, **operands)
     np.testing.assert_array_equal(found, expected)
 
 

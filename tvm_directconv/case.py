@@ -12,7 +12,7 @@ from math import ceil
 from .compute import symbol_of
 from .epilogue import Epilogue
 from .errors import ArgumentError, BlockingError, DeviceError, WorkloadError
-from .hardware.device import ConversionRate, Device, Rate
+from .hardware.device import ConversionRate, Device, Rate, fastest
 from .hardware.lookup import device as find_device
 from .kinds import THREADS, shown
 from .layout import ActivationLayout
@@ -111,7 +111,7 @@ class Case:
                 f"{case} reads {input_layout} in words of {depth} channels: expected a multiple of "
                 f"{depth} input channels in each group, in NHWC or blocks of channels"
             )
-        if case.rates[0].instruction.shift(workload.precision):
+        if case.rates[0].instruction.shifts(workload.precision):
             return replace(case, epilogue=replace(epilogue, zero_point=True))
         return case
 
@@ -126,15 +126,13 @@ class Case:
     @cached_property
     def rates(self) -> tuple[Rate, ...]:
         """The instructions that may compute it, widest first, all of one depth."""
-        rates = self.device.rates(self.precision)
-        block = self.precision.block and channel_block(
-            self.workload.out_channels, self.device, self.precision
-        )
+        precision, channels = self.precision, self.workload.out_channels
         usable = [
             rate
-            for rate in rates
+            for rate in self.device.rates(precision)
             if self._in_words(rate.instruction.depth)
-            and not (block and block % rate.lanes)
+            # Blocks of outputs are whole vectors.
+            and precision.channel_block(channels, rate.lanes) % rate.lanes == 0
             # Its parts take one pixel for all lanes, which may belong to several groups.
             and not (rate.instruction.neighbours and self.workload.groups > 1)
         ]
@@ -158,7 +156,7 @@ class Case:
     @cached_property
     def peak(self) -> Rate:
         """The fastest of them."""
-        return max(self.rates, key=lambda rate: (rate.flops_per_cycle, rate.lanes))
+        return fastest(self.rates)
 
     @cached_property
     def lanes(self) -> int:

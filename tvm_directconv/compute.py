@@ -174,7 +174,9 @@ def conv2d(
 
     def added_up(value: Any, residual: Any) -> Any:
         """Return the sum of a requantised output and a residual, requantised."""
-        of_output, of_residual, shift, infinity, least, most = (limits[3 + i] for i in range(6))
+        of_output, of_residual, shift, infinity, least, most = (
+            limits[3 + i] for i in range(OF_SUMS)
+        )
         # Nothing is larger: it keeps products and sums from being fused, as above.
         scaled = [
             tirx.min(whole.astype(SCALES.name) * factor, infinity)

@@ -165,10 +165,9 @@ class CompiledConv:
             or the convolution was not built for it.
         """
         m = self.manifest
-        if quantization is not None and m.precision.sum.least is None:
+        if quantization is not None and not m.precision.whole:
             raise ArgumentError(f"a quantization is given: expected none for {m.precision}")
-        asked = [operand.name for operand in OPERANDS if getattr(m.epilogue, operand.name)]
-        plain = _given(operands, asked)
+        plain = _given(operands, [operand.name for operand in m.epilogue.asked])
         meaning = quantization or Quantization()
         zero_point = meaning.input_zero_point
         if m.precision.pixel.least is not None:

@@ -7,7 +7,7 @@ oracle, :mod:`.reference`, has them once more, in NumPy.
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
@@ -199,13 +199,12 @@ class Epilogue:
         WorkloadError
             With what cannot be.
         """
-        whole = precision.sum.least is not None
-        if (self.zero_point or self.requantize) and not whole:
+        if (self.zero_point or self.requantize) and not precision.whole:
             raise WorkloadError(
                 f"epilogue {self.descriptor!r} is for whole numbers: expected no zero_point and no "
                 f"requantize for {precision}"
             )
-        if whole and not ACTIVATIONS[self.activation].limits:
+        if precision.whole and not ACTIVATIONS[self.activation].limits:
             having = [name for name, row in ACTIVATIONS.items() if row.limits]
             raise WorkloadError(
                 f"activation is {self.activation}: expected one of {', '.join(having)} for "
@@ -248,17 +247,20 @@ class Epilogue:
         return cls(**found)
 
     @property
+    def asked(self) -> tuple[Operand, ...]:
+        """The operands that it is asked for."""
+        return tuple(operand for operand in OPERANDS if getattr(self, operand.name))
+
+    @property
     def operands(self) -> tuple[Operand, ...]:
         """Its operands, in the order of the function's parameters."""
-        given = {operand.name: getattr(self, operand.name) for operand in OPERANDS}
-        # It is what makes up for the zero point.
-        given[BIAS.name] |= self.zero_point
-        return tuple(operand for operand in OPERANDS if given[operand.name])
+        # The bias is what makes up for the zero point, too.
+        return (replace(self, bias=True) if self.zero_point else self).asked
 
     @property
     def descriptor(self) -> str:
         """What :meth:`parse` makes the same epilogue of; ``none`` if there is nothing to do."""
-        parts = [operand.name for operand in OPERANDS if getattr(self, operand.name)]
+        parts = [operand.name for operand in self.asked]
         parts += ["zero_point"] * self.zero_point
         slope = f"={self.slope!r}" if ACTIVATIONS[self.activation].has_slope else ""
         last = [f"requantize={self.requantize}"] if self.requantize else []
@@ -271,7 +273,7 @@ class Epilogue:
         """Parts of a function's name: ``bias_residual_relu``."""
         signs = str.maketrans({".": "p", "-": "m", "+": None})
         slope = f"{self.slope:g}".translate(signs) if self.slope else ""
-        parts = [operand.name for operand in OPERANDS if getattr(self, operand.name)]
+        parts = [operand.name for operand in self.asked]
         parts += ["zero_point"] * self.zero_point
         if self.activation != "none":
             parts.append(self.activation + slope)

@@ -70,6 +70,11 @@ class Precision:
         return self.converted_to or self
 
     @property
+    def whole(self) -> bool:
+        """Whether sums are whole numbers."""
+        return self.sum.least is not None
+
+    @property
     def stores_sums(self) -> bool:
         """Whether sums may be stored where outputs will be, before they are complete."""
         return self.sum == self.output and self.block is None

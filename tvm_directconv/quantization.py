@@ -7,6 +7,7 @@ are those of ONNX's QLinearConv, to the bit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ class BorderClass(NamedTuple):
     taps: tuple[int, ...]
 
 
+@cache
 def border_classes(workload: ConvWorkload, axis: int) -> tuple[BorderClass, ...]:
     """Return the classes of the output's rows (axis 0) or columns (1), in their order."""
     size = (workload.in_height, workload.in_width)[axis]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .epilogue import OPERANDS, Epilogue
+from .epilogue import Epilogue
 from .errors import ArgumentError
 from .precision import NUMBER_TYPES
 from .quantization import Quantization
@@ -122,9 +122,8 @@ def epilogue_reference(
     finished = sums.astype(np.float64)
     if epilogue.requantize:
         return _requantized(finished, epilogue, quantization or Quantization(), operands)
-    for operand in epilogue.operands:
-        if getattr(epilogue, operand.name):
-            finished = _OPERANDS[operand.name](finished, operands[operand.name])
+    for operand in epilogue.asked:
+        finished = _OPERANDS[operand.name](finished, operands[operand.name])
     with np.errstate(over="ignore"):  # Where e^x is infinite, 1/e^x is 0.
         return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 
@@ -229,7 +228,7 @@ def random_tensors(
     rng = np.random.default_rng(seed)
     shapes, types = (workload.input_shape, workload.weight_shape), workload.precision
     reduction = math.prod(workload.weight_shape[1:])
-    if types.sum.least is not None:
+    if types.whole:
         # All numbers but -128, which is no symmetrically quantised weight, unless sums of so many
         # products would overflow.
         most = min(127, math.isqrt(types.sum.largest_exact // (2 * reduction))) or 1
@@ -264,11 +263,10 @@ def random_operands(workload: ConvWorkload, epilogue: Epilogue, seed: int) -> di
     """Make plain operands of an epilogue, small whole numbers of the types that it reads."""
     rng = np.random.default_rng(seed)
     types, found = workload.precision, {}
-    for operand in OPERANDS:
-        if getattr(epilogue, operand.name):
-            number = types.sum if operand.by_channel else epilogue.output(types)
-            shape = (workload.out_channels,) if operand.by_channel else workload.output_shape
-            found[operand.name] = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
+    for operand in epilogue.asked:
+        number = types.sum if operand.by_channel else epilogue.output(types)
+        shape = (workload.out_channels,) if operand.by_channel else workload.output_shape
+        found[operand.name] = rng.integers(-8, 8, shape, endpoint=True).astype(number.name)
     return found
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import reading
 from .descriptor import EXAMPLE, looks_like_descriptor
@@ -20,9 +20,6 @@ from .errors import ModelError, WorkloadError, did_you_mean, similar_file
 from .network.compile import checked_inputs, network_workloads
 from .precision import PRECISIONS
 from .workload import ConvWorkload
-
-if TYPE_CHECKING:
-    pass
 
 MODELS = (".onnx", ".pt2")
 """How files of models end: ONNX, and torch.export."""

@@ -500,10 +500,6 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
     widths = [rate.lanes for rate in case.rates]
     if b.lanes not in widths:
         reasons.append(f"lanes is {b.lanes}: {device.name} has vectors of {widths} lanes")
-    elif (block := b.output_layout(workload).block) and block % b.lanes:
-        reasons.append(
-            f"lanes is {b.lanes}: does not divide the output's blocks of {block} channels"
-        )
     for name in ("oc_vectors", "ow_tile", "ic_block", "ic_unroll", "oh_block"):
         if getattr(b, name) < 1:
             reasons.append(f"{name} is {getattr(b, name)}: expected at least 1")

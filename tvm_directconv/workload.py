@@ -11,7 +11,7 @@ from pathlib import Path
 from .descriptor import EXAMPLE, MAX_ELEMENTS, parsed, printed, whole, with_name
 from .errors import WorkloadError, did_you_mean
 from .kinds import shown
-from .precision import FLOAT32, PRECISIONS, NumberType, Precision
+from .precision import PRECISIONS, NumberType, Precision
 
 _NOT_IN_NAMES = re.compile(r'["*,#:\[]|^\s')
 
@@ -434,26 +434,10 @@ def only_floats(workloads: Iterable[ConvWorkload], what: str) -> None:
         With its name, and `what`.
     """
     for workload in workloads:
-        if workload.precision.sum.least is not None:
+        if workload.precision.whole:
             raise WorkloadError(
                 f"{workload} is in {workload.dtype}: {what} is for convolutions in floating point; "
                 "leave it out"
-            )
-
-
-def only_float32(workloads: Iterable[ConvWorkload], what: str) -> None:
-    """Raise if a convolution is in another type, for what does not compute in others yet.
-
-    Raises
-    ------
-    WorkloadError
-        With its name, and `what`.
-    """
-    for workload in workloads:
-        if workload.precision is not FLOAT32:
-            raise WorkloadError(
-                f"{workload} is in {workload.dtype}: {what} is for convolutions in float32; leave "
-                "it out"
             )
 
 

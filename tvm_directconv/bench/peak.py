@@ -67,13 +67,17 @@ class BurstCode:
         rounds = _ROUNDS
         instruction, precision = rate.instruction, rate.instruction.precision
         words = instruction.depth > 1
-        if precision.sum.least is not None and (instruction.temporaries or not words):
+        if precision.whole and (instruction.temporaries or not words):
             raise DeviceError(
                 f"no burst of {instruction} can be measured, which is several instructions: "
                 "expected another number type, or a device with dot products"
             )
         total = precision.sum.name
         operand = total if words else precision.pixel.name
+
+        def added(total: Any, one: Any, other: Any) -> Any:
+            # The sum is in the product of numbers, which else would be computed once for all rounds.
+            return total + one * other if words else total * one + other
 
         @T.prim_func(s_tir=True)
         def burst(
@@ -89,30 +93,11 @@ class BurstCode:
                     for _ in range(rounds):
                         for i in T.unroll(sums):
                             for j in T.vectorized(lanes):
-                                y[thread * sums * lanes + i * lanes + j] = (
-                                    y[thread * sums * lanes + i * lanes + j] * x[j] + x[lanes + j]
+                                y[thread * sums * lanes + i * lanes + j] = added(
+                                    y[thread * sums * lanes + i * lanes + j], x[j], x[lanes + j]
                                 )
 
-        @T.prim_func(s_tir=True)
-        def burst_of_words(
-            x: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
-            y: T.Buffer((threads * sums * lanes,), total),  # type: ignore[valid-type]
-        ):
-            T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
-            for thread in T.parallel(threads):
-                with T.attr(0, TILE, 1):
-                    for i in T.unroll(sums):
-                        for j in T.vectorized(lanes):
-                            y[thread * sums * lanes + i * lanes + j] = x[j]
-                    for _ in range(rounds):
-                        for i in T.unroll(sums):
-                            for j in T.vectorized(lanes):
-                                y[thread * sums * lanes + i * lanes + j] = (
-                                    y[thread * sums * lanes + i * lanes + j] + x[j] * x[lanes + j]
-                                )
-
-        found = burst_of_words if words else burst
-        function = found.with_attr(
+        function = burst.with_attr(
             {"target": device.target(threads), **of_instruction(instruction, precision)}
         )
         self.module: Any = tirx.build(

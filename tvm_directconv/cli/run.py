@@ -161,7 +161,7 @@ def _quantization(
     """Return what whole numbers stand for; outputs use all their range if nothing is given."""
     given = {name: getattr(args, name) for name in _QUANTIZATION}
     m = conv.manifest
-    if m.precision.sum.least is None:
+    if not m.precision.whole:
         for name, value in given.items():
             if value != _QUANTIZATION[name]:
                 raise ArgumentError(

@@ -58,6 +58,11 @@ def computing(rates: Iterable[Rate], precision: Precision) -> tuple[Rate, ...]:
     )
 
 
+def fastest(rates: Iterable[Rate]) -> Rate:
+    """Return the instruction with most operations per cycle, the widest of equals."""
+    return max(rates, key=lambda rate: (rate.flops_per_cycle, rate.lanes))
+
+
 @dataclass(frozen=True)
 class ConversionRate:
     """How fast one core runs a conversion.
@@ -178,7 +183,7 @@ class Device:
 
     def peak(self, precision: Precision = FLOAT32) -> Rate:
         """Return the instruction with most operations per cycle, the widest of equals."""
-        return max(self.rates(precision), key=lambda rate: (rate.flops_per_cycle, rate.lanes))
+        return fastest(self.rates(precision))
 
     @property
     def lanes(self) -> int:

@@ -77,6 +77,6 @@ def of_instruction(instruction: Instruction, precision: Precision) -> dict[str, 
             "elements": f"{precision.weight}x{instruction.lanes * instruction.depth}",
             "pixels": precision.pixel.name,
             "weights_first": instruction.weights_first,
-            "flips": instruction.shift(precision) != 0,
+            "flips": instruction.shifts(precision),
         }
     }

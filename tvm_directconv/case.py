@@ -133,8 +133,6 @@ class Case:
             if self._in_words(rate.instruction.depth)
             # Blocks of outputs are whole vectors.
             and precision.channel_block(channels, rate.lanes) % rate.lanes == 0
-            # Its parts take one pixel for all lanes, which may belong to several groups.
-            and not (rate.instruction.neighbours and self.workload.groups > 1)
         ]
         depth = max((rate.instruction.depth for rate in usable), default=1)
         return tuple(rate for rate in usable if rate.instruction.depth == depth)

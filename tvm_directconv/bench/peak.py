@@ -76,7 +76,7 @@ class BurstCode:
         operand = total if words else precision.pixel.name
 
         def added(total: Any, one: Any, other: Any) -> Any:
-            # The sum is in the product of numbers, which else would be computed once for all rounds.
+            # That of two numbers would be computed once for all rounds.
             return total + one * other if words else total * one + other
 
         @T.prim_func(s_tir=True)

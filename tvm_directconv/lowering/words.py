@@ -38,8 +38,10 @@ declare <8 x i16> @llvm.{mull}(<8 x i8>, <8 x i8>)
 declare <4 x i32> @llvm.{add}
 define <4 x i32> @directconv_smull(<4 x i32> %s, <16 x i8> %x8, <16 x i8> %w) alwaysinline {{
   %x = bitcast <16 x i8> %x8 to <8 x i16>
-  %x0 = shufflevector <8 x i16> %x, <8 x i16> poison, <4 x i32> zeroinitializer
-  %x1 = shufflevector <8 x i16> %x, <8 x i16> poison, <4 x i32> splat (i32 1)
+  %x0 = shufflevector <8 x i16> %x, <8 x i16> poison,
+      <4 x i32> <i32 0, i32 2, i32 4, i32 6>
+  %x1 = shufflevector <8 x i16> %x, <8 x i16> poison,
+      <4 x i32> <i32 1, i32 3, i32 5, i32 7>
   %xl = bitcast <4 x i16> %x0 to <8 x i8>
   %xh = bitcast <4 x i16> %x1 to <8 x i8>
   %wl = shufflevector <16 x i8> %w, <16 x i8> poison,

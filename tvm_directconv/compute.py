@@ -33,6 +33,7 @@ def conv2d(
     weight_layout: WeightLayout,
     epilogue: Epilogue | None = None,
     output_shape: tuple[int, int, int, int] | None = None,
+    fused: bool = True,
 ) -> Any:
     """Return the convolution as an unscheduled TensorIR function.
 
@@ -56,6 +57,8 @@ def conv2d(
     output_shape : tuple of int, optional
         Plain shape in which the output's pixels are counted, if not in rows of the image: oh and
         ow, and the shapes of outputs and residual, are then of this.
+    fused : bool, optional
+        Whether the processor has a multiply-add of float32 that rounds once.
 
     Returns
     -------
@@ -172,17 +175,19 @@ def conv2d(
         """Return the bits that are :data:`ROUNDING_BITS` more than a number, rounded."""
         return tirx.reinterpret("int32", value + tirx.const(ROUNDING, SCALES.name))
 
+    def plus_product(total: Any, whole: Any, factor: Any) -> Any:
+        """Return ``total + whole * factor``, rounded once, of a number of 8 bits."""
+        if fused:
+            value = whole.astype(SCALES.name)
+            return tirx.call_llvm_pure_intrin(SCALES.name, "llvm.fma", value, factor, total)
+        # Here, both product and sum are exact.
+        value, factor, total = (each.astype("float64") for each in (whole, factor, total))
+        return (total + value * factor).astype(SCALES.name)
+
     def added_up(value: Any, residual: Any) -> Any:
         """Return the sum of a requantised output and a residual, requantised."""
-        of_output, of_residual, shift, infinity, least, most = (
-            limits[3 + i] for i in range(OF_SUMS)
-        )
-        # Nothing is larger: it keeps products and sums from being fused, as above.
-        scaled = [
-            tirx.min(whole.astype(SCALES.name) * factor, infinity)
-            for whole, factor in ((value, of_output), (residual, of_residual))
-        ]
-        total = scaled[0] + (scaled[1] + shift)
+        of_output, of_residual, shift, least, most = (limits[3 + i] for i in range(OF_SUMS))
+        total = plus_product(plus_product(shift, residual, of_residual), value, of_output)
         return rounded(tirx.max(tirx.min(total, most), least)) - ROUNDING_BITS
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:

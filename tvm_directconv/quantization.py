@@ -177,8 +177,8 @@ class Quantization:
         numpy.ndarray
             float32: the least and the greatest, both less the zero point; and the bits of the zero
             point less :data:`ROUNDING_BITS`. With a residual, :data:`OF_SUMS` more: what outputs
-            and residual are multiplied by, what is added to both, infinity, and the least and the
-            greatest sum.
+            and residual are multiplied by, what is added to both, and the least and the greatest
+            sum.
 
         Raises
         ------
@@ -194,14 +194,16 @@ class Quantization:
             final = checked_zero_point("sum_zero_point", self.sum_zero_point, number)
             of_output = np.float32(self.output_scale) / np.float32(self.sum_scale)
             of_residual = np.float32(self.residual_scale) / np.float32(self.sum_scale)
-            shift = of_output * np.float32(zero) + of_residual * np.float32(residual)
+            # Rounded as ONNX Runtime's compiler does: the first product is not.
+            product = np.float64(of_output) * zero
+            zeros = np.float32(product + of_residual * np.float32(residual))
             limits = _limits(number, final, self.sum_scale, epilogue.activation)
-            numbers += [of_output, of_residual, np.float32(final) - shift, np.float32(np.inf)]
+            numbers += [of_output, of_residual, np.float32(final) - zeros]
             numbers += [limit + np.float32(final) for limit in limits]
         return np.array(numbers, np.float32)
 
 
-OF_SUMS = 6
+OF_SUMS = 5
 """Numbers more that kernels read if there is a residual."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -158,9 +159,15 @@ def _requantized(
     if not epilogue.residual:
         return found
     first, second = f32(q.output_scale) / f32(q.sum_scale), f32(q.residual_scale) / f32(q.sum_scale)
-    zeros = first * f32(q.output_zero_point) + second * f32(q.residual_zero_point)
-    shifted = operands["residual"].astype(f32) * second + (f32(q.sum_zero_point) - zeros)
-    total = found.astype(f32) * first + shifted
+
+    def multiply_added(values: np.ndarray, factor: np.floating, added: Any) -> np.ndarray:
+        # float64 has room for the product, and for the sum unless the scales are absurdly apart.
+        return (values.astype(np.float64) * factor + added).astype(f32)
+
+    of_residual = second * f32(q.residual_zero_point)
+    zeros = multiply_added(np.array(q.output_zero_point), first, of_residual)
+    shifted = multiply_added(operands["residual"], second, f32(q.sum_zero_point) - zeros)
+    total = multiply_added(found, first, shifted)
     return saturated(limited(total, q.sum_scale, q.sum_zero_point))
 
 

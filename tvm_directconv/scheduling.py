@@ -6,6 +6,7 @@ from typing import Any
 from .compute import INPUT_NAME, WEIGHT_NAME, conv2d
 from .errors import ScheduleError, said_by
 from .lowering.marks import BLOCK, SHAPES, TYPES, of_instruction
+from .precision import FLOAT32
 from .registry import find_schedule
 from .tiling import Tiling
 
@@ -21,6 +22,7 @@ def unscheduled(tiling: Tiling) -> Any:
         tiling.weight_layout,
         case.epilogue,
         tiling.view.output_shape,
+        case.device.peak(FLOAT32).instruction.fused,
     )
     # See lowering/registers.py: loads must not be merged across steps.
     func = func.with_attr(

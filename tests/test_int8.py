@@ -1,6 +1,7 @@
 """Convolutions of whole numbers of 8 bits: exact, and requantised as ONNX Runtime does."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from onnx_quantized import qlinear_conv
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.bench.peak import Burst, BurstCode
 from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ArgumentError, BlockingError, WorkloadError
+from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.quantization import border_classes
 from tvm_directconv.toolchain import find_toolchain
 
@@ -293,3 +296,29 @@ def test_quantizations_that_cannot_be() -> None:
     plain = dc.build("ic16ih9oc16kh3", "haswell")
     with pytest.raises(ArgumentError, match="a quantization is given: expected none for float32"):
         plain.pack_operands(weight, dc.Quantization())
+
+
+@pytest.mark.parametrize(
+    ("device", "parts"),
+    [
+        ("haswell", ["vpmaddwd"] * 2 + ["vpaddd"] * 2),
+        ("skylake-avx512", ["vpmaddwd"] * 2 + ["vpaddd"] * 2),
+        ("x86-64-v2", ["movdqa", "pmaddwd"] * 2 + ["paddd"] * 2),
+        ("cortex-a72", ["smull", "smlal", "sadalp"]),
+        ("armv7", ["vmull.s8", "vmlal.s8", "vpadal.s16"]),
+        ("cortex-a76", ["sdot"]),
+        ("znver4", ["vpdpbusd"]),
+    ],
+)
+def test_bursts_repeat_all_parts_of_an_instruction(device: str, parts: list[str]) -> None:
+    target = dc.device(device)
+    for precision in (PRECISIONS["uint8"], PRECISIONS["int8"]):
+        code = BurstCode(target, 1, precision)
+        assembly = code.module.inspect_source("asm")
+        (loop,) = innermost_loops(assembly, target.triple)
+        found = Counter(line.split()[0] for line in loop.body)
+        (sums,) = {found.pop(name) / parts.count(name) for name in set(parts)}
+        assert sums >= 4 and code.flops % (8 * target.peak(precision).lanes * sums) == 0
+        assert found.total() <= 2 and not loop.spills  # It counts, and jumps.
+    if target.is_host_runnable:
+        assert Burst(target, 1, PRECISIONS["int8"])() > 1

@@ -62,15 +62,15 @@ class BurstCode:
         lanes = rate.lanes
         # Twice what the pipelines need (the paper's inequality 1), as registers allow: two of
         # them hold the operands.
-        sums = min(device.vector_registers - 3, ceil(2 * rate.per_cycle * rate.latency))
-        sums = max(sums, 4)
-        rounds = _ROUNDS
         instruction, precision = rate.instruction, rate.instruction.precision
+        registers = device.vector_registers - 3 - instruction.temporaries
+        sums = max(min(registers, ceil(2 * rate.per_cycle * rate.latency)), 4)
+        rounds = _ROUNDS
         words = instruction.depth > 1
-        if precision.whole and (instruction.temporaries or not words):
+        if precision.whole and not words:
             raise DeviceError(
-                f"no burst of {instruction} can be measured, which is several instructions: "
-                "expected another number type, or a device with dot products"
+                f"no burst of {instruction} can be measured: expected another number type, or a "
+                "device that multiplies several channels at once"
             )
         total = precision.sum.name
         operand = total if words else precision.pixel.name
@@ -98,7 +98,7 @@ class BurstCode:
                                 )
 
         function = burst.with_attr(
-            {"target": device.target(threads), **of_instruction(instruction, precision)}
+            {"target": device.target(threads), **of_instruction(instruction, precision, again=True)}
         )
         self.module: Any = tirx.build(
             IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE

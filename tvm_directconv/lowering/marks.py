@@ -67,8 +67,13 @@ DENORMALS = "directconv.denormals"
 """Function attribute: one of :data:`.denormals.MODES`, the first if there is none."""
 
 
-def of_instruction(instruction: Instruction, precision: Precision) -> dict[str, Any]:
-    """Return the attributes of a function in which an instruction multiplies words."""
+def of_instruction(
+    instruction: Instruction, precision: Precision, again: bool = False
+) -> dict[str, Any]:
+    """Return the attributes of a function in which an instruction multiplies words.
+
+    `again` says that these are the same words again and again.
+    """
     if instruction.depth == 1:
         return {}
     return {
@@ -78,5 +83,6 @@ def of_instruction(instruction: Instruction, precision: Precision) -> dict[str, 
             "pixels": precision.pixel.name,
             "weights_first": instruction.weights_first,
             "flips": instruction.shifts(precision),
+            "again": again,
         }
     }

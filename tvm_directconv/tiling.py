@@ -125,7 +125,7 @@ class Tiling:
         """Whether sums leave the registers before they are complete."""
         return self.channels_at_once < self.view.group_in
 
-    @property
+    @cached_property
     def channel_tiles(self) -> ChannelTiles:
         """The tiles of output channels.
 
@@ -189,12 +189,14 @@ class Tiling:
         b = self.blocking
         return _groups_of_tiles(self.case.words, b.oc_vectors, b.lanes)
 
-    @property
+    @cached_property
     def groups_in_tile(self) -> int:
         """How many groups the output channels of a register tile belong to, at most.
 
         If there are several, lanes have input channels of their own, and pixels are vectors.
         """
+        if self.case.words.groups == 1:
+            return 1
         return max(vectors[-1].stop - vectors[0].start for vectors in self.groups_of_tiles)
 
     @property

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from .descriptor import EXAMPLE, MAX_ELEMENTS, parsed, printed, whole, with_name
@@ -159,13 +160,13 @@ class ConvWorkload:
         """Whether weights times input, pixels in a row, is the output: im2col has nothing to do."""
         return self.kernel == self.stride == (1, 1) and not any(self.padding)
 
-    @property
+    @cached_property
     def out_height(self) -> int:
         """Rows of the output."""
         top, _, bottom, _ = self.padding
         return (self.in_height + top + bottom - self.dilated_kernel[0]) // self.stride[0] + 1
 
-    @property
+    @cached_property
     def out_width(self) -> int:
         """Columns of the output."""
         _, left, _, right = self.padding
@@ -195,7 +196,7 @@ class ConvWorkload:
             return self
         return replace(self, in_channels=-(-self.group_in // depth) * self.groups)
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Nominal floating-point operations, a multiply-add being two.
 

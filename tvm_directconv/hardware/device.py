@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError
@@ -185,7 +186,7 @@ class Device:
         """Return the instruction with most operations per cycle, the widest of equals."""
         return fastest(self.rates(precision))
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         """float32 lanes of the widest vector."""
         return self.rates()[0].lanes

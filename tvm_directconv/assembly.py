@@ -269,7 +269,7 @@ _X86_64 = _Machine(
     vector_access=re.compile(r"(?=.*%[xyz]mm)(?=.*\(%)"),
     pair_load=re.compile(r"(?!)"),
     pair_use=re.compile(r"(?!)"),
-    fma=re.compile(r"vfn?m(add|sub)\d+p[sh]\s|(\{vex\} +)?vpdp\w+\s"),
+    fma=re.compile(r"vfn?m(add|sub)\d+p[sh]\s|(\{vex\} +)?vpdp\w+\s|tdp\w+\s"),
     multiply=re.compile(r"v?mulp[sh]\s|v?pmaddwd\s"),
     add=re.compile(r"v?addp[sh]\s|v?paddd\s"),
     call=re.compile("call"),

@@ -11,10 +11,12 @@ from .hardware.device import Rate
 from .instructions import BROADCAST
 from .model import estimate
 from .tiling import (
+    MATRIX_TILES,
     Tiling,
     can_flatten,
     contiguous_channels,
     divides_blocks,
+    flat_in_matrices,
     registers,
     steps_are_rows,
     usable_registers,
@@ -85,9 +87,49 @@ def candidates(case: Case) -> Iterator[Blocking]:
         and n < channels
         and divides_blocks(n, input_layout.block)
     ]
+    if case.peak.instruction.pixels > 1:
+        yield from _in_matrices(case, case.peak)
+        return
     for rate in case.rates:
         if rate.lanes == case.lanes or (rate.lanes < case.lanes and _may_be_narrower(case, rate)):
             yield from _in_vectors(case, rate, contiguous, blocks)
+
+
+def _in_matrices(case: Case, rate: Rate) -> Iterator[Blocking]:
+    """Generate the blockings in matrix registers."""
+    block, vectors = case.word_layout.block, ceil(case.workload.out_channels / rate.lanes)
+    assert block is not None
+    for flat_rows in (0, 1) if flat_in_matrices(case) else (0,):
+        tile = Blocking(
+            rate.lanes,
+            1,
+            1,
+            block,
+            block,
+            kw_unroll=True,
+            flat_rows=flat_rows,
+            oc_block=case.oc_block(rate.lanes),
+        )
+        view = Tiling(case, tile).view
+        for pixels in _pixels_of_matrices(view, rate.instruction.pixels):
+            for matrices, oc_vectors in MATRIX_TILES:
+                wanted = replace(tile, oc_vectors=oc_vectors, ow_tile=matrices * pixels)
+                if oc_vectors > vectors or Tiling(case, wanted).matrices_of_pixels < matrices:
+                    continue
+                for rows_outside in (False, True):
+                    yield replace(wanted, rows_outside=rows_outside)
+
+
+def _pixels_of_matrices(view: ConvWorkload, most: int) -> list[int]:
+    """Return how many pixels matrices may have: parts of a row, or several rows, as even as can be.
+
+    With fewer pixels an instruction takes as long as with all.
+    """
+    width, height = view.out_width, view.out_height
+    if width > most:
+        return [ceil(width / ceil(width / most))]
+    rows = min(height, most // width)
+    return [width * ceil(height / ceil(height / rows))]
 
 
 def _may_be_narrower(case: Case, rate: Rate) -> bool:
@@ -130,7 +172,7 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
                 contiguous,
                 ic_unroll,
                 kw_unroll=rows or (ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS),
-                oc_block=0 if lanes == case.lanes else case.lanes,
+                oc_block=case.oc_block(lanes),
             )
             for flat_rows in _flat_rows(workload, ow_tile):
                 flat = Tiling(case, replace(tile, flat_rows=flat_rows))

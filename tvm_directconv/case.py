@@ -126,16 +126,40 @@ class Case:
     @cached_property
     def rates(self) -> tuple[Rate, ...]:
         """The instructions that may compute it, widest first, all of one depth."""
-        precision, channels = self.precision, self.workload.out_channels
         usable = [
             rate
-            for rate in self.device.rates(precision)
+            for rate in self.device.rates(self.precision)
             if self._in_words(rate.instruction.depth)
             # Blocks of outputs are whole vectors.
-            and precision.channel_block(channels, rate.lanes) % rate.lanes == 0
+            and self._block_of(rate.lanes) % rate.lanes == 0
         ]
         depth = max((rate.instruction.depth for rate in usable), default=1)
-        return tuple(rate for rate in usable if rate.instruction.depth == depth)
+        usable = [rate for rate in usable if rate.instruction.depth == depth]
+        matrices = [rate for rate in usable if self._fills_matrices(rate, usable)]
+        return tuple(matrices or (rate for rate in usable if rate.instruction.pixels == 1))
+
+    def _block_of(self, lanes: int) -> int:
+        """Return the channel block of outputs that are computed in such vectors."""
+        most = self.device.block(self.precision)
+        return self.precision.channel_block(self.workload.out_channels, lanes, most)
+
+    def oc_block(self, lanes: int) -> int:
+        """Return what block sizes say of the output's block, where vectors have so many lanes.
+
+        Layers pass on to each other the same blocks, whatever the vectors of each.
+        """
+        block = channel_block(self.workload.out_channels, self.device, self.precision)
+        as_lanes_say = self.precision.channel_block(self.workload.out_channels, lanes)
+        return 0 if block == as_lanes_say else block
+
+    def _fills_matrices(self, rate: Rate, others: Iterable[Rate]) -> bool:
+        """Return whether matrices, which a block of few words fills in part, beat vectors."""
+        words, block = rate.instruction.words, self.input_layout.block
+        if words == 1 or block is None or self.workload.groups > 1:
+            return False
+        filled = min(1, block / rate.instruction.depth / words)
+        vectors = [other.flops_per_cycle for other in others if other.instruction.words == 1]
+        return filled * rate.flops_per_cycle > max(vectors, default=0)
 
     def _in_words(self, depth: int) -> bool:
         """Return whether channels of a group lie side by side in words of so many."""
@@ -207,7 +231,8 @@ def channel_block(channels: int, device: Device, precision: Precision = FLOAT32)
     one's input: the lanes that compute all channels in the fewest cycles, or as the precision has
     it.
     """
-    return precision.channel_block(channels, _fastest(channels, device.rates(precision)).lanes)
+    lanes = _fastest(channels, device.rates(precision)).lanes
+    return precision.channel_block(channels, lanes, device.block(precision))
 
 
 def _fastest(channels: int, rates: Iterable[Rate]) -> Rate:
@@ -222,7 +247,7 @@ def _fastest(channels: int, rates: Iterable[Rate]) -> Rate:
 def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLayout:
     """Return the layout of the input: plain for images, blocked between layers."""
     precision = workload.precision
-    if precision.block is None and workload.in_channels < min(
+    if device.block(precision) is None and workload.in_channels < min(
         rate.lanes for rate in device.rates(precision)
     ):
         return ActivationLayout("NCHW")

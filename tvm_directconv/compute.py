@@ -127,7 +127,7 @@ def conv2d(
         most = most_first_channel(workload, input_layout, lanes)
         return first if most is None else tirx.min(first, most)
 
-    ic = te.reduce_axis((0, workload.group_in // ic_block), "ic")
+    ic = te.reduce_axis((0, -(-workload.group_in // ic_block)), "ic")
     kh = te.reduce_axis((0, kernel_rows), "kh")
     kw = te.reduce_axis((0, kernel_columns), "kw")
     ici = te.reduce_axis((0, ic_block), "ici")

@@ -11,6 +11,7 @@ from .blocking import IC_OUTSIDE, Blocking
 from .candidates import candidates, choose
 from .case import Case
 from .hardware.device import Device
+from .instructions import MATRIX_REGISTERS
 from .logs.choice import best
 from .model import estimate
 from .precision import NumberType
@@ -40,8 +41,13 @@ def _losses(tiling: Tiling) -> dict[str, float]:
     for what, free in _FREE.items():
         better = replace(case, device=free(case.device))
         found[what] = cost.cycles - estimate(Tiling(better, tiling.blocking)).cycles
-    used = case.workload.out_channels / _computed_channels(tiling)
-    found["lanes without an output channel"] = cost.cycles * (1 - used)
+    if tiling.matrix:
+        empty = 1 - tiling.matrix.pixels / tiling.rate.instruction.pixels
+        found["rows of matrices without a pixel"] = cost.cycles * empty
+        found["outputs that are computed twice"] = cost.cycles * (1 - _once(tiling))
+    else:
+        used = case.workload.out_channels / _computed_channels(tiling)
+        found["lanes without an output channel"] = cost.cycles * (1 - used)
     found["threads that wait for the others"] = cost.cycles * (1 - cost.balance)
     return found
 
@@ -98,8 +104,7 @@ def explain(
     )
     paragraphs = [
         _heading(chosen),
-        _tile(chosen),
-        _row(chosen),
+        *([_matrices(chosen)] if chosen.matrix else [_tile(chosen), _row(chosen)]),
         _loop_order(chosen, ranked),
         _caches(chosen),
         _tasks(chosen),
@@ -184,14 +189,58 @@ def _tile(chosen: Tiling) -> list[str]:
             f"{_count(case.workload.out_channels, 'output channel')}"
         )
     if b.oc_block:
-        lines.append(
-            f"vectors of {b.lanes} lanes in blocks of {b.oc_block} output channels: fewer of them "
-            "span groups"
-        )
+        why = "as matrices take them" if case.precision.block else "fewer of them span groups"
+        lines.append(f"vectors of {b.lanes} lanes in blocks of {b.oc_block} output channels: {why}")
     elif b.lanes < case.rates[0].lanes:
         lines.append(
             f"vectors of {b.lanes} rather than {case.rates[0].lanes} lanes: they compute "
             f"{case.workload.out_channels} channels in fewer cycles"
+        )
+    return lines
+
+
+def _once(tiling: Tiling) -> float:
+    """Return which part of the outputs that matrices compute is no output of another one, too."""
+    b, view = tiling.blocking, tiling.view
+    vectors = ceil(view.out_channels / b.lanes)
+    outputs = view.batch * vectors * view.out_height * view.out_width
+    return outputs / (tiling.tasks * b.oc_vectors * b.ow_tile)
+
+
+def _matrices(chosen: Tiling) -> list[str]:
+    b, rate, matrix, view = chosen.blocking, chosen.rate, chosen.matrix, chosen.view
+    assert matrix is not None
+    sums = matrix.matrices * b.oc_vectors
+    taken = sums / rate.per_cycle
+    left = min(b.oc_vectors, MATRIX_REGISTERS - sums - matrix.matrices)
+    lines = [
+        f"Register tile: {_count(matrix.matrices, 'matrix', 'matrices')} of {matrix.pixels} pixels "
+        f"x {b.oc_vectors} of {b.lanes} output channels",
+        f"{rate.instruction} multiplies {matrix.pixels} pixels, {rate.instruction.pixels} at most, "
+        f"x {b.ic_block} words of {chosen.case.depth} input channels with weights of {b.lanes} "
+        f"output channels, once in {1 / rate.per_cycle:g} cycles",
+        f"{_count(sums, 'product')} in turn take {taken:g} cycles, and each sum waits "
+        f"{rate.latency:g} for the one before: "
+        + (
+            "the unit stays busy"
+            if taken >= rate.latency
+            else f"busy to {taken / rate.latency:.0%}"
+        ),
+        f"registers: {sums} for sums, {matrix.matrices} for pixels, {left} for weights, of "
+        f"{MATRIX_REGISTERS}",
+        f"a matrix is {matrix.columns} pixels of a row of {view.out_width}"
+        if matrix.rows == 1
+        else f"a matrix is {matrix.rows} rows of {matrix.columns} pixels",
+    ]
+    once = _once(chosen)
+    if once < 1:
+        lines.append(
+            f"where a tile is left over, it begins earlier: {1 - once:.1%} are computed twice"
+        )
+    if any(view.padding):
+        lines.append(
+            f"a matrix with padding in it is put together on the stack, in "
+            f"{b.ow_tile * b.ic_block * 4:,} bytes"
         )
     return lines
 
@@ -254,6 +303,8 @@ def _loop_order(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
     taps, depth = workload.kernel[1] if b.kw_unroll else 1, chosen.case.depth
     if depth > 1:
         lines.append(f"{chosen.rate.instruction} multiplies words of {depth} input channels")
+    if chosen.matrix:
+        return lines
     lines.append(
         f"straight-line code: {_count(chosen.straight_channels * depth, 'input channel')}"
         + (f" at {_count(taps, 'kernel column')}" if b.kw_unroll else "")
@@ -314,9 +365,11 @@ def _narrower(tiles: int, channels: int) -> list[str]:
 def _tasks(chosen: Tiling) -> list[str]:
     case, b, blocks, tasks = chosen.case, chosen.blocking, chosen.row_blocks, chosen.tasks
     tiles, narrow, vectors = chosen.channel_tiles
+    of_rows = f"{_count(blocks, 'block')} of {_count(b.oh_block, 'row')}"
+    if chosen.matrix:
+        narrow, of_rows = 0, f"{_count(blocks, 'tile')} of {b.ow_tile} pixels"
     lines = [
-        f"Tasks: batch {chosen.view.batch} x {_count(tiles, 'channel tile')} x "
-        f"{_count(blocks, 'block')} of {_count(b.oh_block, 'row')} = {tasks}",
+        f"Tasks: batch {chosen.view.batch} x {_count(tiles, 'channel tile')} x {of_rows} = {tasks}",
         *_narrower(narrow, vectors * b.lanes),
         "in this order: "
         + (
@@ -383,7 +436,7 @@ def _compared(other: Tiling, chosen: Tiling) -> str:
         what = "more work around the multiply-adds"
     least = min(map(len, other.row.tiles))
     narrow = ""
-    if least < other.blocking.ow_tile:
+    if least < other.blocking.ow_tile and not other.matrix:
         narrow = f"; its narrowest tile has {_count(least, 'column')}"
     return f"takes {slower / base:.1%} more cycles, mostly for {what}{narrow}"
 
@@ -419,8 +472,8 @@ def _holds(condition: bool) -> str:
     return "holds" if condition else "DOES NOT HOLD"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, what: str, several: str = "") -> str:
+    return f"{number} {what if number == 1 else several or what + 's'}"
 
 
 def _size(size: int) -> str:

@@ -33,6 +33,13 @@ VECTOR = "vector"
 """Lanes have pixels of their own, as they belong to different groups. All instructions can."""
 
 
+MATRIX = "matrix"
+"""Words of several pixels are the rows of a matrix register; see :mod:`.lowering.matrices`."""
+
+MATRIX_REGISTERS = 8
+"""Registers for matrices, of sums, pixels and weights."""
+
+
 @dataclass(frozen=True)
 class Instruction:
     """An instruction that multiplies a pixel with weights and adds the products to sums.
@@ -75,6 +82,9 @@ class Instruction:
         How many registers the weights of a vector take.
     temporaries : int
         How many registers it needs between its parts.
+    pixels, words : int
+        How many pixels it multiplies at once, and words of each of them, at most. If there are
+        several, registers are matrices.
     """
 
     name: str
@@ -93,6 +103,8 @@ class Instruction:
     least_weight: int = -128
     weight_registers: int = 1
     temporaries: int = 0
+    pixels: int = 1
+    words: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -146,6 +158,20 @@ def _vpmaddwd(name: str, features: tuple[str, ...], bits: int) -> Instruction:
         fused=False,
         weight_registers=2,
         temporaries=5 if bits < 512 else 12,
+    )
+
+
+def _tdp(name: str, features: tuple[str, ...], precision: Precision, depth: int) -> Instruction:
+    return Instruction(
+        f"{name} tmm",
+        ("amx-tile", *features),
+        precision,
+        16,
+        (MATRIX,),
+        depth=depth,
+        intrinsic=name,
+        pixels=16,
+        words=16,
     )
 
 
@@ -233,6 +259,9 @@ INSTRUCTIONS = {
         # room for both unless all four numbers are -128. Then pairs of these are added up.
         _smull("smull+sadalp v.4s", ("neon",), temporaries=12),
         _smull("vmull.s8+vpadal q", ("neon", "vfp4"), temporaries=3),
+        # 16 pixels of 16 words each, with weights of 16 output channels.
+        _tdp("tdpbusd", ("amx-int8",), UINT8, 4),
+        _tdp("tdpbssd", ("amx-int8",), INT8, 4),
         # A vector and a number in a floating-point register, from there into all lanes. The name is
         # the same for all vectors: how wide they are is up to the processor.
         Instruction("vfmacc.vf vlen128", ("v", "zvl128b"), FLOAT32, 4),

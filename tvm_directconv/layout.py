@@ -160,7 +160,7 @@ class WeightLayout:
     Parameters
     ----------
     ic_block : int
-        Input channels, or words of them, in a block; divides C_i.
+        Input channels, or words of them, in a block. What only fills the last one is zero.
     oc_block : int
         Output channels in a block: the lanes of the vectors that are computed with.
     depth : int
@@ -184,7 +184,7 @@ class WeightLayout:
     def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
         """Return the shape in this layout of weights with OIHW shape `plain`."""
         o, i, h, w = plain
-        blocks = -(-o // self.oc_block), -(-i // self.depth) // self.ic_block
+        blocks = -(-o // self.oc_block), -(-i // (self.depth * self.ic_block))
         words = (self.depth,) if self.depth > 1 else ()
         return (*blocks, h, w, self.ic_block, self.oc_block, *words)
 
@@ -195,7 +195,7 @@ class WeightLayout:
         packed = aligned_zeros(shape, array.dtype)
         inner = self.neighbours or self.depth
         words = packed.reshape(*shape[:5], self.depth // inner, self.oc_block, inner)
-        missing = -i % self.depth
+        missing = -i % (self.depth * self.ic_block)
         for start in range(0, o, self.oc_block):
             part = array[start : start + self.oc_block]
             if missing:

@@ -66,6 +66,8 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
     -------
     Estimate
     """
+    if tiling.matrix:
+        return _in_matrices(tiling)
     case, b, constants = tiling.case, tiling.blocking, tiling.case.device.model
     tiles = tiling.channel_tiles
     stored = constants.stored_sums if b.loop_order == IC_OUTSIDE else 1
@@ -85,6 +87,42 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
     largest = of_first(ceil(tasks / case.threads))
     ideal = case.workload.flops / case.peak.flops_per_cycle / case.threads
     return Estimate(largest, ideal, of_first(tasks) / case.threads / largest)
+
+
+def _in_matrices(tiling: Tiling) -> Estimate:
+    """Count the cycles of a convolution in matrix registers.
+
+    An instruction takes as long with few pixels as with all. Matrices are loaded a row at a time.
+    """
+    case, b, view, device = tiling.case, tiling.blocking, tiling.view, tiling.case.device
+    matrix, word = tiling.matrix, case.depth
+    assert matrix is not None
+    channels = tiling.channel_tiles.tiles
+    rows, columns = view.kernel
+    inside = float(rows)
+    if matrix.rows == 1:
+        inside = sum(taps_inside(view, 0, range(view.out_height))) / view.out_height
+    steps = ceil(view.group_in / b.ic_block) * inside * columns
+    weights = steps * b.oc_vectors * b.ic_block * b.lanes * word * case.precision.weight.bytes
+    pixel = view.group_in * word * case.precision.pixel.bytes
+    pixels, image = b.ow_tile * pixel, view.in_height * view.in_width * pixel
+    if b.rows_outside:
+        between = channels * weights + pixels, pixels + weights
+    else:
+        between = weights + pixels, image
+    memory = weights * _per_byte(between[0], device) + pixels * _per_byte(between[1], device)
+    products = matrix.matrices * b.oc_vectors
+    loads = matrix.matrices * matrix.pixels + b.oc_vectors * b.ic_block
+    step = max(
+        products / tiling.rate.per_cycle, tiling.rate.latency, loads / device.loads_per_cycle
+    )
+    # Sums are stored row by row.
+    computed = steps * step + products * matrix.pixels + device.model.visit_cycles
+    tasks = tiling.tasks
+    cycles = _together(computed, memory, device.model)
+    ideal = case.workload.flops / case.peak.flops_per_cycle / case.threads
+    largest = ceil(tasks / case.threads)
+    return Estimate(largest * cycles, ideal, tasks / case.threads / largest)
 
 
 def _task_cycles(tiling: Tiling, oc_tiles: int, step_cycles: StepCycles | None) -> float:

@@ -79,15 +79,15 @@ class Precision:
         """Whether sums may be stored where outputs will be, before they are complete."""
         return self.sum == self.output and self.block is None
 
-    def channel_block(self, channels: int, lanes: int) -> int:
+    def channel_block(self, channels: int, lanes: int, most: int | None = None) -> int:
         """Return how many channels are in a block of outputs that are computed in such vectors.
 
-        Blocks of fewer channels than :attr:`block` are the smallest power of two that has all of
-        them, from 4 on.
+        Blocks of fewer channels than `most`, which is :attr:`block` if not given, are the smallest
+        power of two that has all of them, from 4 on.
         """
-        if self.block is None:
+        block = most or self.block
+        if block is None:
             return lanes
-        block = self.block
         while block >= 2 * max(channels, 4):
             block //= 2
         return block

@@ -16,7 +16,7 @@ from .case import Case
 from .compute import most_first_channel
 from .errors import BlockingError
 from .hardware.device import Rate
-from .instructions import BROADCAST, LANE, MEMORY, VECTOR, Instruction
+from .instructions import BROADCAST, LANE, MATRIX, MEMORY, VECTOR, Instruction
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
@@ -24,6 +24,9 @@ from .workload import ConvWorkload
 _MOST_BORDER_TILES = 4
 # Kinds of tiles times places in the kernel.
 _MOST_CODE = 100
+MATRIX_TILES = (2, 2), (1, 4), (1, 2), (2, 1), (1, 1)
+"""Matrices of pixels and of output channels in a tile: with a matrix of sums for each pair, and one
+register at least for what passes by, the eight of them suffice."""
 # Registers for what is converted ahead of its use, where LLVM spills sums without. The second
 # number is of depthwise convolutions, where a step is a row of the kernel.
 _CONVERTING = 2, 4
@@ -67,6 +70,27 @@ class Row(NamedTuple):
     rebalanced: int
     left: int
     right: int
+
+
+class Matrix(NamedTuple):
+    """Pixels in matrix registers.
+
+    Attributes
+    ----------
+    matrices : int
+        Matrices of pixels in the register tile.
+    rows, columns : int
+        Rows and columns of the image whose pixels are in one of them.
+    """
+
+    matrices: int
+    rows: int
+    columns: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels in a matrix."""
+        return self.rows * self.columns
 
 
 class OwnPixels(NamedTuple):
@@ -114,6 +138,27 @@ class Tiling:
         """The instruction that it computes with, and how fast the device runs it."""
         return next(rate for rate in self.case.rates if rate.lanes == self.blocking.lanes)
 
+    @cached_property
+    def matrix(self) -> Matrix | None:
+        """The pixels in matrix registers, if there are any.
+
+        The fewest matrices that have all columns of the tile; of images whose rows are shorter,
+        several rows.
+        """
+        if self.rate.instruction.pixels == 1:
+            return None
+        b, width = self.blocking, self.view.out_width
+        matrices = ceil(b.ow_tile / self.rate.instruction.pixels)
+        pixels = b.ow_tile // matrices
+        return Matrix(matrices, max(1, pixels // width), min(pixels, width))
+
+    @property
+    def matrices_of_pixels(self) -> int:
+        """Matrices of pixels that there are in an image, those that overlap others included."""
+        assert self.matrix is not None
+        rows = ceil(self.view.out_height / self.matrix.rows)
+        return rows * ceil(self.view.out_width / self.matrix.columns)
+
     @property
     def channels_at_once(self) -> int:
         """The input channels that are summed up before a tile's sums are stored."""
@@ -153,7 +198,9 @@ class Tiling:
 
     @property
     def row_blocks(self) -> int:
-        """Blocks of rows, each the rows of one task."""
+        """Blocks of rows, each the rows of one task; in matrix registers, tiles of pixels."""
+        if self.matrix:
+            return ceil(self.matrices_of_pixels / self.matrix.matrices)
         return self.view.out_height // self.blocking.oh_block
 
     @property
@@ -264,6 +311,8 @@ class Tiling:
         from a lane where sums, pixels and weights of a step all find registers.
         """
         b, operands = self.blocking, self.rate.instruction.pixel_operands
+        if self.matrix:
+            return MATRIX
         if self.groups_in_tile > 1:
             return VECTOR
         if MEMORY in operands and b.oc_vectors == 1 and not self.case.precision.converted_to:
@@ -384,6 +433,11 @@ def unrolls(rounds: int) -> bool:
 def can_flatten(workload: ConvWorkload) -> bool:
     """Return whether rows mean nothing: every output pixel reads just one input pixel."""
     return workload.kernel == (1, 1) and not any(workload.padding)
+
+
+def flat_in_matrices(case: Case) -> bool:
+    """Return whether the pixels of all rows may be counted as of one: they are evenly apart."""
+    return can_flatten(case.workload) and case.workload.stride == (1, 1)
 
 
 @cache
@@ -516,6 +570,8 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
         reasons += _reasons_against_block(b, case)
     if reasons:
         return reasons
+    if case.peak.instruction.pixels > 1:
+        return _reasons_against_matrices(b, case)
     tiling = Tiling(case, blocking)
     vectors = ceil(workload.out_channels / b.lanes)
     if b.oc_vectors > vectors:
@@ -563,12 +619,52 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
     return reasons
 
 
+def _reasons_against_matrices(blocking: Blocking, case: Case) -> list[str]:
+    """Return why matrix registers cannot be used so."""
+    b, most, reasons = blocking, case.peak.instruction.pixels, []
+    block = case.word_layout.block
+    if b.ic_block != block:
+        reasons.append(f"ic_block is {b.ic_block}: expected {block}, as the input's blocks")
+    if b.loop_order != IC_INSIDE:
+        reasons.append(f"loop_order is {b.loop_order}: expected {IC_INSIDE} in matrix registers")
+    if b.oh_block != 1:
+        reasons.append(f"oh_block is {b.oh_block}: expected 1 in matrix registers")
+    if b.flat_rows and (b.flat_rows != 1 or not flat_in_matrices(case)):
+        reasons.append(
+            f"flat_rows is {b.flat_rows}: expected 0, or 1 for 1x1 kernels of stride 1, not padded"
+        )
+    matrices = ceil(b.ow_tile / most)
+    vectors = ceil(case.workload.out_channels / b.lanes)
+    if (matrices, b.oc_vectors) not in MATRIX_TILES or b.oc_vectors > vectors:
+        reasons.append(
+            f"ow_tile is {b.ow_tile} and oc_vectors {b.oc_vectors}: expected at most {most} "
+            f"columns beside 1, 2 or 4 of {vectors} vectors, or twice as many beside 1 or 2"
+        )
+    if b.ow_tile % matrices:
+        reasons.append(f"ow_tile is {b.ow_tile}: expected {matrices} matrices of as many columns")
+    if reasons:
+        return reasons
+    tiling = Tiling(case, b)
+    width, height, pixels = tiling.view.out_width, tiling.view.out_height, b.ow_tile // matrices
+    if pixels > width and (pixels % width or pixels // width > height):
+        reasons.append(
+            f"ow_tile is {b.ow_tile}: {pixels} pixels in a matrix are neither a part of a row of "
+            f"{width} nor some of the {height} rows"
+        )
+    elif tiling.matrices_of_pixels < matrices:
+        reasons.append(
+            f"ow_tile is {b.ow_tile}: more than the {width * height} pixels of the image"
+        )
+    return reasons
+
+
 def _reasons_against_block(blocking: Blocking, case: Case) -> list[str]:
     block, lanes, channels = blocking.oc_block, blocking.lanes, case.workload.out_channels
-    if case.precision.block:
-        return [f"oc_block is {block}: blocks of {case.precision} follow from the channels"]
     if block < 0 or block % lanes:
         return [f"oc_block is {block}: expected a multiple of {lanes} lanes"]
+    if case.precision.block:
+        wanted = case.oc_block(lanes)
+        return [] if block == wanted else [f"oc_block is {block}: expected {wanted}"]
     if ceil(channels / lanes) * lanes % block:
         return [
             f"oc_block is {block}: vectors of {lanes} lanes leave a part of the last block of "

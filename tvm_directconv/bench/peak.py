@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from ..hardware.device import Device
+from ..hardware.device import Device, Rate
 from ..hardware.host import check_cores
 from ..layout import aligned_zeros
 from ..lowering.marks import TILE, of_instruction
@@ -56,57 +56,18 @@ class BurstCode:
 
     def __init__(self, device: Device, threads: int, precision: Precision = FLOAT32) -> None:
         from tvm import IRModule, tirx
-        from tvm.script import tirx as T
 
         rate = device.peak(precision)
-        lanes = rate.lanes
-        # Twice what the pipelines need (the paper's inequality 1), as registers allow: two of
-        # them hold the operands.
-        instruction, precision = rate.instruction, rate.instruction.precision
-        registers = device.vector_registers - 3 - instruction.temporaries
-        sums = max(min(registers, ceil(2 * rate.per_cycle * rate.latency)), 4)
-        rounds = _ROUNDS
-        words = instruction.depth > 1
-        if precision.whole and not words:
-            raise DeviceError(
-                f"no burst of {instruction} can be measured: expected another number type, or a "
-                "device that multiplies several channels at once"
-            )
-        total = precision.sum.name
-        operand = total if words else precision.pixel.name
-
-        def added(total: Any, one: Any, other: Any) -> Any:
-            # That of two numbers would be computed once for all rounds.
-            return total + one * other if words else total * one + other
-
-        @T.prim_func(s_tir=True)
-        def burst(
-            x: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
-            y: T.Buffer((threads * sums * lanes,), total),  # type: ignore[valid-type]
-        ):
-            T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
-            for thread in T.parallel(threads):
-                with T.attr(0, TILE, 1):
-                    for i in T.unroll(sums):
-                        for j in T.vectorized(lanes):
-                            y[thread * sums * lanes + i * lanes + j] = x[j]
-                    for _ in range(rounds):
-                        for i in T.unroll(sums):
-                            for j in T.vectorized(lanes):
-                                y[thread * sums * lanes + i * lanes + j] = added(
-                                    y[thread * sums * lanes + i * lanes + j], x[j], x[lanes + j]
-                                )
-
-        function = burst.with_attr(
-            {"target": device.target(threads), **of_instruction(instruction, precision, again=True)}
-        )
-        self.module: Any = tirx.build(
-            IRModule({self.symbol: function}), device.target(threads), pipeline=PIPELINE
-        )
-        self.flops = 2 * threads * sums * lanes * instruction.depth * rounds
+        if rate.instruction.pixels > 1:
+            function, self._tensors, products = _burst_of_matrices(rate, threads)
+        else:
+            function, self._tensors, products = _burst_of_vectors(rate, device, threads)
+        target = device.target(threads)
+        module = IRModule({self.symbol: function.with_attr("target", target)})
+        self.module: Any = tirx.build(module, target, pipeline=PIPELINE)
+        self.flops = 2 * threads * products
         self.flops_per_cycle = threads * rate.flops_per_cycle
         self._triple = device.triple
-        self._tensors = ((2 * lanes, operand), (threads * sums * lanes, total))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Return new arguments of the function: operands, and where the sums go."""
@@ -123,6 +84,69 @@ class BurstCode:
             If there is no linker for the device.
         """
         link_module(self.module, path, find_toolchain(self._triple))
+
+
+_Tensors = tuple[tuple[int, str], tuple[int, str]]
+"""Elements of the operands and of the sums, and their types."""
+
+
+def _burst_of_vectors(rate: Rate, device: Device, threads: int) -> tuple[Any, _Tensors, int]:
+    """Return the function, its tensors, and how many products a thread computes."""
+    from tvm.script import tirx as T
+
+    lanes, rounds = rate.lanes, _ROUNDS
+    # Twice what the pipelines need (the paper's inequality 1), as registers allow: two of
+    # them hold the operands.
+    instruction, precision = rate.instruction, rate.instruction.precision
+    registers = device.vector_registers - 3 - instruction.temporaries
+    sums = max(min(registers, ceil(2 * rate.per_cycle * rate.latency)), 4)
+    words = instruction.depth > 1
+    if precision.whole and not words:
+        raise DeviceError(
+            f"no burst of {instruction} can be measured: expected another number type, or a "
+            "device that multiplies several channels at once"
+        )
+    total = precision.sum.name
+    operand = total if words else precision.pixel.name
+
+    def added(total: Any, one: Any, other: Any) -> Any:
+        # That of two numbers would be computed once for all rounds.
+        return total + one * other if words else total * one + other
+
+    @T.prim_func(s_tir=True)
+    def burst(
+        x: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
+        y: T.Buffer((threads * sums * lanes,), total),  # type: ignore[valid-type]
+    ):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
+        for thread in T.parallel(threads):
+            with T.attr(0, TILE, 1):
+                for i in T.unroll(sums):
+                    for j in T.vectorized(lanes):
+                        y[thread * sums * lanes + i * lanes + j] = x[j]
+                for _ in range(rounds):
+                    for i in T.unroll(sums):
+                        for j in T.vectorized(lanes):
+                            y[thread * sums * lanes + i * lanes + j] = added(
+                                y[thread * sums * lanes + i * lanes + j], x[j], x[lanes + j]
+                            )
+
+    function = burst.with_attr(of_instruction(instruction, precision, again=True))
+    tensors = (2 * lanes, operand), (threads * sums * lanes, total)
+    return function, tensors, sums * lanes * instruction.depth * rounds
+
+
+def _burst_of_matrices(rate: Rate, threads: int) -> tuple[Any, _Tensors, int]:
+    """Return the same for matrix registers: by turns, all sums that a tile has at most."""
+    from ..lowering.matrices import products_again
+
+    instruction = rate.instruction
+    total, of_sums = instruction.precision.sum.name, instruction.pixels * instruction.lanes
+    # Each takes as many cycles as there are pixels.
+    sums, rounds = 4, _ROUNDS // instruction.pixels
+    tensors = (2 * of_sums, total), (threads * sums * of_sums, total)
+    function = products_again(instruction.intrinsic, total, sums, rounds, threads)
+    return function, tensors, sums * of_sums * instruction.words * instruction.depth * rounds
 
 
 class Clock:

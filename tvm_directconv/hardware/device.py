@@ -41,7 +41,8 @@ class Rate:
     @property
     def flops_per_cycle(self) -> float:
         """Operations per cycle: multiplications and additions in each lane."""
-        return 2 * self.lanes * self.instruction.depth * self.per_cycle
+        products = self.lanes * self.instruction.depth
+        return 2 * products * self.instruction.pixels * self.instruction.words * self.per_cycle
 
 
 def computing(rates: Iterable[Rate], precision: Precision) -> tuple[Rate, ...]:
@@ -51,12 +52,12 @@ def computing(rates: Iterable[Rate], precision: Precision) -> tuple[Rate, ...]:
     """
     found = [rate for rate in rates if rate.instruction.computes(precision)]
     as_they_are = [rate for rate in found if not rate.instruction.shifts(precision)]
-    known = {(rate.lanes, rate.instruction.depth) for rate in as_they_are}
-    return tuple(
-        rate
-        for rate in found
-        if rate in as_they_are or (rate.lanes, rate.instruction.depth) not in known
-    )
+
+    def does(rate: Rate) -> tuple[int, int, int]:
+        return rate.lanes, rate.instruction.depth, rate.instruction.pixels
+
+    known = {does(rate) for rate in as_they_are}
+    return tuple(rate for rate in found if rate in as_they_are or does(rate) not in known)
 
 
 def fastest(rates: Iterable[Rate]) -> Rate:
@@ -185,6 +186,18 @@ class Device:
     def peak(self, precision: Precision = FLOAT32) -> Rate:
         """Return the instruction with most operations per cycle, the widest of equals."""
         return fastest(self.rates(precision))
+
+    def block(self, precision: Precision) -> int | None:
+        """Return the most channels in a block of activations; None where these are the lanes.
+
+        Where there are matrix registers, as many as a row of one takes.
+        """
+        rows = [
+            rate.instruction.words * rate.instruction.depth
+            for rate in self.rates(precision)
+            if rate.instruction.words > 1
+        ]
+        return max(rows, default=precision.block)
 
     @cached_property
     def lanes(self) -> int:

@@ -76,10 +76,10 @@ def _rates(rows: list[dict[str, Any]], source: str) -> tuple[Rate, ...]:
     """Return the instructions of a device file, after checking that there are such."""
     _check_names(rows, "instructions", INSTRUCTIONS, source)
     found = tuple(Rate(INSTRUCTIONS[row["name"]], row["per_cycle"], row["latency"]) for row in rows)
-    depths = {rate.instruction.depth for rate in found}
-    for precision, depth in product(PRECISIONS.values(), depths):
-        rates = computing(found, precision)
-        lanes = [rate.lanes for rate in rates if rate.instruction.depth == depth]
+    kinds = {(rate.instruction.depth, rate.instruction.pixels) for rate in found}
+    for precision, kind in product(PRECISIONS.values(), kinds):
+        instructions = [rate.instruction for rate in computing(found, precision)]
+        lanes = [each.lanes for each in instructions if (each.depth, each.pixels) == kind]
         if lanes != sorted(set(lanes), reverse=True):
             raise DeviceError(
                 f"device file {source}: instructions in {precision} have {lanes} lanes: expected "

@@ -54,6 +54,12 @@ PREFETCH_PIXELS = "directconv.prefetch_pixels"
 """On a loop within a tile: pixels of the next tile are fetched in it. Its value is a list of
 elements: how far beyond what the first product of each column reads."""
 
+MATRICES = "directconv.matrices"
+"""On the block that multiplies and adds, if that is done in matrix registers: ``matrices`` of
+pixels and ``vectors`` of output channels in a tile, ``rows`` and ``columns`` of the pixels in a
+matrix, the instruction that is to ``multiply``, ``threads``, and ``rows_outside`` as in a
+blocking."""
+
 INSTRUCTION = "directconv.instruction"
 """Function attribute: what multiplies words, in the terms of :func:`.words.multiply_words`."""
 
@@ -74,7 +80,7 @@ def of_instruction(
 
     `again` says that these are the same words again and again.
     """
-    if instruction.depth == 1:
+    if instruction.depth == 1 or instruction.pixels > 1:
         return {}
     return {
         INSTRUCTION: {

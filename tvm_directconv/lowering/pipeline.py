@@ -22,6 +22,7 @@ from .floats import (
 )
 from .groups import load_own_pixels, part_kinds
 from .loads import load_lanes, read_from_bases, stay_in_rows
+from .matrices import multiply_matrices
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
 from .tensors import block_outputs, finish_in_place, present_shapes
@@ -35,6 +36,7 @@ PIPELINE = "directconv"
 def lowered() -> list[Any]:
     """Passes from a schedule to loops over flat buffers with the tile in registers."""
     return [
+        multiply_matrices,
         finish_in_place,
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),

@@ -1,0 +1,179 @@
+"""Matrix registers (AMX), executed by an emulator of their own where processors have none."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_int8 import a_quantization
+
+import tvm_directconv as dc
+from tvm_directconv.candidates import candidates
+from tvm_directconv.case import Case
+from tvm_directconv.deploy.runner import RunReport, run_library
+from tvm_directconv.errors import BlockingError, LibraryError
+from tvm_directconv.hardware.target import host_features
+from tvm_directconv.toolchain import find_toolchain
+
+DEVICE = "sapphirerapids"
+SOURCE = Path(__file__).with_name("amx_emulator.c")
+ODD = (
+    "uint8_ic64ih14oc64oh14kh3ph1",
+    "int8_ic64ih7oc64oh7kh3ph1",  # Several rows in a matrix.
+    "uint8_ic112ih13oc208oh13kh3ph1",
+    "uint8_ic24ih17oc40oh9kh3sh2ph1",
+    "int8_mb2ic64ih7oc33oh4kh1sh2",  # Pixels that are not evenly apart, and no padding.
+    "uint8_ic130ih14oc256oh14kh1",
+    "int8_ic16ih27oc24oh27kh5ph2",
+    "uint8_ic48ih20iw19oc17oh20ow19kh3ph2dh1",
+    "uint8_ic32ih1oc32oh1kh1",
+)
+"""Layers; of each kind of matrix, of whole and of left over ones."""
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunReport]:
+    """Return what runs a convolution for Sapphire Rapids on this processor."""
+    toolchain = find_toolchain(dc.device(DEVICE).triple)
+    library = tmp_path_factory.mktemp("emulator") / "amx_emulator.so"
+    options = ["-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*toolchain.cc, *options, str(SOURCE), "-o", str(library), "-ldl"], check=True)
+
+    def run(conv: dc.CompiledConv, folder: Path, *arrays: np.ndarray, **more: object) -> RunReport:
+        m, settings = conv.manifest, [f"LD_PRELOAD={library}"]
+        if more.pop("refuses", False):
+            settings.append("AMX_EMULATOR_REFUSES=1")
+        if "amx-tile" in host_features():
+            settings = []
+        return run_library(
+            conv.export(folder / "conv.so"),
+            m.symbol,
+            list(arrays),
+            [m.output_shape],
+            replace(toolchain, emulator=("env", *settings)),
+            output_types=[m.output_type.name],
+            threads=m.threads,
+            **more,
+        )
+
+    return run
+
+
+# Else they are compiled and not run: the emulator has the matrices only.
+RUNS = {"avx512f", "avx512bw", "avx512vl"} <= host_features()
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_sums_are_exact(text: str, emulated: Callable[..., RunReport], tmp_path: Path) -> None:
+    conv = dc.build(text, DEVICE, threads=1 + ODD.index(text) % 3)
+    assert conv.manifest.instruction.pixels == 16
+    x, weight = dc.random_tensors(conv.workload, 0)
+    weight.ravel()[::5] = -128
+    arrays = conv.pack_input(x), conv.pack_weight(weight)
+    if RUNS:
+        guard = ("begin", "end", None)[ODD.index(text) % 3]
+        report = emulated(conv, tmp_path, *arrays, guard=guard)
+        assert report.allocated_bytes == 0
+        expected = dc.conv2d_reference(x, weight, conv.workload)
+        np.testing.assert_array_equal(conv.unpack_output(report.outputs[0]), expected)
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_requantised(text: str, emulated: Callable[..., RunReport], tmp_path: Path) -> None:
+    workload = dc.ConvWorkload.parse(text)
+    residual = text.endswith("ph1")
+    epilogue = dc.Epilogue(True, residual, "relu", zero_point=True, requantize=workload.dtype)
+    conv = dc.build(workload, DEVICE, threads=1 + ODD.index(text) % 2, epilogue=epilogue)
+    x, weight = dc.random_tensors(workload, 0)
+    rng, info = np.random.default_rng(1), np.iinfo(workload.dtype)
+    operands = {"bias": rng.integers(-5000, 5000, workload.out_channels).astype(np.int32)}
+    if residual:
+        shape = workload.output_shape
+        operands["residual"] = rng.integers(info.min, info.max, shape, x.dtype, endpoint=True)
+    meaning = a_quantization(workload, workload.dtype, 2)
+    packed = conv.pack_operands(weight, meaning, **operands)
+    arrays = conv.pack_input(x), conv.pack_weight(weight), *packed.values()
+    if RUNS:
+        report = emulated(conv, tmp_path, *arrays, guard="end")
+        assert report.allocated_bytes == 0
+        found = conv.unpack_output(report.outputs[0])
+        assert len(np.unique(found)) > min(50, found.size // 8)
+        sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
+        expected = dc.epilogue_reference(sums, epilogue, meaning, **operands)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("text", ["uint8_ic80ih11oc72oh11kh3ph1", "uint8_ic80ih11oc72oh11kh1"])
+def test_all_tiles(text: str, emulated: Callable[..., RunReport], tmp_path: Path) -> None:
+    case = Case.of(text, DEVICE)
+    x, weight = dc.random_tensors(case.workload, 0)
+    expected = dc.conv2d_reference(x, weight, case.workload)
+    tiles = {(b.ow_tile, b.oc_vectors): b for b in candidates(case)}
+    assert len(tiles) >= 5
+    for blocking in tiles.values():
+        conv = dc.build(text, DEVICE, blocking=blocking)
+        arrays = conv.pack_input(x), conv.pack_weight(weight)
+        if RUNS:
+            found = conv.unpack_output(emulated(conv, tmp_path, *arrays).outputs[0])
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_system_that_gives_no_permission(
+    emulated: Callable[..., RunReport], tmp_path: Path
+) -> None:
+    conv = dc.build("uint8_ic64ih7oc64oh7kh3ph1", DEVICE)
+    x, weight = dc.random_tensors(conv.workload, 0)
+    arrays = conv.pack_input(x), conv.pack_weight(weight)
+    if RUNS and "amx-tile" not in host_features():
+        with pytest.raises(LibraryError, match="does not let this program use matrix registers"):
+            emulated(conv, tmp_path, *arrays, refuses=True)
+
+
+@pytest.mark.parametrize(("text", "multiply"), [(ODD[0], "tdpbusd"), (ODD[1], "tdpbssd")])
+def test_each_task_configures_and_releases(text: str, multiply: str, tmp_path: Path) -> None:
+    epilogue = dc.Epilogue.parse(f"bias,requantize={dc.ConvWorkload.parse(text).dtype}")
+    conv = dc.build(text, DEVICE, threads=2, epilogue=epilogue)
+    code = conv.export(tmp_path / "conv.s").read_text()
+    counts = {
+        name: len(re.findall(rf"^\s+{name}\b", code, re.MULTILINE))
+        for name in ("ldtilecfg", "tilerelease", "tilezero", multiply, "vpdp\\w+")
+    }
+    assert counts == {**counts, "ldtilecfg": 1, "tilerelease": 1, "tilezero": 4, "vpdp\\w+": 0}
+    assert counts[multiply] >= 9 * 4
+    assert "AllocWorkspace" not in code
+
+
+def test_blocks_are_rows_of_matrices() -> None:
+    for text, block in (("uint8_ic64ih9oc24kh3", 64), ("uint8_g64ic64ih9oc64oh9kh3ph1", 64)):
+        m = dc.build(text, DEVICE).manifest
+        assert (m.input_layout.block, m.output_layout.block) == (
+            block,
+            32 if "oc24" in text else 64,
+        )
+    # Of three channels, rows would be empty.
+    m = dc.build("uint8_ic3ih9oc64oh9kh3ph1", DEVICE).manifest
+    assert (m.instruction.name, m.output_layout.block) == ("vpdpbusd zmm", 64)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"ow_tile": 48}, "ow_tile is 48 and oc_vectors 2: expected at most 16 columns beside"),
+        ({"ow_tile": 28, "oc_vectors": 4}, "ow_tile is 28 and oc_vectors 4"),
+        ({"ow_tile": 27}, "ow_tile is 27: expected 2 matrices of as many columns"),
+        ({"ow_tile": 10}, "10 pixels in a matrix are neither a part of a row of 7"),
+        ({"ic_block": 8}, "ic_block is 8: expected 16"),
+        ({"flat_rows": 1}, "flat_rows is 1: expected 0"),
+        ({"oh_block": 7}, "oh_block is 7: expected 1"),
+        ({"oc_block": 16}, "oc_block is 16: expected 64"),
+    ],
+)
+def test_blockings_that_matrices_cannot_have(knobs: dict[str, int], message: str) -> None:
+    text = "uint8_ic64ih7oc64oh7kh3ph1"
+    good = {"lanes": 16, "oc_vectors": 2, "ow_tile": 14, "ic_block": 16, "oc_block": 64}
+    dc.build(text, DEVICE, blocking=good)
+    with pytest.raises(BlockingError, match=re.escape(message)):
+        dc.build(text, DEVICE, blocking=good | knobs)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import tempfile
 import time
@@ -9,13 +10,14 @@ from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import compiled
 from test_runner import compile_c
 
 from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device
 from tvm_directconv.bench.compare import Comparison, Failure
-from tvm_directconv.case import channel_block
+from tvm_directconv.case import Case, channel_block
 from tvm_directconv.cli import main
 from tvm_directconv.conv_manifest import ConvManifest
 from tvm_directconv.errors import ToolchainError
@@ -23,12 +25,15 @@ from tvm_directconv.hardware.host import host_cpu
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.manifest import manifest_path
 from tvm_directconv.toolchain import find_toolchain
+from tvm_directconv.tuning.runners import problem
 from tvm_directconv.tuning.runners.command import CommandRunner
+from tvm_directconv.tuning.space import Space
 
 # Its output channels fill only a part of their last block where vectors have 8 lanes or more.
 LAYER = ConvWorkload.parse("ic32ih7oc20oh7kh3ph1")
 OUTPUTS = 7 * 7 * ActivationLayout.blocked(channel_block(20, device("native"))).channels(20)
 A72 = "qemu-aarch64 -cpu cortex-a72 -L /usr/aarch64-linux-gnu {runner}"
+A76 = "qemu-aarch64 -cpu cortex-a76 -L /usr/aarch64-linux-gnu {runner}"
 A15 = "qemu-arm -cpu cortex-a15 -L /usr/arm-linux-gnueabihf {runner}"
 
 Make = Callable[..., CommandRunner]
@@ -74,11 +79,42 @@ def test_in_emulators_and_natively(make: Make, tmp_path: Path) -> None:
         assert all(0.01 < ratio < 100 for ratio in both.over_incumbent)
 
 
-@pytest.mark.parametrize(("name", "command"), [("cortex-a72", A72), ("armv7", A15)])
-def test_tune_in_an_emulator_and_compile_with_what_was_found(
-    name: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "command", "dtype"), [("cortex-a76", A76, "uint8"), ("native", "{runner}", "int8")]
+)
+def test_layers_of_whole_numbers(
+    make: Make,
+    name: str,
+    command: str,
+    dtype: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    where = [str(LAYER), "--device", name, "--logs", str(tmp_path)]
+    # On ARM and x86, these pixels are shifted, for which a bias makes up.
+    case = Case.of(f"{dtype}_{LAYER}", name)
+    first, second = (
+        build(case.workload, name, blocking=b).export(tmp_path / f"{b.ow_tile}.so")
+        for b in (Space(case).points[0], Space(case).points[-1])
+    )
+    both = make(name, command).measure(second, first, 2, thorough=True)
+    assert isinstance(both, Comparison), both
+    assert len(both.over_incumbent) == 2
+    monkeypatch.setattr(problem, "corrected_bias", lambda *_: np.zeros((20, 3, 3), np.int32))
+    wrong = make(name, command).measure(second, None, 2)
+    assert isinstance(wrong, Failure) and wrong.kind == "wrong_result"
+    # The last block has vectors that nothing is stored to, if it has more of them.
+    assert re.match(r"9[5-8]\d of \d+ outputs differ", wrong.message), wrong.message
+
+
+# Whole numbers, and floats: what is found is for these alone.
+@pytest.mark.parametrize(
+    ("name", "command", "layer"),
+    [("cortex-a76", A76, f"uint8_{LAYER}"), ("armv7", A15, str(LAYER))],
+)
+def test_tune_in_an_emulator_and_compile_with_what_was_found(
+    name: str, command: str, layer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [layer, "--device", name, "--logs", str(tmp_path)]
     found = ["--trials", "4", "--strategy", "random", "--format", "json"]
     assert main(["tune", *where, *found, "--runner", command]) == 0
     (row,) = json.loads(capsys.readouterr().out)

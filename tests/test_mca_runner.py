@@ -60,6 +60,27 @@ def test_a_score_is_the_loops_and_what_the_model_counts_around_them(
     assert (runner.cpu, runner.cpu_name, runner.cpu_device) == (None, None, name)
 
 
+@pytest.mark.parametrize("name", ["cortex-a76", "znver4"])
+def test_products_of_words_are_scored(name: str, tmp_path: Path) -> None:
+    target = device(name)
+    for dtype in ("uint8", "int8"):
+        conv = build(f"{dtype}_{PLAIN}", name)
+        tiling = Tiling(Case.of(conv.workload, target), conv.blocking)
+        assert 0.4 < mca.loops_of_peak(conv.assembly(), tiling) <= 1
+        found = McaRunner(target).measure(exported(conv, tmp_path), None, 5)
+        assert isinstance(found, Comparison)
+
+
+@pytest.mark.parametrize(("name", "instruction"), [("haswell", "vpmadd"), ("cortex-a72", "smull")])
+def test_instructions_of_several_parts_are_not_scored(
+    name: str, instruction: str, tmp_path: Path
+) -> None:
+    conv = build(f"uint8_{PLAIN}", name)
+    found = McaRunner(device(name)).measure(exported(conv, tmp_path), None, 5)
+    assert isinstance(found, Failure) and found.kind == "rejected"
+    assert found.message.startswith(f"llvm-mca does not score {instruction}")
+
+
 # Tiles at the left and the right that read padding; rows that end with a narrower tile; columns of
 # the kernel as loops, as straight-line code, and as straight-line code in border tiles alone.
 TILES = [

@@ -216,6 +216,12 @@ def test_measures(farm: Farm, conv: CompiledConv, library: Path, tmp_path: Path)
         rival = build(WORKLOAD, NATIVE, input_layout="NHWC").export(tmp_path / "nhwc.so")
         assert isinstance(runner.measure(rival, library, 2), Comparison)
         assert board.count("load_module") == loads + 1
+
+        # Whole numbers are checked as well, and compared with a burst of their own.
+        whole = build("int8_ic16ih6oc33oh6kh3ph1", NATIVE).export(tmp_path / "whole.so")
+        result = runner.measure(whole, None, 2)
+        assert isinstance(result, Comparison) and len(result.of_peak) == 2, result
+        assert board.count("load_module") == loads + 3
         assert board.count("connected from") == 1, "all in one session"
     finally:
         runner.close()
@@ -282,7 +288,7 @@ def test_boards_of_another_kind(farm: Farm, library: Path) -> None:
     farm.boards("other", 1)
     runner = RpcRunner(NATIVE, 1, farm.tracker("other"), wait=0)
     try:
-        runner._equipment.burst.write_bytes(b"for another machine")
+        runner._equipment.cpuinfo.write_bytes(b"for another machine")
         result = runner.measure(library, None, 1)
     finally:
         runner.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -424,22 +423,6 @@ def _by_axis(key: str, pair: tuple[int, ...]) -> dict[str, int]:
 
 def _bytes(number: NumberType, shape: tuple[int, ...]) -> int:
     return number.bytes * math.prod(shape)
-
-
-def only_floats(workloads: Iterable[ConvWorkload], what: str) -> None:
-    """Raise if a convolution is of whole numbers, for what does not compute with these yet.
-
-    Raises
-    ------
-    WorkloadError
-        With its name, and `what`.
-    """
-    for workload in workloads:
-        if workload.precision.whole:
-            raise WorkloadError(
-                f"{workload} is in {workload.dtype}: {what} is for convolutions in floating point; "
-                "leave it out"
-            )
 
 
 def model_layer_name(path: str | Path, number: int) -> str:

@@ -28,7 +28,7 @@ from ..logs.folders import log_path
 from ..logs.record import MODELLED, Record, here
 from ..specs import workloads
 from ..toolchain import find_toolchain
-from ..workload import ConvWorkload, only_floats
+from ..workload import ConvWorkload
 from .layer import ROUND, Layer, cost
 from .outcome import Outcome
 from .runners import Runner
@@ -126,7 +126,6 @@ class Tuner:
         versions.check()
         check_strategy(strategy)
         workloads = list(workloads)
-        only_floats(workloads, "tuning")
         unique: dict[str, ConvWorkload] = {}
         for workload in workloads:
             unique.setdefault(str(workload), workload)

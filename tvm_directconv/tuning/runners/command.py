@@ -154,13 +154,16 @@ class CommandRunner:
         """Put a library and its arrays into the folder, unless they are there."""
         code = library.read_bytes()
         m = ConvManifest.read(manifest_path(library), code)
+        # Vectors say what of blocks of operands is filled up, and what of the output.
+        names = [
+            f"{m.input_layout}.input",
+            f"{m.weight_layout}.weight",
+            *(f"{m.blocking.lanes}.{name}" for name in m.operands()),
+            f"{m.output_layout}-{m.blocking.lanes}.output",
+        ]
         placed = _Placed(
             self._folder / f"{sha256(code).hexdigest()[:16]}.so",
-            (
-                self._folder / f"{m.workload}-{m.input_layout}.input",
-                self._folder / f"{m.workload}-{m.weight_layout}.weight",
-                self._folder / f"{m.workload}-{m.output_layout}.output",
-            ),
+            tuple(self._folder / f"{m.workload}-{name}" for name in names),
             m,
         )
         if not placed.library.exists():
@@ -193,14 +196,16 @@ class CommandRunner:
 
     def _run_library(self, placed: "_Placed", **options: int) -> list[float]:
         m = placed.manifest
-        shapes = m.input_shape, m.weight_shape, m.output_shape
-        types = m.precision.pixel, m.precision.weight, m.output_type
-        roles = "in", "in", "expect"
+        operands = m.operands().values()
+        shapes = m.input_shape, m.weight_shape, *(each.shape for each in operands), m.output_shape
+        numbers = *(each.number for each in operands), m.output_type
+        types = map(str, (m.precision.pixel, m.precision.weight, *numbers))
+        roles = *("in" for _ in placed.arrays[1:]), "expect"
         report = self._run(
             runner_arguments(
                 placed.library,
                 m.symbol,
-                list(map(tensor_argument, roles, placed.arrays, shapes, map(str, types))),
+                list(map(tensor_argument, roles, placed.arrays, shapes, types)),
                 threads=m.threads,
                 # Where ending the command does not end what it has started on the board.
                 limit=ceil(self._time_limit),
@@ -268,10 +273,10 @@ class CommandRunner:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A library and its arrays in the folder: input, weights, expected output."""
+    """A library and its arrays in the folder: input, weights, operands, expected output."""
 
     library: Path
-    arrays: tuple[Path, Path, Path]
+    arrays: tuple[Path, ...]
     manifest: ConvManifest
 
 

@@ -93,30 +93,36 @@ def _measure(
 ) -> Comparison | Failure:
     workload = load(candidate).workload
     flops, burst = workload.flops, _burst(device, threads, workload.precision)
+    allowed = burst.allowed if burst else None
     try:
         if not thorough:
             rival = _timer(incumbent) if incumbent else None
-            return compare(_timer(candidate), rival, burst, flops, repeats, allowed=burst.allowed)
+            return compare(_timer(candidate), rival, burst, flops, repeats, allowed=allowed)
         new_rival = partial(_new_timer, incumbent) if incumbent else None
         return compare_in_places(
-            partial(_new_timer, candidate), new_rival, burst, flops, repeats, burst.allowed
+            partial(_new_timer, candidate), new_rival, burst, flops, repeats, allowed
         )
     except RunFailure as failure:
         return Failure(failure.kind, str(failure))
 
 
 @lru_cache(maxsize=1)
-def _burst(device: Device, threads: int, precision: Precision) -> Burst:
-    return Burst(device, threads, precision)
+def _burst(device: Device, threads: int, precision: Precision) -> Burst | None:
+    """Return the burst of a precision; None if there is none of its instruction."""
+    try:
+        return Burst(device, threads, precision)
+    except DeviceError:
+        return None
 
 
 def _new_timer(library: Path) -> Timer:
     """Return a timer of a library, with arrays of its own; raise what is wrong with its result."""
     conv = load(library)
-    x, weight, expected = problem(conv.workload).packed(conv.manifest)
+    x, weight, *operands, expected = problem(conv.workload).packed(conv.manifest)
     out = aligned_zeros(conv.manifest.output_shape, conv.manifest.output_type.name)
     unwritten(out)  # What is not written must not look right.
-    call = conv.bind(x, weight, out)
+    named = zip(conv.manifest.operands(), operands, strict=True)
+    call = conv.bind(x, weight, out, **dict(named))
     try:
         call()
     except Exception as error:

@@ -31,7 +31,7 @@ class McaRunner:
     has unrolled altogether, which is no loop.
 
     Depthwise convolutions are not scored: their rows and neighbouring tiles share loops in too many
-    ways to tell how often each part runs.
+    ways to tell how often each part runs. Nor is what takes several instructions for one product.
 
     Nothing runs, so results are not checked, and every repeat would be the same: there is one.
     Seconds are cycles at 1 GHz.
@@ -69,8 +69,12 @@ class McaRunner:
         self, candidate: Path, incumbent: Path | None, repeats: int, thorough: bool = False
     ) -> Comparison | Failure:
         """Compare the scores of a candidate and the incumbent, both exported as assembly."""
-        if ConvManifest.read(manifest_path(candidate), candidate.read_bytes()).workload.depthwise:
+        manifest = ConvManifest.read(manifest_path(candidate), candidate.read_bytes())
+        if manifest.workload.depthwise:
             return Failure("rejected", "llvm-mca does not score depthwise convolutions")
+        row = manifest.instruction
+        if manifest.precision.whole and (row.temporaries or row.depth == 1):
+            return Failure("rejected", f"llvm-mca does not score {row}, which has several parts")
         try:
             seconds = self.cycles(candidate) / _HERTZ
             if incumbent is None:
@@ -160,7 +164,9 @@ class _Timed:
 
 
 # The register that a multiply-add adds to: the first one of AArch64, the last one of x86.
-_SUM = re.compile(r"fml[as]\s+v(\d+)|vfn?m(?:add|sub)\d+p[sh]\s.*%[xyz]mm(\d+)$")
+_SUM = re.compile(
+    r"(?:fml[as]|[us]{1,2}dot)\s+v(\d+)|(?:vfn?m(?:add|sub)\d+p[sh]|vpdpbusd)\s.*%[xyz]mm(\d+)$"
+)
 
 
 # The incumbent comes again and again.

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 
 from ...conv_manifest import ConvManifest
+from ...epilogue import BIAS
+from ...quantization import corrected_bias
 from ...reference import conv2d_reference, random_tensors
 from ...workload import ConvWorkload
 
@@ -30,13 +33,27 @@ class Problem:
     weight: np.ndarray
     expected: np.ndarray
 
-    def packed(self, manifest: ConvManifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return input, weights and expected output in the layouts of a library."""
-        return (
+    def packed(self, manifest: ConvManifest) -> list[np.ndarray]:
+        """Return a library's input, weights, operands if it has any, and the expected output.
+
+        All are in the library's layouts. What it does not write is :func:`unwritten`.
+        """
+        operands = []
+        if manifest.epilogue.zero_point:  # Pixels are shifted, for which a bias makes up.
+            shift = manifest.instruction.shift(manifest.precision)
+            bias = corrected_bias(manifest.workload, manifest.epilogue, self.weight, None, shift)
+            operands.append(manifest.operands()[BIAS.name].layout.pack(bias))
+        expected = manifest.output_layout.pack(self.expected)
+        # Blocks may be filled up with vectors that have no output channel.
+        lanes, (_, blocks, *_, block) = manifest.blocking.lanes, expected.shape
+        channels = ceil(manifest.workload.out_channels / lanes) * lanes
+        unwritten(expected[:, -1, :, :, channels - (blocks - 1) * block :])
+        return [
             manifest.input_layout.pack(self.x),
             manifest.weight_layout.pack(self.weight),
-            manifest.output_layout.pack(self.expected),
-        )
+            *operands,
+            expected,
+        ]
 
 
 # The last one is enough: layers are tuned one after the other, or in long turns.

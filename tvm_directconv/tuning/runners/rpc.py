@@ -33,11 +33,13 @@ from ... import deploy, files
 from ...bench.compare import Comparison, Failure, compare
 from ...bench.peak import BurstCode
 from ...conv_manifest import ConvManifest
-from ...errors import DirectConvError, RpcError, said_by
+from ...errors import DeviceError, DirectConvError, RpcError, said_by
 from ...hardware.device import Device
 from ...hardware.host import cpu_of
 from ...manifest import manifest_path
+from ...precision import Precision
 from ...toolchain import find_toolchain, run_cc
+from ...workload import ConvWorkload
 from ..worker import Worker
 from . import TIME_LIMIT
 from .problem import problem, unwritten, wrong
@@ -318,6 +320,7 @@ class RpcRunner:
         self._scratch = contextlib.ExitStack()
         folder = self._scratch.enter_context(files.scratch())
         self._equipment = _equipment(device, threads, folder)
+        self._bursts = _Bursts(device, threads, folder)
         self._closed = threading.Event()
         # Guards what follows, and is notified when a board becomes idle or is given up.
         self._changed = threading.Condition()
@@ -365,24 +368,29 @@ class RpcRunner:
         repeats: int,
         thorough: bool,
     ) -> Comparison | Failure:
-        message, flops = board.call(_check, candidate, incumbent)
+        message, workload = board.call(_check, candidate, incumbent)
         if message:
             return Failure("wrong_result", f"{board}: {message}")
 
-        def timer(library: Path | None) -> Callable[[], float]:
+        def timer(timed: Path | _Burst) -> Callable[[], float]:
             def seconds() -> float:
                 if self._closed.wait(self._cool_down):
                     raise _Lost("rpc_lost", "the runner was closed")
-                return board.call(_seconds, library)
+                return board.call(_seconds, timed)
 
             return seconds
 
-        burst = timer(None)
+        burst = self._bursts.of(workload.precision)
+
+        def peak() -> float:
+            assert burst
+            return burst.flops / timer(burst)() / 1e9
+
         return compare(
             timer(candidate),
             timer(incumbent) if incumbent else None,
-            lambda: self._equipment.burst_flops / burst() / 1e9,
-            flops,
+            peak if burst else None,
+            workload.flops,
             repeats,
             thorough=thorough,
         )
@@ -462,26 +470,54 @@ class RpcRunner:
 
 @dataclass(frozen=True)
 class _Equipment:
-    """Libraries beside the candidates, and how to call them."""
+    """What sessions begin with."""
 
     device: str
     threads: int
-    burst: Path
-    burst_symbol: str
-    burst_arrays: tuple[np.ndarray, ...] = field(repr=False)
-    burst_flops: int
     cpuinfo: Path
 
 
+@dataclass(frozen=True)
+class _Burst:
+    """The library of a burst, and how to call it."""
+
+    library: Path
+    symbol: str
+    arrays: tuple[np.ndarray, ...] = field(repr=False)
+    flops: int
+
+
+class _Bursts:
+    """The bursts of a device, each compiled when it is first asked for."""
+
+    def __init__(self, device: Device, threads: int, folder: Path) -> None:
+        self._device, self._threads, self._folder = device, threads, folder
+        self._lock = threading.Lock()
+        self._found: dict[Precision, _Burst | None] = {}
+
+    def of(self, precision: Precision) -> _Burst | None:
+        """Return that of a precision; None if there is none of its instruction."""
+        with self._lock:
+            if precision not in self._found:
+                self._found[precision] = self._compiled(precision)
+            return self._found[precision]
+
+    def _compiled(self, precision: Precision) -> _Burst | None:
+        try:
+            code = BurstCode(self._device, self._threads, precision)
+        except DeviceError:
+            return None
+        library = self._folder / f"burst-{precision}.so"
+        code.export(library)
+        return _Burst(library, code.symbol, code.arrays(), code.flops)
+
+
 def _equipment(device: Device, threads: int, folder: Path) -> _Equipment:
-    code = BurstCode(device, threads)
-    burst = folder / "burst.so"
-    code.export(burst)
     cpuinfo = folder / "cpuinfo.so"
     source = Path(deploy.__file__).with_name("cpuinfo.c")
     flags = ["-std=c99", "-O2", "-shared", "-fPIC"]
     run_cc([*flags, str(source)], cpuinfo, find_toolchain(device.triple))
-    return _Equipment(device.name, threads, burst, code.symbol, code.arrays(), code.flops, cpuinfo)
+    return _Equipment(device.name, threads, cpuinfo)
 
 
 # --- A board, seen from here ----------------------------------------------------------------------
@@ -590,8 +626,9 @@ class _Session:
         self._workload = ""
         self._arrays: dict[tuple[str, str], Any] = {}
         self._loaded: dict[Path, _Loaded] = {}
+        self._bursts: dict[Path, Callable[[], float]] = {}
         try:
-            module = self._load(equipment.burst.read_bytes())
+            self._cpuinfo = self._load(equipment.cpuinfo.read_bytes())
         except Exception as error:
             if not self.is_alive():
                 raise
@@ -599,9 +636,6 @@ class _Session:
                 f"it does not load code for {equipment.device}: expected boards of that kind under "
                 f"the key {place.key.split(':')[0]!r} ({error})"
             ) from None
-        arrays = [self._tensor(array) for array in equipment.burst_arrays]
-        self.burst = self._timer(module, equipment.burst_symbol, arrays, 1)
-        self._cpuinfo = self._load(equipment.cpuinfo.read_bytes())
 
     def is_alive(self) -> bool:
         try:
@@ -616,8 +650,8 @@ class _Session:
         # Cut off within a paragraph, if it is longer: that one then lacks some facts.
         return text.numpy().tobytes().rstrip(b"\0").decode("utf-8", "replace")
 
-    def check(self, candidate: Path, incumbent: Path | None) -> tuple[str | None, int]:
-        """Load both, and return what is wrong with the candidate's output, and its operations."""
+    def check(self, candidate: Path, incumbent: Path | None) -> tuple[str | None, ConvWorkload]:
+        """Load both, and return what is wrong with the candidate's output, and what it computes."""
         known = list(self._loaded.values())
         # What is good stays from one candidate to the next; a board has little memory for others.
         self._loaded = {}
@@ -630,7 +664,15 @@ class _Session:
         out.copyfrom(unwritten(np.empty(out.shape, out.dtype)))
         loaded.module[loaded.manifest.symbol](*loaded.arrays)
         expected = problem(loaded.manifest.workload).packed(loaded.manifest)[-1]
-        return wrong(out.numpy(), expected), loaded.manifest.workload.flops
+        return wrong(out.numpy(), expected), loaded.manifest.workload
+
+    def burst(self, burst: _Burst) -> float:
+        """Return the seconds of a burst."""
+        if burst.library not in self._bursts:
+            module = self._load(burst.library.read_bytes())
+            arrays = [self._tensor(array) for array in burst.arrays]
+            self._bursts[burst.library] = self._timer(module, burst.symbol, arrays, 1)
+        return self._bursts[burst.library]()
 
     def seconds(self, library: Path) -> float:
         loaded = self._loaded[library]
@@ -651,11 +693,17 @@ class _Session:
         if workload != self._workload:
             self._workload = workload
             self._arrays.clear()
-        x, weight, expected = problem(manifest.workload).packed(manifest)
-        arrays = (
-            self._array("input", str(manifest.input_layout), x),
-            self._array("weight", str(manifest.weight_layout), weight),
-            self._array("output", str(manifest.output_layout), expected),
+        layouts = {
+            "input": manifest.input_layout,
+            "weight": manifest.weight_layout,
+            # Vectors say what of their blocks is filled up.
+            **dict.fromkeys(manifest.operands(), manifest.blocking.lanes),
+            "output": manifest.output_layout,
+        }
+        packed = problem(manifest.workload).packed(manifest)
+        arrays = tuple(
+            self._array(role, str(layout), array)
+            for (role, layout), array in zip(layouts.items(), packed, strict=True)
         )
         return _Loaded(data, manifest, self._load(data), arrays)
 
@@ -716,13 +764,13 @@ def _connect(place: _Place, equipment: _Equipment) -> str:
 
 
 @_reported
-def _check(candidate: Path, incumbent: Path | None) -> tuple[str | None, int]:
+def _check(candidate: Path, incumbent: Path | None) -> tuple[str | None, ConvWorkload]:
     assert _session is not None
     return _session.check(candidate, incumbent)
 
 
 @_reported
-def _seconds(library: Path | None) -> float:
+def _seconds(timed: Path | _Burst) -> float:
     """Return the seconds of one call of a library that was checked, or of the burst."""
     assert _session is not None
-    return _session.burst() if library is None else _session.seconds(library)
+    return _session.burst(timed) if isinstance(timed, _Burst) else _session.seconds(timed)

@@ -183,14 +183,13 @@ def test_what_is_left_comes_in_the_order_of_its_expected_cost() -> None:
 @pytest.mark.parametrize("bad_start", [False, True], ids=["model", "bad"])
 def test_evolution_finds_the_best(bad_start: bool) -> None:
     found = []
-    for name in WORKLOADS:
+    for seed, name in enumerate(WORKLOADS):
         space = space_of(name, bad_start)
-        for seed in range(2):
-            costs = costs_of(space, seed)
-            points = run(Evolution(space, seed, guided=not bad_start), costs, 64, noise=0.01)
-            found.append(costs[points].min() / costs.min())
+        costs = costs_of(space, seed)
+        points = run(Evolution(space, seed, guided=not bad_start), costs, 64, noise=0.01)
+        found.append(costs[points].min() / costs.min())
     # One search in thirty or so does not get there; which one, changes with the model.
-    assert sum(ratio < 1.02 for ratio in found) >= len(found) - 2
+    assert sum(ratio < 1.02 for ratio in found) >= len(found) - 1
     assert np.median(found) < 1.005
 
 
@@ -198,7 +197,7 @@ def test_evolution_is_better_than_chance() -> None:
     # Where the space is large and trials are few.
     space = space_of("3x3")
     blind, guided, drawn = [], [], []
-    for seed in range(12):
+    for seed in range(6):
         costs = costs_of(space, 10 + seed)
         for searched, results in (
             (Evolution(space, seed, guided=False), blind),

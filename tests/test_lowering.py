@@ -235,8 +235,8 @@ def test_a_base_is_of_the_loop_that_it_is_used_in(columns: int, unrolled: bool) 
 
 def test_what_stands_under_a_condition_is_not_loaded_without_it(tmp_path: Path) -> None:
     # More border tiles than get code of their own: they share a loop, which tests each column.
-    workload = conv("cortex-a72", in_width=40, kernel=(1, 41), padding=(0, 20))
-    blocking = tile("cortex-a72", ic_block=4, ic_unroll=4)
+    workload = conv("cortex-a72", in_width=20, kernel=(1, 21), padding=(0, 10))
+    blocking = tile("cortex-a72", ow_tile=2, ic_block=4, ic_unroll=4)
     built = build(workload, "cortex-a72", blocking=blocking)
     for guard in ("begin", "end"):
         run_exact(built, device("cortex-a72"), tmp_path, guard=guard)

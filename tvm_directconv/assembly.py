@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .errors import ToolchainError
 from .hardware.architecture import AARCH64, ARM, RISCV64, X86_64, architecture, titles
@@ -360,6 +361,8 @@ class _Block:
     successors: list[int]
 
 
+# Whoever asks for the loops often asks for the whole function, too.
+@lru_cache(maxsize=1)
 def _blocks(text: str, machine: _Machine) -> list[_Block]:
     """Cut assembly into blocks, and find out which instructions spill."""
     names, code = [""], [list[str]()]

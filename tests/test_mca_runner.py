@@ -71,14 +71,17 @@ def test_products_of_words_are_scored(name: str, tmp_path: Path) -> None:
         assert isinstance(found, Comparison)
 
 
-@pytest.mark.parametrize(("name", "instruction"), [("haswell", "vpmadd"), ("cortex-a72", "smull")])
+@pytest.mark.parametrize(
+    ("name", "instruction"),
+    [("haswell", "vpmadd"), ("cortex-a72", "smull"), ("sapphirerapids", "tdp")],
+)
 def test_instructions_of_several_parts_are_not_scored(
     name: str, instruction: str, tmp_path: Path
 ) -> None:
     conv = build(f"uint8_{PLAIN}", name)
     found = McaRunner(device(name)).measure(exported(conv, tmp_path), None, 5)
     assert isinstance(found, Failure) and found.kind == "rejected"
-    assert found.message.startswith(f"llvm-mca does not score {instruction}")
+    assert found.message.startswith(f"llvm-mca does not score convolutions by {instruction}")
 
 
 # Tiles at the left and the right that read padding; rows that end with a narrower tile; columns of

@@ -31,7 +31,8 @@ class McaRunner:
     has unrolled altogether, which is no loop.
 
     Depthwise convolutions are not scored: their rows and neighbouring tiles share loops in too many
-    ways to tell how often each part runs. Nor is what takes several instructions for one product.
+    ways to tell how often each part runs. Nor is what takes several
+    instructions for one product, or multiplies matrices.
 
     Nothing runs, so results are not checked, and every repeat would be the same: there is one.
     Seconds are cycles at 1 GHz.
@@ -73,8 +74,8 @@ class McaRunner:
         if manifest.workload.depthwise:
             return Failure("rejected", "llvm-mca does not score depthwise convolutions")
         row = manifest.instruction
-        if manifest.precision.whole and (row.temporaries or row.depth == 1):
-            return Failure("rejected", f"llvm-mca does not score {row}, which has several parts")
+        if row.temporaries or row.pixels > 1 or (manifest.precision.whole and row.depth == 1):
+            return Failure("rejected", f"llvm-mca does not score convolutions by {row}")
         try:
             seconds = self.cycles(candidate) / _HERTZ
             if incumbent is None:

@@ -14,6 +14,7 @@ from tvm_directconv.lowering.marks import (
     MEMORY_OPERAND,
     PREFETCH_PIXELS,
     PREFETCH_WEIGHTS,
+    ROWS,
     STEP,
     TAIL,
     TAP,
@@ -101,6 +102,9 @@ def unroll_tile(sch: Any, tiling: Tiling, loops: Loops, finished: int) -> None:
     for loop in (loops.ic_blocks, loops.ic_steps):
         if unrolls(int(sch.get(loop).extent)):
             sch.unroll(loop)
+    if tiling.case.rows > 1:
+        sch.annotate(loops.kh, ROWS, 1)
+        sch.unroll(loops.kh)
     if tiling.blocking.kw_unroll:
         sch.unroll(loops.kw)
     elif workload.padding[1] or workload.padding[3]:

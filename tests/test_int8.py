@@ -14,6 +14,7 @@ from tvm_directconv.bench.peak import Burst, BurstCode
 from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ArgumentError, BlockingError, WorkloadError
+from tvm_directconv.layout import WeightLayout
 from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.quantization import border_classes
 from tvm_directconv.toolchain import find_toolchain
@@ -322,3 +323,88 @@ def test_bursts_repeat_all_parts_of_an_instruction(device: str, parts: list[str]
         assert found.total() <= 2 and not loop.spills  # It counts, and jumps.
     if target.is_host_runnable:
         assert Burst(target, 1, PRECISIONS["int8"])() > 1
+
+
+# Words of rows of the kernel: the last one lacks some, or all pixels of some lie in the padding.
+DEPTHWISE = (
+    "uint8_g40ic40ih9iw17oc40kh3ph1",
+    "int8_g16ic16ih15oc16kh5sh2ph2",
+    "int8_g40ic40ih13iw17oc40kh3kw5dh2ph2",
+    "uint8_mb2g20ic20ih6oc20oh6kh7ph3",
+    "uint8_g4ic4ih9oc4kh4sh3ph2",
+    "int8_g16ic16ih3oc16kh2",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        *((text, "native") for text in DEPTHWISE),
+        *((text, "cortex-a76") for text in DEPTHWISE[:3]),
+        (DEPTHWISE[3], "neoverse-n2"),
+    ],
+)
+def test_depthwise_convolutions_multiply_words_of_rows(
+    text: str, device: str, tmp_path: Path
+) -> None:
+    workload = dc.ConvWorkload.parse(text)
+    case = Case.of(workload, device)
+    epilogue = dc.Epilogue(bias=True, zero_point=True, requantize=workload.dtype)
+    conv = dc.build(workload, device, epilogue=epilogue)
+    depth = conv.manifest.instruction.depth
+    assert (case.depth, case.rows) == (1, depth)
+    x, weight = dc.random_tensors(workload, 0)
+    bias = np.arange(workload.out_channels, dtype=np.int32)
+    meaning = a_quantization(workload, workload.dtype, 2)
+    packed = conv.pack_operands(weight, meaning, bias=bias)
+    found = output_of(
+        conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight), *packed.values()
+    )
+    expected = qlinear_conv(workload, x, weight, meaning, bias=bias)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) > 40
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NCHW8c", "NCHW4c"])
+def test_rows_are_interleaved_in_all_layouts(layout: str) -> None:
+    workload = dc.ConvWorkload.parse("int8_g24ic24ih9oc24oh9kh3ph1")
+    # Vectors that cross blocks of channels, and one that is alone.
+    lanes = 4 if layout == "NCHW4c" else 8
+    for oc_vectors in (1, 3):
+        blocking = dict(lanes=lanes, oc_vectors=oc_vectors, ow_tile=3, ic_block=1, kw_unroll=True)
+        conv = dc.build(workload, "native", blocking=blocking, input_layout=layout)
+        x, weight = dc.random_tensors(workload, 0)
+        np.testing.assert_array_equal(conv(x, weight), dc.conv2d_reference(x, weight, workload))
+
+
+@pytest.mark.parametrize("device", ["cortex-a76", "znver4"])
+def test_words_of_rows_do_not_spill(device: str) -> None:
+    triple = dc.device(device).triple
+    for text in ("int8_g64ic64ih112oc64oh56kh3sh2ph1", "int8_g120ic120ih28oc120kh5ph2"):
+        conv = dc.build(text, device, blocking="model")
+        loops = innermost_loops(conv.assembly(), triple)
+        assert loops and not [loop for loop in loops if loop.spills]
+
+
+def test_words_of_rows_need_columns_side_by_side() -> None:
+    blocking = {"lanes": 4, "oc_vectors": 4, "ow_tile": 3, "ic_block": 1}
+    with pytest.raises(BlockingError, match="kw_unroll is off: words of rows are made for all"):
+        dc.build("uint8_g16ic16ih9oc16kh3", "cortex-a76", blocking=blocking)
+    for shape in ("g16ic16ih9oc16kh1kw3", "g16ic16ih40oc16kh11", "g8ic8ih9oc16kh3"):
+        assert Case.of(f"uint8_{shape}", "cortex-a76").rates[0].instruction.depth == 1
+    assert Case.of("uint8_g16ic16ih9oc16kh3", "cortex-a76", input_layout="NCHW").rows == 1
+    # Instructions of several parts multiply one pixel.
+    assert Case.of("uint8_g16ic16ih9oc16kh3", "x86-64-v4").rows == 1
+
+
+def test_weights_in_words_of_rows() -> None:
+    layout = WeightLayout(1, 4, 4, of_rows=True)
+    plain = np.arange(6 * 5 * 3, dtype=np.int8).reshape(6, 1, 5, 3)
+    packed = layout.pack(plain)
+    assert (str(layout), packed.shape) == ("OIHW1i4o4h", (2, 1, 2, 3, 1, 4, 4))
+    assert packed[1, 0, 0, 2, 0, 1].tolist() == plain[5, 0, :4, 2].tolist()
+    assert packed[0, 0, 1, 1, 0, 3].tolist() == [plain[3, 0, 4, 1], 0, 0, 0]
+    assert not packed[1, :, :, :, :, 2:].any()
+    halves = WeightLayout(1, 4, 4, 2, of_rows=True)
+    assert str(halves) == "OIHW1i2h4o2h"
+    assert halves.pack(plain)[0, 0, 0, 0].ravel()[:4].tolist() == [0, 3, 15, 18]

@@ -121,12 +121,17 @@ class Blocking:
         """What tells most about it: ``32 x 3, ic_inside`` is C_o,b x W_o,b and the order."""
         return f"{self.oc_vectors * self.lanes} x {self.ow_tile}, {self.loop_order}"
 
-    def weight_layout(self, instruction: Instruction | None = None) -> WeightLayout:
-        """Return the layout of weights for this blocking and, if they are words, instruction."""
-        if instruction is None:
+    def weight_layout(
+        self, instruction: Instruction | None = None, of_rows: bool = False
+    ) -> WeightLayout:
+        """Return the layout of weights for this blocking and, if they are words, instruction.
+
+        `of_rows` says whether words are of rows of the kernel.
+        """
+        if instruction is None or instruction.depth == 1:
             return WeightLayout(self.ic_block, self.lanes)
         depth, neighbours = instruction.depth, instruction.neighbours
-        return WeightLayout(self.ic_block, self.lanes, depth, neighbours)
+        return WeightLayout(self.ic_block, self.lanes, depth, neighbours, of_rows)
 
     def output_layout(self, workload: ConvWorkload) -> ActivationLayout:
         """Return the layout of the output of a workload in this blocking."""

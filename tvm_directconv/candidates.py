@@ -33,8 +33,9 @@ _STRAIGHT_ROW_FMAS = 256
 # ships them. Of narrow groups, the weights of more stay in the first-level cache.
 _MOST_VECTORS, _MOST_GROUPED_VECTORS = 4, 10
 # Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
-# where LLVM loads pixels far ahead, strided rows begin to spill at 11.
-_MOST_DEPTHWISE_SUMS = 10
+# where LLVM loads pixels far ahead, strided rows begin to spill at 11. Words of rows are shared by
+# more columns in wider tiles.
+_MOST_DEPTHWISE_SUMS, _MOST_SUMS_OF_ROWS = 10, 16
 
 
 @cache
@@ -153,12 +154,13 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
     if BROADCAST not in rate.instruction.pixel_operands:
         widths = [n for n in widths if n == 1]
     rows = steps_are_rows(workload, lanes) and not workload.depthwise
+    most_sums = _MOST_SUMS_OF_ROWS if case.rows > 1 else _MOST_DEPTHWISE_SUMS
     for oc_vectors in widths:
         for ow_tile in range(1, usable_registers(case)):
             needed = registers(oc_vectors, ow_tile, workload, rate.instruction)
             if needed > usable_registers(case):
                 break
-            if workload.depthwise and oc_vectors * ow_tile > _MOST_DEPTHWISE_SUMS:
+            if workload.depthwise and oc_vectors * ow_tile > most_sums:
                 break
             limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
             if rows:
@@ -171,7 +173,9 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
                 ow_tile,
                 contiguous,
                 ic_unroll,
-                kw_unroll=rows or (ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS),
+                kw_unroll=rows
+                or case.rows > 1
+                or (ic_unroll == channels and straight <= _STRAIGHT_ROW_FMAS),
                 oc_block=case.oc_block(lanes),
             )
             for flat_rows in _flat_rows(workload, ow_tile):
@@ -196,6 +200,12 @@ def _widths_in_groups(case: Case, rate: Rate) -> list[int]:
     if workload.group_out % lanes == 0:
         return [n for n in _divisors(workload.group_out // lanes) if n <= _MOST_VECTORS]
     vectors = ceil(workload.out_channels / lanes)
+    if case.rows > 1:
+        # Vectors of one block of pixels are loaded, and interleaved, as one.
+        inside = (case.word_layout.block or lanes) // lanes
+        return [
+            n for n in _divisors(vectors) if n <= _MOST_VECTORS and gcd(n, inside) in (n, inside)
+        ]
     widths = [
         n for n in _divisors(vectors) if registers(n, 1, workload, rate.instruction) <= usable
     ]

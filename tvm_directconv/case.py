@@ -14,10 +14,14 @@ from .epilogue import Epilogue
 from .errors import ArgumentError, BlockingError, DeviceError, WorkloadError
 from .hardware.device import ConversionRate, Device, Rate, fastest
 from .hardware.lookup import device as find_device
+from .instructions import Instruction
 from .kinds import THREADS, shown
 from .layout import ActivationLayout
 from .precision import FLOAT32, PRECISIONS, Precision
 from .workload import ConvWorkload
+
+# Of kernels with more, the products of words of rows are too much straight-line code.
+_MOST_TAPS = 100
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Case:
         usable = [
             rate
             for rate in self.device.rates(self.precision)
-            if self._in_words(rate.instruction.depth)
+            if self._in_words(rate.instruction)
             # Blocks of outputs are whole vectors.
             and self._block_of(rate.lanes) % rate.lanes == 0
         ]
@@ -161,9 +165,21 @@ class Case:
         vectors = [other.flops_per_cycle for other in others if other.instruction.words == 1]
         return filled * rate.flops_per_cycle > max(vectors, default=0)
 
-    def _in_words(self, depth: int) -> bool:
-        """Return whether channels of a group lie side by side in words of so many."""
-        whole, block = self.workload.group_in % depth == 0, self.input_layout.block
+    def _in_words(self, instruction: Instruction) -> bool:
+        """Return whether pixels can be words for an instruction.
+
+        Those of channels of a group that lie side by side; of depthwise convolutions, of pixels
+        below each other, where those of as many channels as it has lanes lie side by side.
+        """
+        depth, block = instruction.depth, self.input_layout.block
+        if depth > 1 and self.workload.depthwise:
+            rows, columns = self.workload.kernel
+            if not instruction.of_rows or rows == 1 or rows * columns > _MOST_TAPS:
+                return False
+            # All that is stored of a blocked layout.
+            channels = block or self.workload.in_channels
+            return self.input_layout.name != "NCHW" and channels % instruction.lanes == 0
+        whole = self.workload.group_in % depth == 0
         if depth == 1 or self.input_layout.name == "NHWC":
             return whole
         # What fills up the last word is multiplied with zeros.
@@ -188,7 +204,12 @@ class Case:
     @property
     def depth(self) -> int:
         """Input channels in a word: those that an instruction multiplies for each lane."""
-        return self.rates[0].instruction.depth
+        return 1 if self.workload.depthwise else self.rates[0].instruction.depth
+
+    @property
+    def rows(self) -> int:
+        """Rows of the kernel in a word: of depthwise convolutions, in place of channels."""
+        return self.rates[0].instruction.depth // self.depth
 
     @cached_property
     def words(self) -> ConvWorkload:

@@ -9,7 +9,7 @@ the kernel. In which order, in which blocks and on which registers is not said h
 schedule's part. Only what decides about the layouts is fixed: the channel blocks.
 """
 
-from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 from .epilogue import ACTIVATIONS, BIAS, RANGE, SCALE, SCALES, Epilogue, Operand
@@ -68,12 +68,14 @@ def conv2d(
     """
     from tvm import te, tirx
 
-    depth, types = weight_layout.depth, workload.precision
+    of_words, types = weight_layout.depth > 1, workload.precision
+    rows = weight_layout.depth if weight_layout.of_rows else 1
+    depth = weight_layout.depth // rows
+    weight_shape = weight_layout.shape(workload.weight_shape)[:6]
     workload, input_layout = workload.in_words(depth), input_layout.in_words(depth)
-    weight_layout = replace(weight_layout, depth=1)
-    # A product of words stands for the instruction that multiplies their channels.
+    # A product of words stands for the instruction that multiplies what is in them.
     pixel_type = types.sum.name if depth > 1 else types.pixel.name
-    weight_type = types.sum.name if depth > 1 else types.weight.name
+    weight_type = types.sum.name if of_words else types.weight.name
     stride, dilation = workload.stride, workload.dilation
     top, left, _, _ = workload.padding
     height, width = workload.in_height, workload.in_width
@@ -83,9 +85,11 @@ def conv2d(
     counted = output_shape or workload.output_shape
 
     x = te.placeholder(input_layout.shape(workload.input_shape), pixel_type, INPUT_NAME)
-    weight = te.placeholder(weight_layout.shape(workload.weight_shape), weight_type, WEIGHT_NAME)
+    weight = te.placeholder(weight_shape, weight_type, WEIGHT_NAME)
+    zero = tirx.const(0, types.sum.name)
 
-    def read(batch: Any, channel: Any, row: Any, column: Any) -> Any:
+    def read(batch: Any, channel: Any, row: Any, column: Any) -> tuple[Any, list[Any], list[Any]]:
+        """Return a pixel, and the conditions for row and column to lie in the image."""
         if input_layout.block:
             block = input_layout.block
             value = x[batch, channel // block, row, column, channel % block]
@@ -95,18 +99,19 @@ def conv2d(
             value = x[batch, channel, row, column]
         value = value.astype(types.sum.name)
         # Only the borders that some output really crosses get a condition.
-        inside = []
+        in_rows, in_columns = [], []
         if top:
-            inside.append(row >= 0)
+            in_rows.append(row >= 0)
         if reach(workload.out_height, 0, kernel_rows) - top >= height:
-            inside.append(row < height)
+            in_rows.append(row < height)
         if left:
-            inside.append(column >= 0)
+            in_columns.append(column >= 0)
         if reach(workload.out_width, 1, kernel_columns) - left >= width:
-            inside.append(column < width)
-        if not inside:
-            return value
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, types.sum.name))
+            in_columns.append(column < width)
+        return value, in_rows, in_columns
+
+    def inside(value: Any, conditions: list[Any]) -> Any:
+        return tirx.if_then_else(tirx.all(*conditions), value, zero) if conditions else value
 
     def pixel(oh: Any, ow: Any) -> tuple[Any, Any]:
         """Return row and column in the image of an output."""
@@ -128,18 +133,35 @@ def conv2d(
         return first if most is None else tirx.min(first, most)
 
     ic = te.reduce_axis((0, -(-workload.group_in // ic_block)), "ic")
-    kh = te.reduce_axis((0, kernel_rows), "kh")
+    kh = te.reduce_axis((0, -(-kernel_rows // rows)), "kh")
     kw = te.reduce_axis((0, kernel_columns), "kw")
     ici = te.reduce_axis((0, ic_block), "ici")
 
+    def word_of(parts: list[Any]) -> Any:
+        """Return what stands for a word of several pixels; see :mod:`.lowering.rows`."""
+        bits = types.sum.bytes * 8 // len(parts)
+        shifted = (value << (bits * place) for place, value in enumerate(parts))
+        return reduce(lambda word, value: word | value, shifted)
+
     def multiplied(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
         row, column = pixel(oh, ow)
-        value = read(
-            batch,
-            first_channel(oc * oc_block + lane) + ic * ic_block + ici,
-            row * stride[0] - top + kh * dilation[0],
-            column * stride[1] - left + kw * dilation[1],
-        )
+        channel = first_channel(oc * oc_block + lane) + ic * ic_block + ici
+        first_row = row * stride[0] - top
+        column = column * stride[1] - left + kw * dilation[1]
+        if rows == 1:
+            value, in_rows, in_columns = read(batch, channel, first_row + kh * dilation[0], column)
+            value = inside(value, in_rows + in_columns)
+        else:
+            parts = []
+            for part in range(rows):
+                tap = kh * rows + part
+                found, in_rows, in_columns = read(
+                    batch, channel, first_row + tap * dilation[0], column
+                )
+                # The last word may lack rows.
+                found = inside(found, in_rows)
+                parts.append(inside(found, [tap < kernel_rows] if kernel_rows % rows else []))
+            value = inside(word_of(parts), in_columns)
         taps = weight[oc, ic, kh, kw, ici, lane]
         product = value * taps.astype(types.sum.name)
         return te.sum(product, axis=[ic, kh, kw, ici])

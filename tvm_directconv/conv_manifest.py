@@ -87,7 +87,7 @@ class ConvManifest:
     @property
     def weight_layout(self) -> WeightLayout:
         """Layout of the weights."""
-        return self.blocking.weight_layout(self.instruction)
+        return self.blocking.weight_layout(self.instruction, self.workload.depthwise)
 
     @property
     def output_layout(self) -> ActivationLayout:

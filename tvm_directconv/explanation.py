@@ -305,6 +305,10 @@ def _loop_order(chosen: Tiling, ranked: list[Tiling]) -> list[str]:
         lines.append(f"{chosen.rate.instruction} multiplies words of {depth} input channels")
     if chosen.matrix:
         return lines
+    if chosen.case.rows > 1:
+        lines.append(
+            f"{chosen.rate.instruction} multiplies words of {chosen.case.rows} rows of the kernel"
+        )
     lines.append(
         f"straight-line code: {_count(chosen.straight_channels * depth, 'input channel')}"
         + (f" at {_count(taps, 'kernel column')}" if b.kw_unroll else "")

@@ -82,6 +82,9 @@ class Instruction:
         How many registers the weights of a vector take.
     temporaries : int
         How many registers it needs between its parts.
+    of_rows : bool
+        Whether it multiplies words of rows of the kernel, too, which depthwise convolutions have in
+        place of input channels. Instructions of several parts would take these words apart again.
     pixels, words : int
         How many pixels it multiplies at once, and words of each of them, at most. If there are
         several, registers are matrices.
@@ -105,6 +108,7 @@ class Instruction:
     temporaries: int = 0
     pixels: int = 1
     words: int = 1
+    of_rows: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -143,6 +147,7 @@ def _vpdpbusd(registers: str, features: tuple[str, ...], bits: int) -> Instructi
         intrinsic=f"llvm.x86.avx512.vpdpbusd.{bits}",
         also=INT8,
         flips=True,
+        of_rows=True,
     )
 
 
@@ -240,6 +245,7 @@ INSTRUCTIONS = {
             weights_first=True,
             also=UINT8,
             flips=True,
+            of_rows=True,
         ),
         # Pixels without a sign, of a lane, as well.
         Instruction(
@@ -250,6 +256,7 @@ INSTRUCTIONS = {
             (BROADCAST, LANE),
             depth=4,
             intrinsic="llvm.aarch64.neon.usdot.v4i32.v16i8",
+            of_rows=True,
         ),
         # Two products of 16 bits each, twice: of the first and third channel, and of the others.
         _vpmaddwd("vpmaddwd zmm, words", ("avx512bw",), 512),

@@ -154,8 +154,8 @@ class ActivationLayout:
 class WeightLayout:
     """How weights lie in memory: C_o/oc_block, C_i/ic_block, H_f, W_f, ic_block, oc_block.
 
-    Of words, which have weights of several input channels, these are innermost, as in
-    ``OIHW4i16o4i``: four words of four channels.
+    Of words, which have weights of several input channels or rows of the kernel, these are
+    innermost, as in ``OIHW4i16o4i``: four words of four channels.
 
     Parameters
     ----------
@@ -164,45 +164,56 @@ class WeightLayout:
     oc_block : int
         Output channels in a block: the lanes of the vectors that are computed with.
     depth : int
-        Input channels in a word.
+        Input channels, or rows of the kernel, in a word.
     neighbours : int
         How many of these lie side by side, the next ones of all output channels after them; all of
         them if 0.
+    of_rows : bool
+        Whether words are of rows.
     """
 
     ic_block: int
     oc_block: int
     depth: int = 1
     neighbours: int = 0
+    of_rows: bool = False
 
     def __str__(self) -> str:
-        inner = self.neighbours or self.depth
-        parts = f"{self.depth // inner}i" if inner < self.depth else ""
-        words = f"{inner}i" if self.depth > 1 else ""
+        inner, axis = self.neighbours or self.depth, "h" if self.of_rows else "i"
+        parts = f"{self.depth // inner}{axis}" if inner < self.depth else ""
+        words = f"{inner}{axis}" if self.depth > 1 else ""
         return f"OIHW{self.ic_block}i{parts}{self.oc_block}o{words}"
 
     def shape(self, plain: tuple[int, int, int, int]) -> tuple[int, ...]:
         """Return the shape in this layout of weights with OIHW shape `plain`."""
         o, i, h, w = plain
-        blocks = -(-o // self.oc_block), -(-i // (self.depth * self.ic_block))
+        if self.of_rows:
+            h = -(-h // self.depth)
+        else:
+            i = -(-i // self.depth)
         words = (self.depth,) if self.depth > 1 else ()
+        blocks = -(-o // self.oc_block), -(-i // self.ic_block)
         return (*blocks, h, w, self.ic_block, self.oc_block, *words)
 
     def pack(self, array: np.ndarray) -> np.ndarray:
-        """Copy plain OIHW weights into this layout, aligned; missing channels are zero."""
-        o, i, h, w = array.shape
-        shape = self.shape((o, i, h, w))
+        """Copy plain OIHW weights into this layout, aligned; what is missing is zero."""
+        shape = self.shape(array.shape)
         packed = aligned_zeros(shape, array.dtype)
         inner = self.neighbours or self.depth
         words = packed.reshape(*shape[:5], self.depth // inner, self.oc_block, inner)
-        missing = -i % (self.depth * self.ic_block)
-        for start in range(0, o, self.oc_block):
-            part = array[start : start + self.oc_block]
-            if missing:
-                part = np.pad(part, ((0, 0), (0, missing), (0, 0), (0, 0)))
-            split = part.reshape(len(part), shape[1], self.ic_block, -1, inner, h, w)
-            moved = split.transpose(1, 5, 6, 2, 3, 0, 4)
-            words[start // self.oc_block, ..., : len(part), :] = moved
+        # As many words of rows as there are; blocks of channels are full.
+        axis, whole = (2, self.depth) if self.of_rows else (1, self.depth * self.ic_block)
+        missing = [(0, -array.shape[axis] % whole * (other == axis)) for other in range(4)]
+        for start in range(0, len(array), self.oc_block):
+            part = np.pad(array[start : start + self.oc_block], missing)
+            o, i, h, w = part.shape
+            # What is in a word last.
+            if self.of_rows:
+                split = part.reshape(o, i, -1, self.depth, w).transpose(0, 1, 2, 4, 3)
+            else:
+                split = part.reshape(o, -1, self.depth, h, w).transpose(0, 1, 3, 4, 2)
+            split = split.reshape(o, shape[1], self.ic_block, *shape[2:4], -1, inner)
+            words[start // self.oc_block, ..., :o, :] = split.transpose(1, 3, 4, 2, 5, 0, 6)
         return packed
 
 

@@ -267,6 +267,7 @@ def _row_cycles(
     input_again = size.tile_input * traffic.input_again
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
     rows_inside = sum(taps_inside(view, 0, range(view.out_height))) / view.out_height
+    rows_inside = min(rows_inside, tiling.word_rows)  # Words are multiplied as a whole.
 
     def tile_cycles(columns: range) -> float:
         width = len(columns)
@@ -308,7 +309,7 @@ def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:
     vectors, floats = tiling.pixel_loads(width)
     # Narrower vectors are loaded at the rate of numbers, where that is higher.
     at_once = min(device.scalar_loads_per_cycle, device.loads_per_cycle * device.lanes / b.lanes)
-    load = (vectors + b.oc_vectors) / max(device.loads_per_cycle, at_once)
+    load = (vectors + tiling.weight_loads(width)) / max(device.loads_per_cycle, at_once)
     load += floats / device.scalar_loads_per_cycle
     shared = tiling.pixel_operand == VECTOR and not tiling.view.depthwise
     if tiling.pixel_operand == MEMORY or shared:

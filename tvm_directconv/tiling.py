@@ -24,6 +24,8 @@ from .workload import ConvWorkload
 _MOST_BORDER_TILES = 4
 # Kinds of tiles times places in the kernel.
 _MOST_CODE = 100
+# Channels whose pixels are loaded at once to be interleaved.
+_INTERLEAVED = 16
 MATRIX_TILES = (2, 2), (1, 4), (1, 2), (2, 1), (1, 1)
 """Matrices of pixels and of output channels in a tile: with a matrix of sums for each pair, and one
 register at least for what passes by, the eight of them suffice."""
@@ -228,7 +230,8 @@ class Tiling:
         """The multiply-adds in straight-line code."""
         b = self.blocking
         taps = self.view.kernel[1] if b.kw_unroll else 1
-        return b.oc_vectors * b.ow_tile * self.straight_channels * taps
+        rows = self.word_rows if self.case.rows > 1 else 1
+        return b.oc_vectors * b.ow_tile * self.straight_channels * taps * rows
 
     @property
     def groups_of_tiles(self) -> tuple[tuple[range, ...], ...]:
@@ -269,6 +272,11 @@ class Tiling:
         return len(set(self.tile_kinds)) * rows * columns <= _MOST_CODE
 
     @property
+    def word_rows(self) -> int:
+        """The rows of the kernel, or of words where several are in a word."""
+        return ceil(self.view.kernel[0] / self.case.rows)
+
+    @property
     def steps_are_rows(self) -> bool:
         """Whether a step is a row of the kernel rather than a place in it.
 
@@ -280,7 +288,7 @@ class Tiling:
     @property
     def weight_layout(self) -> WeightLayout:
         """The layout of the weights."""
-        return self.blocking.weight_layout(self.rate.instruction)
+        return self.blocking.weight_layout(self.rate.instruction, self.view.depthwise)
 
     @property
     def output_layout(self) -> ActivationLayout:
@@ -334,6 +342,10 @@ class Tiling:
         where neighbouring columns rather than channels lie side by side in the input.
         """
         lanes, layout = self.blocking.lanes, self.case.word_layout
+        if self.case.rows > 1:
+            rows = min(self.view.kernel[0], self.case.rows)
+            vectors = ceil(self.blocking.oc_vectors * lanes / _INTERLEAVED)
+            return self._operands(columns) * rows * vectors, 0
         if self.pixel_operand == VECTOR:
             loads = self._own_pixels
             each = self._operands(columns)
@@ -346,6 +358,13 @@ class Tiling:
                 return columns / lanes, 0
         return 0, columns
 
+    def weight_loads(self, columns: int) -> int:
+        """Return the loads of weights in a step of so many columns.
+
+        Words of rows are done with one after the other: each column loads the weights again.
+        """
+        return self.blocking.oc_vectors * (columns if self.case.rows > 1 else 1)
+
     def conversion_cycles(self, columns: int) -> float:
         """Return how long a step of so many columns converts what it loads, each load once."""
         conversion = self.case.conversion
@@ -355,6 +374,11 @@ class Tiling:
 
     def pixel_moves(self, columns: int) -> float:
         """Return how often two loads are joined in a step of so many columns."""
+        if self.case.rows > 1:
+            # To pairs, and these to words. What is shifted is so before.
+            shifted = self.rate.instruction.shifts(self.case.precision)
+            words = 2 * self.blocking.oc_vectors * self._operands(columns)
+            return words + shifted * self.pixel_loads(columns)[0]
         if self.pixel_operand != VECTOR:
             return 0
         return self._operands(columns) * self._own_pixels.moves
@@ -362,10 +386,12 @@ class Tiling:
     def _operands(self, columns: int) -> float:
         """Return how many pixels of a vector are made in a step of so many columns.
 
-        Neighbouring outputs share some in a row of the kernel; of depthwise ones, not counted.
+        Neighbouring outputs share some in a row of the kernel; of depthwise ones, only words are
+        counted.
         """
         workload = self.case.words
-        if not self.steps_are_rows or workload.depthwise or workload.dilation[1] > 1:
+        apart = workload.depthwise and self.case.rows == 1
+        if not self.steps_are_rows or apart or workload.dilation[1] > 1:
             return columns
         taps, stride = workload.kernel[1], workload.stride[1]
         return min(columns, ((columns - 1) * stride + taps) / taps)
@@ -516,6 +542,9 @@ def registers(
     kernels, LLVM reads some of them again.
     """
     sums, lanes = oc_vectors * ow_tile, instruction.lanes
+    if workload.depthwise and instruction.depth > 1:
+        # Words, what they are made of, and weights.
+        return sums + 2 * oc_vectors + 2
     weights, between = (
         instruction.weight_registers,
         instruction.registers_between(workload.precision),
@@ -568,6 +597,8 @@ def reasons_against(blocking: Blocking, case: Case) -> list[str]:
         )
     if b.oc_block:
         reasons += _reasons_against_block(b, case)
+    if case.rows > 1 and not b.kw_unroll:
+        reasons.append("kw_unroll is off: words of rows are made for all columns of the kernel")
     if reasons:
         return reasons
     if case.peak.instruction.pixels > 1:

@@ -60,7 +60,7 @@ _OPERATORS: dict[Any, Callable[[Any, Any], Any]] = {
 }
 
 
-def _of_lane(index: Any, lane: int) -> Any:
+def of_lane(index: Any, lane: int) -> Any:
     """Return what a vector of indices is in one lane."""
     if index.ty.dtype.lanes == 1:
         return index
@@ -68,7 +68,7 @@ def _of_lane(index: Any, lane: int) -> Any:
         return index.base + index.stride * lane
     if isinstance(index, tirx.Broadcast):
         return index.value
-    return _OPERATORS[type(index)](_of_lane(index.a, lane), _of_lane(index.b, lane))
+    return _OPERATORS[type(index)](of_lane(index.a, lane), of_lane(index.b, lane))
 
 
 @tir_pass
@@ -127,9 +127,9 @@ def load_own_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 there = index
                 for task, value in first.items():
                     there = replaced(there, task, value)
-                begin = _of_lane(there, 0)
+                begin = of_lane(there, 0)
                 distances = [
-                    analyzer.simplify(_of_lane(there, lane) - begin) for lane in range(lanes)
+                    analyzer.simplify(of_lane(there, lane) - begin) for lane in range(lanes)
                 ]
                 done[key] = vector_of(load.source, index, distances)
             return done[key]
@@ -157,7 +157,7 @@ def load_own_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         lanes = len(distances)
 
         def place(lane: int) -> Any:
-            return in_block(analyzer.simplify(_of_lane(index, lane)))
+            return in_block(analyzer.simplify(of_lane(index, lane)))
 
         origin = place(0)
         known = analyzer.modular_set(origin)

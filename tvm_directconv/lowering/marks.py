@@ -44,6 +44,10 @@ MEMORY_OPERAND = "directconv.memory_operand"
 """On an unrolled loop of steps: what these read of the input is addressed from one register on, or
 from as many as the value says at most."""
 
+ROWS = "directconv.rows"
+"""On an unrolled loop of steps: they multiply words of rows of the kernel, whose pixels have to be
+interleaved; see :mod:`.lowering.rows`."""
+
 PREFETCH_WEIGHTS = "directconv.prefetch_weights"
 """On the loop over register tiles and on loops within a tile: the weights that the next round of
 all tiles needs are fetched meanwhile, in one of these loops. ``[vectors, distance, length,

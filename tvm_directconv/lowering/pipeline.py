@@ -25,6 +25,7 @@ from .loads import load_lanes, read_from_bases, stay_in_rows
 from .matrices import multiply_matrices
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
+from .rows import interleave_rows
 from .tensors import block_outputs, finish_in_place, present_shapes
 from .vectors import check_vectors, vectorize
 from .words import flip_signs, multiply_words
@@ -64,6 +65,7 @@ def lowered() -> list[Any]:
         load_own_pixels,
         stay_in_rows,
         promote_accumulators,
+        interleave_rows,
         multiply_words,
         load_lanes,
         flip_signs,

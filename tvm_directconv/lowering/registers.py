@@ -17,13 +17,15 @@ from tvm.tirx import (
 )
 
 from ..precision import NUMBER_TYPES
-from .marks import LANE_OPERAND, MEMORY_OPERAND, STEP, TILE
+from .marks import LANE_OPERAND, MEMORY_OPERAND, ROWS, STEP, TILE
 from .statements import architecture_of, importing, sequence, tir_pass, with_body
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
 # Stand before steps whose input may be loaded as vectors, and is read from one address on.
 LANE_OPERAND_MARK = "directconv_lane_operand"
 MEMORY_OPERAND_MARK = "directconv_memory_operand"
+# Stands before steps whose words are to be made of rows.
+ROWS_MARK = "directconv_rows"
 
 # No instruction comes of this function either. For LLVM it may change the memory and its argument:
 # no load moves from one step into another, and no step begins before that sum is done. Without
@@ -61,7 +63,11 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if STEP in loop.annotations:
             body = SeqStmt([mark(_MARK, loop.annotations[STEP]), loop.body])
             found = with_body(found, body, done=STEP)
-        marks = {LANE_OPERAND: LANE_OPERAND_MARK, MEMORY_OPERAND: MEMORY_OPERAND_MARK}
+        marks = {
+            LANE_OPERAND: LANE_OPERAND_MARK,
+            MEMORY_OPERAND: MEMORY_OPERAND_MARK,
+            ROWS: ROWS_MARK,
+        }
         for annotation, name in marks.items():
             if annotation in loop.annotations:
                 steps = with_body(found, found.body, done=annotation)
@@ -69,6 +75,19 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         return found
 
     return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
+
+
+def whole(register: Any) -> list[Any]:
+    """Return the indices of all that is in a register."""
+    lanes = int(register.shape[0])
+    return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
+
+
+def pinned(register: Any) -> BufferStore:
+    """Return what LLVM moves no load beyond, and nothing that the register is made of."""
+    kind = f"{register.dtype}x{int(register.shape[0])}"
+    same = tirx.call_extern(kind, _PIN_NAME, tirx.BufferLoad(register, whole(register)))
+    return BufferStore(register, same, whole(register))
 
 
 @tir_pass
@@ -151,11 +170,6 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 registers = registers[apart::apart] or registers
             return sequence([pinned(register) for register in registers] or [Evaluate(0)])
 
-        def pinned(register: Any) -> BufferStore:
-            kind = f"{register.dtype}x{int(register.shape[0])}"
-            same = tirx.call_extern(kind, _PIN_NAME, read(register))
-            return BufferStore(register, same, whole(register))
-
         body = tvm_ffi.structural_map(
             tile.body, [(TensorLoad, load), (BufferStore, store), (Evaluate, pin)]
         )
@@ -171,10 +185,6 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         ]
         # Nothing is summed up where all products are with padding.
         return sequence([*before, body, *after])
-
-    def whole(register: Any) -> list[Any]:
-        lanes = int(register.shape[0])
-        return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
 
     body = tvm_ffi.structural_map(func.body, (AttrStmt, promoted))
     pin_code = architecture_of(func).pin

@@ -9,6 +9,7 @@ from tvm.tirx import BufferStore, PrimFunc
 
 from ..compute import INPUT_NAME, WEIGHT_NAME
 from ..hardware.architecture import AARCH64, ARM, Architecture
+from ..precision import NUMBER_TYPES
 from .marks import INSTRUCTION
 from .statements import architecture_of, importing, tir_pass
 
@@ -107,7 +108,7 @@ def _code(known: Architecture, name: str, lanes: int, signed: bool, again: bool)
     return _FUNCTIONS[name].format(**values)
 
 
-_HIGHEST_BITS = 0x80808080 - 2**32  # of four bytes
+_HIGHEST_BITS = 0x80808080  # of four bytes
 
 
 @tir_pass
@@ -161,7 +162,11 @@ def flip_signs(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def flipped(load: TensorLoad) -> Any:
         if load.source.name != INPUT_NAME:
             return load
-        return load ^ tirx.const(_HIGHEST_BITS, load.ty.dtype)
+        number = NUMBER_TYPES[str(load.source.dtype)]
+        bits = _HIGHEST_BITS & (1 << 8 * number.bytes) - 1
+        if number.least:
+            bits -= 1 << 8 * number.bytes
+        return load ^ tirx.const(bits, load.ty.dtype)
 
     def computed(store: BufferStore) -> BufferStore:
         # Not where addresses are taken, which are of no store.

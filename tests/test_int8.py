@@ -408,3 +408,15 @@ def test_weights_in_words_of_rows() -> None:
     halves = WeightLayout(1, 4, 4, 2, of_rows=True)
     assert str(halves) == "OIHW1i2h4o2h"
     assert halves.pack(plain)[0, 0, 0, 0].ravel()[:4].tolist() == [0, 3, 15, 18]
+
+
+def test_epilogues_take_few_instructions() -> None:
+    epilogue = dc.Epilogue(bias=True, requantize="uint8")
+    conv = dc.build("uint8_ic16ih20oc32oh20kh1", "cortex-a76", blocking="model", epilogue=epilogue)
+    code = conv.assembly()
+    # 16 outputs at once, which begin as the bias; alone, four are stored from a part of a register.
+    assert re.search(r"uzp1\s+v\d+\.16b", code) and re.search(r"\sst[rpu]+\s+q", code)
+    assert not re.search(r"\sstr\s+s\d", code)
+    assert len(re.findall(r"\smovi\s+v\d+\.2d, #0", code)) < conv.blocking.ow_tile
+    narrow = dc.build("uint8_ic16ih20oc4oh20kh1", "cortex-a76", blocking="model", epilogue=epilogue)
+    assert re.search(r"\sstr\s+s\d", narrow.assembly())

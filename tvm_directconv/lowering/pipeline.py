@@ -23,6 +23,7 @@ from .floats import (
 from .groups import load_own_pixels, part_kinds
 from .loads import load_lanes, read_from_bases, stay_in_rows
 from .matrices import multiply_matrices
+from .outputs import begin_with_bias, store_together
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
 from .rows import interleave_rows
@@ -65,6 +66,8 @@ def lowered() -> list[Any]:
         load_own_pixels,
         stay_in_rows,
         promote_accumulators,
+        begin_with_bias,
+        store_together,
         interleave_rows,
         multiply_words,
         load_lanes,

@@ -18,7 +18,7 @@ from tvm.tirx import (
 
 from ..precision import NUMBER_TYPES
 from .marks import LANE_OPERAND, MEMORY_OPERAND, ROWS, STEP, TILE
-from .statements import architecture_of, importing, sequence, tir_pass, with_body
+from .statements import architecture_of, flat, importing, sequence, tir_pass, with_body
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
 # Stand before steps whose input may be loaded as vectors, and is read from one address on.
@@ -203,11 +203,6 @@ def after_marks(
     `changed` gets the mark's value and the statements from there to the next mark, to a loop, which
     has marks of its own, or to the end of the sequence.
     """
-
-    def flat(statement: Any) -> list[Any]:
-        if isinstance(statement, SeqStmt):
-            return [part for inner in statement.seq for part in flat(inner)]
-        return [statement]
 
     def visited(sequence: SeqStmt) -> SeqStmt:
         statements = flat(sequence)

@@ -37,6 +37,13 @@ def with_body(
     )
 
 
+def flat(statement: Any) -> list[Any]:
+    """Return the statements of a sequence, and of those in it."""
+    if isinstance(statement, SeqStmt):
+        return [part for inner in statement.seq for part in flat(inner)]
+    return [statement]
+
+
 def sequence(statements: list[Any]) -> Any:
     """Return statements one after the other; TVM takes no sequence of one."""
     return statements[0] if len(statements) == 1 else SeqStmt(statements)

@@ -2,13 +2,21 @@
 
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import assert_exact, run_exact
 
-from tvm_directconv import Blocking, ConvWorkload, build, device
+from tvm_directconv import (
+    Blocking,
+    ConvWorkload,
+    build,
+    conv2d_reference,
+    device,
+    random_tensors,
+)
 from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.candidates import candidates, choose
 from tvm_directconv.case import Case
@@ -44,6 +52,14 @@ def test_layers_are_exact(descriptor: str) -> None:
     assert_exact(build(descriptor))
 
 
+@pytest.mark.parametrize("descriptor", LAYERS[::2])
+def test_layers_of_whole_numbers_are_exact(descriptor: str) -> None:
+    workload = ConvWorkload.parse(f"uint8_{descriptor}")
+    x, weight = random_tensors(workload, 0)
+    found = build(workload)(x, weight)
+    np.testing.assert_array_equal(found, conv2d_reference(x, weight, workload))
+
+
 @pytest.mark.parametrize("name", ["cortex-a72", "armv7", "rv64gcv"])
 @pytest.mark.parametrize("descriptor", LAYERS[2::3])
 def test_layers_are_exact_elsewhere(descriptor: str, name: str, tmp_path: Path) -> None:
@@ -57,12 +73,16 @@ def test_layouts_are_exact(layout: str) -> None:
         assert_exact(build(descriptor, input_layout=layout))
 
 
+# Words, and numbers that are widened as they are loaded.
+WHOLE = ["uint8_g32ic128ih9oc128oh9kh3ph1", "int8_g8ic48ih7oc48oh7kh3ph1"]
+
+
 @pytest.mark.parametrize("name", ["haswell", "znver4", "cortex-a72"])
-@pytest.mark.parametrize("descriptor", LAYERS)
+@pytest.mark.parametrize("descriptor", LAYERS + WHOLE)
 def test_no_lane_computes_an_address(descriptor: str, name: str) -> None:
     code = lowered(descriptor, name)
     # Vectors of indices are of neighbours, or there is one.
-    loads = re.findall(r"\b(?:x_1|base\w*)\[(.*?)\]", code)
+    loads = re.findall(r"\b(?:x_\d|base\w*)\[(.*?)\]", code)
     assert loads and not [index for index in loads if "T.Broadcast" in index]
 
 
@@ -105,6 +125,9 @@ def test_vectors_may_be_narrower_than_blocks() -> None:
     chosen = choose(case)
     assert (chosen.lanes, chosen.oc_block) == (8, 16)
     assert Tiling(case, chosen).output_layout.block == 16
+    # Blocks of whole numbers are of vectors of any width.
+    words = choose(Case.of("uint8_g8ic384ih28oc96oh28kh1", "znver4"))
+    assert (words.lanes, words.oc_block) == (8, 0)
     assert all(b.oc_block == 0 for b in candidates(Case.of("ic64ih9oc64oh9kh3ph1", "znver4")))
     # Depthwise, there is nothing to gain.
     assert all(b.oc_block == 0 for b in candidates(Case.of("g64ic64ih9oc64oh9kh3ph1", "znver4")))
@@ -118,6 +141,26 @@ def test_vectors_may_be_narrower_than_blocks() -> None:
 def test_sums_stay_in_registers(descriptor: str, name: str) -> None:
     target = device(name)
     loops = innermost_loops(build(descriptor, name).assembly(), target.triple)
+    assert loops and not any(loop.spills for loop in loops)
+
+
+@pytest.mark.parametrize("name", ["x86-64-v2", "haswell", "znver4", "cortex-a53", "cortex-a76"])
+def test_groups_of_all_sizes_have_a_tile(name: str) -> None:
+    for inputs, outputs, kernel in product((1, 3, 8, 12, 28), (1, 2, 3, 6, 12), (1, 3)):
+        case = Case.of(f"uint8_g5ic{5 * inputs}ih9oc{5 * outputs}kh{kernel}", name)
+        assert next(candidates(case), None)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "name"),
+    [
+        ("uint8_g32ic128ih28oc128oh28kh3ph1", "haswell"),
+        ("uint8_g8ic96ih14oc96oh14kh3ph1", "znver4"),
+        ("uint8_g4ic24ih14oc24oh14kh1", "cortex-a76"),
+    ],
+)
+def test_sums_of_whole_numbers_stay_in_registers(descriptor: str, name: str) -> None:
+    loops = innermost_loops(build(descriptor, name).assembly(), device(name).triple)
     assert loops and not any(loop.spills for loop in loops)
 
 

@@ -136,10 +136,12 @@ def _pixels_of_matrices(view: ConvWorkload, most: int) -> list[int]:
 def _may_be_narrower(case: Case, rate: Rate) -> bool:
     """Return whether vectors narrower than blocks of outputs may pay: they span fewer groups."""
     workload = case.words
-    if case.precision.block or workload.groups == 1 or workload.group_in == 1:
+    if workload.groups == 1 or workload.depthwise or workload.group_out % case.lanes == 0:
         return False
+    if case.precision.block:  # Blocks are of whole vectors of any width.
+        return True
     whole = ceil(workload.out_channels / rate.lanes) * rate.lanes % case.lanes == 0
-    return whole and workload.group_out % case.lanes != 0
+    return whole and workload.group_in > 1
 
 
 def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> Iterator[Blocking]:

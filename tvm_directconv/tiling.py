@@ -32,6 +32,8 @@ register at least for what passes by, the eight of them suffice."""
 # Registers for what is converted ahead of its use, where LLVM spills sums without. The second
 # number is of depthwise convolutions, where a step is a row of the kernel.
 _CONVERTING = 2, 4
+# The same for whole numbers, which are widened in two steps, where lanes have pixels of their own.
+_WIDENING = 5
 
 
 class ChannelTiles(NamedTuple):
@@ -262,11 +264,11 @@ class Tiling:
     def has_code_of_kinds(self) -> bool:
         """Whether each kind of tiles has code of its own.
 
-        Of many, the code would take minutes to compile; and what is converted as it is loaded is
-        not permuted. Lanes then load their pixels one by one.
+        Of many, the code would take minutes to compile; and floating-point numbers that are
+        converted as they are loaded are not permuted. Lanes then load their pixels one by one.
         """
         types = self.case.precision
-        if types.pixel != types.sum:
+        if types.pixel != types.sum and not types.whole:
             return False
         rows, columns = self.view.kernel
         return len(set(self.tile_kinds)) * rows * columns <= _MOST_CODE
@@ -552,9 +554,15 @@ def registers(
     if steps_are_rows(workload, lanes):
         # Permutations across a register take tables, and several of them for a pixel.
         tables = 0 if workload.depthwise or workload.group_out % 4 == 0 else 3 + oc_vectors
-        return sums + 2 * min(workload.kernel[1], 3) + 2 + tables
+        if instruction.depth > 1 and 4 % workload.group_in:
+            tables = max(3 + oc_vectors, oc_vectors * workload.group_in)
+        needed = sums + 2 * (min(workload.kernel[1], 3) + weights)
+        # Tables are constants: for a tile of one sum they are read again.
+        return needed + (tables + ceil(between / 2) if sums > 1 else min(tables, 4))
     if workload.groups > 1 and workload.group_out % lanes:
         # Pixels of two groups and both blended, of several columns at once.
+        if workload.precision.whole and instruction.depth == 1:
+            between += _WIDENING
         if oc_vectors > ow_tile:
             return sums + 2 * ow_tile + weights + 1 + between
         return sums + ceil(ow_tile / 2) + oc_vectors * weights + 5 + between

@@ -103,7 +103,7 @@ def unroll_tile(sch: Any, tiling: Tiling, loops: Loops, finished: int) -> None:
         if unrolls(int(sch.get(loop).extent)):
             sch.unroll(loop)
     if tiling.case.rows > 1:
-        sch.annotate(loops.kh, ROWS, 1)
+        sch.annotate(loops.kh, ROWS, min(workload.kernel[0], tiling.case.rows))
         sch.unroll(loops.kh)
     if tiling.blocking.kw_unroll:
         sch.unroll(loops.kw)

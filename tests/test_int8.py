@@ -333,6 +333,9 @@ DEPTHWISE = (
     "uint8_mb2g20ic20ih6oc20oh6kh7ph3",
     "uint8_g4ic4ih9oc4kh4sh3ph2",
     "int8_g16ic16ih3oc16kh2",
+    # Some places of words, or all, are in the padding for every output.
+    "uint8_g8ic8ih2iw15oc8kh3sh2ph1",
+    "int8_g16ic16ih1iw9oc16kh5ph2",
 )
 
 
@@ -362,7 +365,7 @@ def test_depthwise_convolutions_multiply_words_of_rows(
     )
     expected = qlinear_conv(workload, x, weight, meaning, bias=bias)
     np.testing.assert_array_equal(found, expected)
-    assert len(np.unique(found)) > 40
+    assert len(np.unique(found)) > 30
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NCHW8c", "NCHW4c"])

@@ -46,7 +46,7 @@ from as many as the value says at most."""
 
 ROWS = "directconv.rows"
 """On an unrolled loop of steps: they multiply words of rows of the kernel, whose pixels have to be
-interleaved; see :mod:`.lowering.rows`."""
+interleaved; see :mod:`.lowering.rows`. Its value is how many places of words have weights."""
 
 PREFETCH_WEIGHTS = "directconv.prefetch_weights"
 """On the loop over register tiles and on loops within a tile: the weights that the next round of

@@ -13,7 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import sym, tirx
 from tvm.ir.expr import Call, TensorLoad
-from tvm.tirx import AllocBuffer, AttrStmt, BufferStore, For, IfThenElse, IntImm, PrimFunc
+from tvm.tirx import AllocBuffer, AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, PrimFunc
 
 from .groups import of_lane
 from .registers import ROWS_MARK, after_marks, pinned, whole
@@ -29,7 +29,7 @@ define <{bytes} x i8> @{name}({parameters}) alwaysinline {{
 }}
 """
 _PAIR = """
-  %b{n} = shufflevector <{width} x i8> %x{upper}, <{width} x i8> %x{lower}, <{size} x i32> <{pairs}>
+  %b{n} = shufflevector <{width} x i8> {upper}, <{width} x i8> {lower}, <{size} x i32> <{pairs}>
   %p{n} = bitcast <{size} x i8> %b{n} to <{paired} x i16>
 """
 _BORDERS = "directconv.borders"  # Around products, of rows inside the image and of others.
@@ -44,27 +44,33 @@ def _places(first: int, count: int, distance: int) -> str:
     return ", ".join(f"i32 {n}" for n in found)
 
 
-def _function(width: int, lanes: int, part: int, rows: int) -> tuple[str, str]:
-    """Return name and code of what makes words of a part of the channels of so many rows."""
-    name = f"directconv_words{width}_{lanes}_{part}_{rows}"
+def _function(
+    width: int, lanes: int, part: int, places: tuple[int, ...], used: int
+) -> tuple[str, str]:
+    """Return name and code of what makes words of a part of the channels.
+
+    Rows have these places in words. Others are in the padding: zeros; but from `used` on, where
+    weights are zeros, they may be anything.
+    """
+    name = f"directconv_words{width}_{lanes}_{part}_{used}_" + "".join(map(str, places))
+    rows = [f"%x{place}" if place in places else "zeroinitializer" for place in range(used)]
+    rows += [rows[-1]] * (_DEPTH - used)
     paired = max(lanes, min(_PAIRED, width))
     begin = part * lanes // paired * paired
     pairs = ""
     for n in range(2):
-        # What fills up a word is multiplied with zeros.
-        upper, lower = (min(2 * n + row, rows - 1) for row in range(2))
         pairs += _PAIR.format(
             n=n,
             width=width,
-            upper=upper,
-            lower=lower,
+            upper=rows[2 * n],
+            lower=rows[2 * n + 1],
             size=2 * paired,
             paired=paired,
             pairs=_places(begin, paired, width),
         )
     code = _INTERLEAVED.format(
         name=name,
-        parameters=", ".join(f"<{width} x i8> %x{row}" for row in range(rows)),
+        parameters=", ".join(f"<{width} x i8> %x{row}" for row in places),
         pairs=pairs,
         paired=paired,
         words=_places(part * lanes - begin, lanes, paired),
@@ -76,8 +82,9 @@ def _function(width: int, lanes: int, part: int, rows: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a word: what is loaded, and on which condition; of each its first element."""
+    """A row of a word: at which place, what is loaded, and on which condition."""
 
+    place: int
     load: TensorLoad
     inside: Any  # None: always
 
@@ -87,17 +94,18 @@ class _Row:
         return of_lane(self.load.indices[0], 0)
 
 
-def _rows_of(word: Any) -> list[_Row]:
+def _rows_of(word: Any, place: int = 0) -> list[_Row]:
     """Return the rows of what stands for a word, see :func:`.compute.conv2d`."""
     if isinstance(word, tirx.BitwiseOr):
-        return _rows_of(word.a) + _rows_of(word.b)
+        return _rows_of(word.a, place) + _rows_of(word.b, place)
     if isinstance(word, tirx.LShift):
-        return _rows_of(word.a)
+        bits = of_lane(word.b, 0)
+        return _rows_of(word.a, place + int(bits) * _DEPTH // word.ty.dtype.bits)
     inside = None
     if isinstance(word, Call) and word.op.name == "prim.if_then_else":
         inside, word, _ = word.args
     if isinstance(word, tirx.Cast) and isinstance(word.value, TensorLoad):
-        return [_Row(word.value, inside)]
+        return [_Row(place, word.value, inside)]
     assert isinstance(word, tirx.Broadcast), f"no word of rows: {word}"
     return []
 
@@ -112,7 +120,8 @@ def _is_product(statement: Any) -> bool:
 class _Words:
     """The words that some products multiply."""
 
-    def __init__(self) -> None:
+    def __init__(self, used: int) -> None:
+        self._used = used
         self._analyzer = sym.Analyzer()
         self._bases: list[Any] = []
         self.functions: dict[str, str] = {}
@@ -132,13 +141,17 @@ class _Words:
         of_word: dict[Any, tuple[list[_Row], list[BufferStore]]] = {}
         for product in products:
             rows = _rows_of(product.value.b.a)
-            key = tuple(self.place(row.first) for row in rows)
+            if not rows:  # All are in the padding.
+                continue
+            key = tuple((row.place, *self.place(row.first)) for row in rows)
             of_word.setdefault(key, (rows, []))[1].append(product)
         for rows, _ in of_word.values():
             for row in rows:
                 if row.inside is not None:
                     self.conditions.setdefault(tvm_ffi.StructuralKey(row.inside), row.inside)
         left = sorted(of_word)
+        if not left:
+            return [Evaluate(0)]
         fast: list[Any] = []
         masked: list[Any] = []
         while left:
@@ -147,7 +160,7 @@ class _Words:
             lanes = stores[0].value.ty.dtype.lanes
             keys = [first]
             while True:
-                following = tuple((n, d + lanes * len(keys)) for n, d in first)
+                following = tuple((p, n, d + lanes * len(keys)) for p, n, d in first)
                 if following not in of_word or (len(keys) + 1) * lanes > _MOST_BYTES:
                     break
                 keys.append(following)
@@ -171,7 +184,7 @@ class _Words:
         pixels = [self._pixels(row, width, always) for row in rows]
         found: list[Any] = []
         for part, products in enumerate(stores):
-            name, code = _function(width, lanes, part, len(rows))
+            name, code = _function(width, lanes, part, tuple(row.place for row in rows), self._used)
             self.functions[name] = code
             words = tirx.call_extern(f"uint8x{_DEPTH * lanes}", name, *pixels)
             kind = str(products[0].value.ty.dtype)
@@ -203,19 +216,19 @@ def interleave_rows(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Make the words of rows that products read."""
     functions: dict[str, str] = {}
 
-    def made(statements: list[Any], _: int) -> list[Any]:
+    def made(statements: list[Any], used: int) -> list[Any]:
         done: list[Any] = []
         run: list[BufferStore] = []
 
         def end_run() -> None:
             if run:
-                words = _Words()
+                words = _Words(used)
                 done.extend(words.interleaved(run))
                 functions.update(words.functions)
                 run.clear()
 
         def alone(store: BufferStore) -> Any:
-            return sequence(made([store], 0)) if _is_product(store) else store
+            return sequence(made([store], used)) if _is_product(store) else store
 
         for statement in statements:
             if _is_product(statement):

@@ -21,7 +21,7 @@ from tvm_directconv.lowering.marks import (
     TILE,
     VECTOR,
 )
-from tvm_directconv.tiling import LANE, MEMORY, Tiling, unrolls
+from tvm_directconv.tiling import LANE, MEMORY, PAIR, Tiling, unrolls
 
 # With more pixels, the weights' way from memory is less than one in a hundred cycles.
 _FEW_PIXELS = 1200
@@ -118,8 +118,8 @@ def _stays(size: int, device: Device) -> bool:
 
 def load_pixels(sch: Any, tiling: Tiling, loops: Loops) -> None:
     """Have pixels loaded as the multiply-adds read them; see :attr:`Tiling.pixel_operand`."""
-    if tiling.pixel_operand == LANE:
-        sch.annotate(loops.step, LANE_OPERAND, tiling.blocking.lanes)
+    if tiling.pixel_operand in (LANE, PAIR):
+        sch.annotate(loops.step, LANE_OPERAND, tiling.lanes_at_once)
     if tiling.pixel_operand == MEMORY:
         sch.annotate(loops.step, MEMORY_OPERAND, 1)
     if tiling.pixel_operand == OWN_PIXELS:

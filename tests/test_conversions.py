@@ -1,4 +1,4 @@
-"""Convolutions stored in 16 bits and computed in single precision: loads convert."""
+"""Convolutions stored in 16 bits and summed in single precision: loads convert, or dot products."""
 
 import json
 import re
@@ -40,6 +40,7 @@ EVERYWHERE = [
     *((name, stored, ODD[0]) for name in ("x86-64-v3", "armv7") for stored in STORED),
     *((name, STORED[0], text) for name, text in zip(EMULATED, ODD[1:4], strict=True)),
     ("cortex-a72", STORED[1], ODD[2]),
+    *(("neoverse-n2", STORED[0], text) for text in ODD[2:6]),
 ]
 
 
@@ -97,7 +98,10 @@ def test_images_in_plain_layouts(name: str, layout: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize(
     ("name", "denormals"),
-    [*((name, "flush") for name in ("native", "cortex-a72", "armv7")), ("native", "keep")],
+    [
+        *((name, "flush") for name in ("native", "cortex-a72", "armv7", "neoverse-n2")),
+        *((name, "keep") for name in ("native", "neoverse-n2")),
+    ],
 )
 def test_all_numbers_are_converted_right(
     name: str, denormals: str, stored: str, tmp_path: Path
@@ -123,7 +127,13 @@ def test_all_numbers_are_converted_right(
 
 @pytest.mark.parametrize(
     ("name", "stored", "bits"),
-    [("native", "float16acc32", 11), ("native", "bfloat16", 8), ("cortex-a72", "bfloat16", 8)],
+    [
+        ("native", "float16acc32", 11),
+        ("native", "bfloat16", 8),
+        ("cortex-a72", "bfloat16", 8),
+        ("neoverse-n2", "bfloat16", 8),
+        ("neoverse-n2", "float16acc32", 11),
+    ],
 )
 def test_errors_are_those_of_the_rounding_at_the_end(
     name: str, stored: str, bits: int, tmp_path: Path
@@ -134,8 +144,10 @@ def test_errors_are_those_of_the_rounding_at_the_end(
     exact = dc.conv2d_reference(x, weight, workload)
     errors = np.abs(computed(conv, tmp_path, x, weight).astype(np.float64) - exact)
     products = dc.conv2d_reference(np.abs(x), np.abs(weight), workload)
-    # Half of the last place of the output, and of single precision of each sum on the way.
-    bound = 2.0**-bits * np.abs(exact) + 2**-25 + 2**-24 * 48 * 9 * products
+    # Half of the last place of the output, and of single precision of each sum on the way; all of
+    # it where these are rounded to odd numbers.
+    each = 2**-23 if conv.manifest.instruction.name.startswith("bfdot") else 2**-24
+    bound = 2.0**-bits * np.abs(exact) + 2**-25 + each * 48 * 9 * products
     assert (errors <= bound).all() and 2.0**-bits < errors.max() / 2**3 < 2.0 ** (3 - bits)
 
 

@@ -31,6 +31,8 @@ FACTS = {
     "x86-64-v3": (8, 32, 16),
     "x86-64-v4": (16, 32, 32),
     "haswell": (8, 32, 16),
+    "alderlake": (8, 32, 16),
+    "arrowlake": (8, 32, 16),
     "skylake-avx512": (16, 64, 32),
     "icelake-server": (16, 64, 32),
     "sapphirerapids": (16, 64, 32),
@@ -120,7 +122,8 @@ def test_inherits_what_is_not_set():
     assert (znver4.l2_bytes, v4.l2_bytes) == (1048576, 524288)
     assert (znver4.schedule, znver4.triple) == ("x86", "x86_64-linux-gnu")
     # Names, boards and being abstract belong to one file.
-    assert "alderlake" in v3.aliases and "alderlake" not in znver4.aliases
+    v4_aliases = DEVICES["x86-64-v4"].aliases
+    assert "tigerlake" in v4_aliases and "tigerlake" not in znver4.aliases
     assert "Raspberry Pi 5" not in DEVICES["neoverse-n1"].boards
     assert DEVICES["cortex-a76"].ghz == 2.4 and DEVICES["neoverse-n1"].ghz == 2.5
     # Apple says nothing of the clock.
@@ -644,3 +647,31 @@ def test_what_linux_tells_of_a_board_that_llvm_does_not(
             found = targets.host_lacks(device(name).target_options(1))
             missing = "" if told else ", ".join(lacking)
             assert found == (f"this machine's processor has no {missing}" if missing else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature", "triple"),
+    [
+        ("znver4", "avx512bf16", "x86_64-unknown-linux-gnu"),
+        ("alderlake", "avxvnni", "x86_64-unknown-linux-gnu"),
+        ("arrowlake", "avxvnniint8", "x86_64-unknown-linux-gnu"),
+        ("neoverse-n2", "bf16", "aarch64-unknown-linux-gnu"),
+        ("neoverse-n2", "i8mm", "aarch64-unknown-linux-gnu"),
+        ("apple-m1", "fp16fml", "aarch64-unknown-linux-gnu"),
+    ],
+)
+def test_code_is_refused_where_a_feature_of_an_instruction_is_missing(
+    monkeypatch: pytest.MonkeyPatch, name: str, feature: str, triple: str
+) -> None:
+    spec = DEVICES[name]
+    assert any(feature in rate.instruction.features for rate in spec.instructions)
+    options, known = spec.target_options(1), codegen.llvm_get_cpu_features
+    monkeypatch.setattr(
+        targets,
+        "llvm",
+        lambda name, *args: triple if name == "llvm_get_system_triple" else known(*args),
+    )
+    for lacking in (set(), {feature}):
+        monkeypatch.setattr(targets, "host_features", lambda f=lacking: spec.features() - f)
+        expected = f"this machine's processor has no {feature}" if lacking else None
+        assert targets.host_lacks(options) == expected

@@ -11,12 +11,14 @@ from onnx_quantized import qlinear_conv
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.bench.peak import Burst, BurstCode
+from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ArgumentError, BlockingError, WorkloadError
 from tvm_directconv.layout import WeightLayout
 from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.quantization import border_classes
+from tvm_directconv.tiling import Tiling
 from tvm_directconv.toolchain import find_toolchain
 
 HERE = ["native", "x86-64-v2", "haswell"]
@@ -219,8 +221,11 @@ _MULTIPLIES = {
     "cortex-a76": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
     "neoverse-n1": r"sdot\s+v\d+\.4s, .*\.4b\[\d\]",
     "apple-m1": r"sdot\s+v\d+\.4s",
-    "neoverse-n2": r"sudot\s+v\d+\.4s, .*\.4b\[\d\]",
-    "sapphirerapids": r"vpdpbusd\s.*zmm",
+    "neoverse-n2": r"usmmla\s+v\d+\.4s",
+    "neoverse-v1": r"usmmla\s+v\d+\.4s",
+    "icelake-server": r"vpdpbusd\s.*zmm",
+    "alderlake": r"\{vex\}\s+vpdpbusd\s.*ymm",
+    "arrowlake": r"\{vex\}\s+vpdpbusd\s.*ymm",
     "skylake-avx512": r"vpmaddwd\s.*zmm",
     "haswell": r"vpmaddwd\s.*ymm",
     "x86-64-v2": r"pmaddwd\s.*xmm",
@@ -231,16 +236,60 @@ _MULTIPLIES = {
 
 
 @pytest.mark.parametrize("device", _MULTIPLIES)
-def test_four_channels_at_once_and_nothing_spills(device: str) -> None:
+def test_several_channels_at_once_and_nothing_spills(device: str) -> None:
     epilogue = dc.Epilogue(bias=True, requantize="uint8")
     mnemonic = _MULTIPLIES[device]
     for text in ("ic64ih56oc64oh56kh3ph1", "ic256ih14oc1024oh14kh1", "ic512ih7oc512oh7kh3ph1"):
         conv = dc.build(f"uint8_{text}", device, blocking="model", epilogue=epilogue)
         code = conv.assembly()
-        assert re.search(mnemonic, code) and conv.manifest.instruction.depth == 4
+        depth = 8 if "mmla" in mnemonic else 4
+        assert re.search(mnemonic, code) and conv.manifest.instruction.depth == depth
         assert not re.search(r"\bfmla\b|vfmadd", code)
         loops = innermost_loops(code, dc.device(device).triple)
         assert loops and not [loop for loop in loops if loop.spills]
+
+
+PAIRS = (
+    ("int8_ic64ih7oc72oh7kh3ph1", None),  # Of seven columns, one is alone; narrower tiles.
+    ("uint8_ic24ih13oc20oh13kh3ph1", "NHWC"),
+    ("int8_ic8ih9oc33oh9kh5ph2", None),  # Blocks of one word.
+    ("uint8_g2ic48ih9oc24oh4kh3sh2", None),
+    ("int8_ic32ih3oc24oh4kh2ph1", None),  # In no column of the kernel all pixels are inside.
+    ("uint8_ic16ih60oc16oh60kh7ph3", None),
+    ("int8_ic40ih1oc16oh1kh1", "NCHW8c"),
+)
+
+
+@pytest.mark.parametrize(("text", "layout"), PAIRS)
+def test_pairs_of_pixels_are_exact(text: str, layout: str | None, tmp_path: Path) -> None:
+    workload = dc.ConvWorkload.parse(text)
+    conv = dc.build(workload, "neoverse-n2", input_layout=layout, blocking="model")
+    assert "mmla" in conv.manifest.instruction.name
+    x, weight = dc.random_tensors(workload, 0)
+    weight.ravel()[::5] = -128
+    found = output_of(conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight))
+    np.testing.assert_array_equal(found, dc.conv2d_reference(x, weight, workload))
+
+
+def test_pairs_that_are_not_whole_or_lie_apart_spill_nothing() -> None:
+    # Seven columns, rows of 14 in tiles of 4, 4, 3 and 3, and strides.
+    texts = "ic32ih14oc64oh14kh5ph2", "ic96ih14oc208oh14kh3ph1", "ic256ih56oc512oh28kh1sh2"
+    for text in texts:
+        conv = dc.build(f"int8_{text}", "neoverse-n2", blocking="model")
+        loops = innermost_loops(conv.assembly(), dc.device("neoverse-n2").triple)
+        assert loops and not any(loop.spills for loop in loops)
+
+
+def test_what_pairs_of_pixels_need() -> None:
+    case = Case.of("int8_ic64ih56oc256oh56kh1", "neoverse-n2")
+    tiling = Tiling(case, choose(case))
+    # Sums, four pixels, two pairs of these, and two vectors of weights on their way.
+    assert (tiling.blocking.brief, tiling.registers) == ("24 x 4, ic_inside", 24 + 4 + 2 + 2)
+    assert tiling.pixel_loads(4) == (2, 0) and tiling.pixel_moves(4) == 2
+    assert tiling.weight_loads(4) == 6 * 2 and tiling.pixel_moves(3) == 2
+    # Images, groups that are no whole words, and vectors of several groups.
+    for text, depth in (("ic3ih9oc16kh3", 4), ("g2ic24ih9oc16kh3", 4), ("g4ic64ih9oc24kh3", 4)):
+        assert Case.of(f"int8_{text}", "neoverse-n2").depth == depth
 
 
 def test_what_words_need() -> None:

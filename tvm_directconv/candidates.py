@@ -8,7 +8,7 @@ from math import ceil, gcd
 from .blocking import IC_OUTSIDE, Blocking
 from .case import Case
 from .hardware.device import Rate
-from .instructions import BROADCAST
+from .instructions import MEMORY, PAIR
 from .model import estimate
 from .tiling import (
     MATRIX_TILES,
@@ -32,6 +32,8 @@ _STRAIGHT_ROW_FMAS = 256
 # Wider tiles than so many vectors read more streams of weights than prefetchers follow, and nobody
 # ships them. Of narrow groups, the weights of more stay in the first-level cache.
 _MOST_VECTORS, _MOST_GROUPED_VECTORS = 4, 10
+# Pairs of pixels take the vector units some time, too, which more vectors share.
+_MOST_PAIRED_VECTORS = 6
 # Sums in a depthwise tile: these fill the pipelines. More would save few loads of weights, and
 # where LLVM loads pixels far ahead, strided rows begin to spill at 11. Words of rows are shared by
 # more columns in wider tiles.
@@ -150,10 +152,12 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
     lanes, channels = rate.lanes, workload.group_in
     vectors = ceil(workload.out_channels / lanes)
     inner = contiguous_channels(contiguous, input_layout.block)
-    widths: Iterable[int] = range(1, min(vectors, _MOST_VECTORS) + 1)
+    paired = PAIR in rate.instruction.pixel_operands
+    most = _MOST_PAIRED_VECTORS if paired else _MOST_VECTORS
+    widths: Iterable[int] = range(1, min(vectors, most) + 1)
     if workload.groups > 1:
         widths = _widths_in_groups(case, rate)
-    if BROADCAST not in rate.instruction.pixel_operands:
+    if rate.instruction.pixel_operands == (MEMORY,):
         widths = [n for n in widths if n == 1]
     rows = steps_are_rows(workload, lanes) and not workload.depthwise
     most_sums = _MOST_SUMS_OF_ROWS if case.rows > 1 else _MOST_DEPTHWISE_SUMS

@@ -10,11 +10,12 @@ from functools import cache, cached_property
 from math import ceil
 
 from .compute import symbol_of
+from .denormals import FLUSH, KEEP, checked_mode
 from .epilogue import Epilogue
 from .errors import ArgumentError, BlockingError, DeviceError, WorkloadError
 from .hardware.device import ConversionRate, Device, Rate, fastest
 from .hardware.lookup import device as find_device
-from .instructions import Instruction
+from .instructions import PAIR, Instruction
 from .kinds import THREADS, shown
 from .layout import ActivationLayout
 from .precision import FLOAT32, PRECISIONS, Precision
@@ -40,6 +41,8 @@ class Case:
         Layout of the input.
     epilogue : Epilogue
         What becomes of outputs before they are stored. Block sizes do not depend on it.
+    denormals : str
+        Whether they count as zeros, one of :data:`.denormals.MODES`.
     """
 
     workload: ConvWorkload
@@ -47,6 +50,7 @@ class Case:
     threads: int
     input_layout: ActivationLayout
     epilogue: Epilogue
+    denormals: str = FLUSH
 
     @classmethod
     def of(
@@ -56,6 +60,7 @@ class Case:
         threads: int = 1,
         input_layout: ActivationLayout | str | None = None,
         epilogue: Epilogue | None = None,
+        denormals: str | None = None,
     ) -> "Case":
         """Return a case of what users write.
 
@@ -71,6 +76,8 @@ class Case:
             Layout of the input; :func:`default_input_layout` if not given.
         epilogue : Epilogue, optional
             What becomes of outputs before they are stored; nothing if not given.
+        denormals : str, optional
+            Whether they count as zeros; they do if not given, where the device can.
 
         Raises
         ------
@@ -81,7 +88,7 @@ class Case:
         BlockingError
             If threads or layout cannot be used.
         ArgumentError
-            If the epilogue is none.
+            If the epilogue is none, or `denormals` none of the modes that the device has.
         """
         if isinstance(workload, str):
             workload = ConvWorkload.parse(workload)
@@ -108,7 +115,8 @@ class Case:
             input_layout = ActivationLayout(input_layout)
         epilogue = epilogue or Epilogue()
         epilogue.check(workload.precision)
-        case = cls(workload, found, threads, input_layout, epilogue)
+        mode = checked_mode(denormals, found)
+        case = cls(workload, found, threads, input_layout, epilogue, mode)
         if not case.rates:
             depth = min(rate.instruction.depth for rate in found.rates(workload.precision))
             raise BlockingError(
@@ -129,18 +137,28 @@ class Case:
 
     @cached_property
     def rates(self) -> tuple[Rate, ...]:
-        """The instructions that may compute it, widest first, all of one depth."""
+        """The instructions that may compute it, widest first, all of one depth.
+
+        Either all of them take numbers as they are stored, or these are converted for all. Of
+        several such kinds it is the fastest; of equals, one without conversions.
+        """
+        precision = self.precision
         usable = [
             rate
-            for rate in self.device.rates(self.precision)
+            for rate in self.device.rates(precision)
             if self._in_words(rate.instruction)
             # Blocks of outputs are whole vectors.
             and self._block_of(rate.lanes) % rate.lanes == 0
+            and not (rate.instruction.flushes and self.denormals == KEEP)
+            and not (PAIR in rate.instruction.pixel_operands and self._mixes_groups(rate.lanes))
         ]
-        depth = max((rate.instruction.depth for rate in usable), default=1)
-        usable = [rate for rate in usable if rate.instruction.depth == depth]
-        matrices = [rate for rate in usable if self._fills_matrices(rate, usable)]
-        return tuple(matrices or (rate for rate in usable if rate.instruction.pixels == 1))
+        kinds: dict[tuple[int, bool, int], list[Rate]] = {}
+        for rate in usable:
+            instruction = rate.instruction
+            if instruction.pixels == 1 or self._fills_matrices(rate, usable):
+                kind = instruction.depth, instruction.computes(precision), instruction.pixels
+                kinds.setdefault(kind, []).append(rate)
+        return tuple(max(kinds.values(), key=lambda k: fastest(k).flops_per_cycle, default=()))
 
     def _block_of(self, lanes: int) -> int:
         """Return the channel block of outputs that are computed in such vectors."""
@@ -164,6 +182,10 @@ class Case:
         filled = min(1, block / rate.instruction.depth / words)
         vectors = [other.flops_per_cycle for other in others if other.instruction.words == 1]
         return filled * rate.flops_per_cycle > max(vectors, default=0)
+
+    def _mixes_groups(self, lanes: int) -> bool:
+        """Return whether lanes of a vector belong to different groups."""
+        return self.workload.groups > 1 and self.workload.group_out % lanes != 0
 
     def _in_words(self, instruction: Instruction) -> bool:
         """Return whether pixels can be words for an instruction.
@@ -189,6 +211,8 @@ class Case:
     @cached_property
     def conversion(self) -> ConversionRate | None:
         """What converts pixels and weights as they are loaded; None where nothing has to."""
+        if self.rates[0].instruction.computes(self.precision):
+            return None
         return self.device.conversion(self.precision)
 
     @cached_property

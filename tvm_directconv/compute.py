@@ -74,8 +74,10 @@ def conv2d(
     weight_shape = weight_layout.shape(workload.weight_shape)[:6]
     workload, input_layout = workload.in_words(depth), input_layout.in_words(depth)
     # A product of words stands for the instruction that multiplies what is in them.
-    pixel_type = types.sum.name if depth > 1 else types.pixel.name
-    weight_type = types.sum.name if of_words else types.weight.name
+    size = weight_layout.depth * types.weight.bytes
+    word = types.sum.name if size == types.sum.bytes else f"int{8 * size}"
+    pixel_type = word if depth > 1 else types.pixel.name
+    weight_type = word if of_words else types.weight.name
     stride, dilation = workload.stride, workload.dilation
     top, left, _, _ = workload.padding
     height, width = workload.in_height, workload.in_width

@@ -13,7 +13,7 @@ from . import files, versions
 from .blocking import Blocking
 from .case import Case
 from .conv_manifest import ConvManifest
-from .denormals import checked_mode, flushed
+from .denormals import flushed
 from .epilogue import BIAS, OPERANDS, RANGE, SCALE, Epilogue
 from .errors import (
     ArgumentError,
@@ -481,11 +481,10 @@ def build(
     from .lowering.marks import DENORMALS
     from .lowering.pipeline import PIPELINE
 
-    case = Case.of(workload, device, threads, input_layout, epilogue)
-    mode = checked_mode(denormals, case.device)
+    case = Case.of(workload, device, threads, input_layout, epilogue, denormals)
     tiling, source = resolve_blocking(blocking, case)
     begin = time.perf_counter()
-    function = scheduled(tiling, schedule).mod[case.symbol].with_attr(DENORMALS, mode)
+    function = scheduled(tiling, schedule).mod[case.symbol].with_attr(DENORMALS, case.denormals)
     target = case.device.target(threads)
     try:
         module = tirx.build(IRModule({case.symbol: function}), target, pipeline=PIPELINE)
@@ -508,7 +507,7 @@ def build(
         symbol=case.symbol,
         input_layout=case.input_layout,
         epilogue=case.epilogue,
-        denormals=mode,
+        denormals=case.denormals,
     )
     return CompiledConv(manifest, module, seconds)
 

@@ -30,7 +30,13 @@ LANE = "lane"
 """Pixels of several channels are loaded as one vector; the instruction takes one lane of it."""
 
 VECTOR = "vector"
-"""Lanes have pixels of their own, as they belong to different groups. All instructions can."""
+"""Lanes have pixels of their own, as they belong to different groups. Those of pairs cannot."""
+
+PAIR = "pair"
+"""Words of two pixels are in one register, one after the other."""
+
+MADDWD, SMULL, FMLAL = "maddwd", "smull", "fmlal"
+"""Functions of :mod:`tvm_directconv.lowering.words`, of several instructions."""
 
 
 MATRIX = "matrix"
@@ -55,7 +61,7 @@ class Instruction:
     lanes : int
         Outputs in a register of sums, the paper's N_vec.
     pixel_operands : tuple of str
-        How a pixel may reach it: :data:`BROADCAST`, :data:`MEMORY`, :data:`LANE`.
+        How a pixel may reach it: :data:`BROADCAST`, :data:`MEMORY`, :data:`LANE`, :data:`PAIR`.
     lane_registers : int
         How many registers it can take a lane of.
     fused : bool
@@ -67,10 +73,13 @@ class Instruction:
         How many of these lie side by side in the weights, the next ones of the other lanes after
         them; all of them if 0.
     intrinsic : str
-        The function that multiplies words: of sums and two vectors of what is multiplied. One of
-        LLVM's, or of :mod:`tvm_directconv.lowering.words`.
+        The function that multiplies words, or other numbers than sums are: of sums and two vectors
+        of what is multiplied. One of LLVM's, or of :mod:`tvm_directconv.lowering.words`.
     weights_first : bool
         Whether the first of these vectors is that of the weights.
+    by_lane : str
+        The instruction with a lane, in assembly, of ``{sums}``, ``{weights}``, ``{pixels}`` and
+        ``{lane}``, where LLVM does not make it of the function.
     also : Precision, optional
         Another precision that it computes in.
     flips : bool
@@ -88,6 +97,8 @@ class Instruction:
     pixels, words : int
         How many pixels it multiplies at once, and words of each of them, at most. If there are
         several, registers are matrices.
+    flushes : bool
+        Whether denormals are zeros for it, whatever the state of the processor.
     """
 
     name: str
@@ -101,6 +112,7 @@ class Instruction:
     neighbours: int = 0
     intrinsic: str = ""
     weights_first: bool = False
+    by_lane: str = ""
     also: Precision | None = None
     flips: bool = False
     least_weight: int = -128
@@ -109,12 +121,13 @@ class Instruction:
     pixels: int = 1
     words: int = 1
     of_rows: bool = False
+    flushes: bool = False
 
     def __str__(self) -> str:
         return self.name
 
     def computes(self, precision: Precision) -> bool:
-        """Return whether it computes in a precision."""
+        """Return whether it computes in a precision, of numbers as they are stored."""
         return precision in (self.precision, self.also)
 
     def shifts(self, precision: Precision) -> bool:
@@ -151,6 +164,31 @@ def _vpdpbusd(registers: str, features: tuple[str, ...], bits: int) -> Instructi
     )
 
 
+def _vpdpbssd(registers: str, bits: int) -> Instruction:
+    return Instruction(
+        f"vpdpbssd {registers}",
+        ("avxvnniint8",),
+        INT8,
+        bits // 32,
+        depth=4,
+        intrinsic=f"llvm.x86.avx2.vpdpbssd.{bits}",
+    )
+
+
+def _vdpbf16ps(registers: str, features: tuple[str, ...], bits: int) -> Instruction:
+    return Instruction(
+        f"vdpbf16ps {registers}/m32bcst",
+        features,
+        BFLOAT16,
+        bits // 32,
+        _EVEX,
+        depth=2,
+        intrinsic=f"llvm.x86.avx512bf16.dpbf16ps.{bits}",
+        weights_first=True,  # LLVM folds the second into it.
+        flushes=True,
+    )
+
+
 def _vpmaddwd(name: str, features: tuple[str, ...], bits: int) -> Instruction:
     return Instruction(
         name,
@@ -158,7 +196,7 @@ def _vpmaddwd(name: str, features: tuple[str, ...], bits: int) -> Instruction:
         UINT8,
         bits // 32,
         depth=4,
-        intrinsic="directconv_maddwd",
+        intrinsic=MADDWD,
         also=INT8,
         fused=False,
         weight_registers=2,
@@ -180,6 +218,18 @@ def _tdp(name: str, features: tuple[str, ...], precision: Precision, depth: int)
     )
 
 
+def _mmla(name: str, precision: Precision) -> Instruction:
+    return Instruction(
+        f"{name} v.4s",
+        ("neon", "i8mm"),
+        precision,
+        4,
+        (PAIR,),
+        depth=8,
+        intrinsic=f"llvm.aarch64.neon.{name}.v4i32.v16i8",
+    )
+
+
 def _smull(name: str, features: tuple[str, ...], temporaries: int) -> Instruction:
     return Instruction(
         name,
@@ -188,7 +238,7 @@ def _smull(name: str, features: tuple[str, ...], temporaries: int) -> Instructio
         4,
         depth=4,
         neighbours=2,
-        intrinsic="directconv_smull",
+        intrinsic=SMULL,
         also=UINT8,
         flips=True,
         least_weight=-127,
@@ -214,6 +264,16 @@ INSTRUCTIONS = {
         Instruction(
             "fmla v.8h", ("neon", "fullfp16"), FLOAT16, 8, (BROADCAST, LANE), lane_registers=16
         ),
+        # Products of halves to sums in single precision, rounded once.
+        Instruction(
+            "fmlal v.4s",
+            ("neon", "fp16fml"),
+            FLOAT16ACC32,
+            4,
+            (BROADCAST, LANE),
+            lane_registers=16,
+            intrinsic=FMLAL,
+        ),
         # fmla v0.4s, v1.4s, v2.s[0]
         Instruction("fmla v.4s", ("neon",), FLOAT32, 4, (BROADCAST, LANE)),
         # vfma has no form with a lane; only vmla, which rounds twice, has one.
@@ -225,6 +285,9 @@ INSTRUCTIONS = {
         _vpdpbusd("xmm", ("avx512vnni", "avx512vl"), 128),
         _vpdpbusd("{vex} ymm", ("avxvnni",), 256),
         _vpdpbusd("{vex} xmm", ("avxvnni",), 128),
+        # The same of pixels with signs.
+        _vpdpbssd("ymm", 256),
+        _vpdpbssd("xmm", 128),
         # One product of numbers of 32 bits, which are loaded as 8: LLVM knows that 16 have room for
         # them.
         Instruction("vpmaddwd zmm", ("avx512bw",), UINT8, 16, also=INT8, fused=False),
@@ -257,6 +320,25 @@ INSTRUCTIONS = {
             depth=4,
             intrinsic="llvm.aarch64.neon.usdot.v4i32.v16i8",
             of_rows=True,
+        ),
+        # Eight products to each sum, which are of two pixels and two channels.
+        _mmla("smmla", INT8),
+        _mmla("usmmla", UINT8),
+        # Two products of bfloat16 to each sum, which is rounded twice; of bfdot, to odd numbers.
+        _vdpbf16ps("zmm", ("avx512bf16",), 512),
+        _vdpbf16ps("ymm", ("avx512bf16", "avx512vl"), 256),
+        _vdpbf16ps("xmm", ("avx512bf16", "avx512vl"), 128),
+        Instruction(
+            "bfdot v.4s",
+            ("neon", "bf16"),
+            BFLOAT16,
+            4,
+            (BROADCAST, LANE),
+            depth=2,
+            intrinsic="llvm.aarch64.neon.bfdot.v4f32.v8bf16",
+            weights_first=True,
+            by_lane="bfdot {sums}.4s, {weights}.8h, {pixels}.2h[{lane}]",
+            flushes=True,
         ),
         # Two products of 16 bits each, twice: of the first and third channel, and of the others.
         _vpmaddwd("vpmaddwd zmm, words", ("avx512bw",), 512),

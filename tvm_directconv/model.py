@@ -20,7 +20,7 @@ from typing import NamedTuple
 from .blocking import IC_OUTSIDE
 from .hardware.constants import ModelConstants
 from .hardware.device import Device
-from .instructions import MEMORY, VECTOR
+from .instructions import MEMORY, PAIR, VECTOR
 from .tiling import Tiling, taps_inside
 
 StepCycles = Callable[[tuple[int, ...]], float | None]
@@ -303,7 +303,8 @@ def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:
     if not width:
         return 0.0
     b, device, constants = tiling.blocking, tiling.case.device, tiling.case.device.model
-    fma = (width * b.oc_vectors + tiling.pixel_moves(width)) / tiling.rate.per_cycle
+    products = width + width % 2 if tiling.pixel_operand == PAIR else width
+    fma = (products * b.oc_vectors + tiling.pixel_moves(width)) / tiling.rate.per_cycle
     fma += tiling.conversion_cycles(width)  # In the same units.
     sustained = constants.loads_sustained if whole else constants.narrow_loads_sustained
     vectors, floats = tiling.pixel_loads(width)

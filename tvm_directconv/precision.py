@@ -48,8 +48,8 @@ class Precision:
     block : int, optional
         Most channels in a block of activations; where not given, the lanes of the instruction.
     converted_to : Precision, optional
-        The precision that pixels and weights are converted to as they are loaded. None: they are
-        multiplied as they are stored.
+        The precision that pixels and weights are converted to as they are loaded, where no
+        instruction multiplies them as they are stored faster. None: all do.
     """
 
     name: str
@@ -63,11 +63,6 @@ class Precision:
 
     def __str__(self) -> str:
         return self.name
-
-    @property
-    def arithmetic(self) -> "Precision":
-        """The precision of the instructions that compute it."""
-        return self.converted_to or self
 
     @property
     def whole(self) -> bool:

@@ -16,7 +16,7 @@ from .case import Case
 from .compute import most_first_channel
 from .errors import BlockingError
 from .hardware.device import Rate
-from .instructions import BROADCAST, LANE, MATRIX, MEMORY, VECTOR, Instruction
+from .instructions import BROADCAST, LANE, MATRIX, MEMORY, PAIR, VECTOR, Instruction
 from .layout import ActivationLayout, WeightLayout
 from .workload import ConvWorkload
 
@@ -323,9 +323,11 @@ class Tiling:
         b, operands = self.blocking, self.rate.instruction.pixel_operands
         if self.matrix:
             return MATRIX
+        if PAIR in operands:
+            return PAIR
         if self.groups_in_tile > 1:
             return VECTOR
-        if MEMORY in operands and b.oc_vectors == 1 and not self.case.precision.converted_to:
+        if MEMORY in operands and b.oc_vectors == 1 and not self.case.conversion:
             return MEMORY
         # One register stays free, as 12 x 7 on AArch64 needs it, and one more for conversions.
         needed = b.oc_vectors * b.ow_tile + b.ow_tile + b.oc_vectors + bool(self.case.conversion)
@@ -337,22 +339,30 @@ class Tiling:
             return LANE
         return BROADCAST
 
+    @property
+    def lanes_at_once(self) -> int:
+        """How many lanes a vector of pixels has: those of sums, or a block's if these are fewer."""
+        block = self.case.word_layout.block
+        # A register has as many pixels or words as there are lanes, half as many of 8 bytes.
+        lanes = self.blocking.lanes // 2 if self.pixel_operand == PAIR else self.blocking.lanes
+        return block if block and 1 < block < lanes and lanes % block == 0 else lanes
+
     def pixel_loads(self, columns: int) -> tuple[float, float]:
         """Return the loads of pixels in a step of so many columns: of vectors, and of floats.
 
         From a lane, one load of a vector serves as many steps as it has lanes, or as many columns
         where neighbouring columns rather than channels lie side by side in the input.
         """
-        lanes, layout = self.blocking.lanes, self.case.word_layout
         if self.case.rows > 1:
             rows = min(self.view.kernel[0], self.case.rows)
-            vectors = ceil(self.blocking.oc_vectors * lanes / _INTERLEAVED)
+            vectors = ceil(self.blocking.oc_vectors * self.blocking.lanes / _INTERLEAVED)
             return self._operands(columns) * rows * vectors, 0
+        lanes, layout = self.lanes_at_once, self.case.word_layout
         if self.pixel_operand == VECTOR:
             loads = self._own_pixels
             each = self._operands(columns)
             return each * loads.vectors, each * loads.floats
-        if self.pixel_operand == LANE:
+        if self.pixel_operand in (LANE, PAIR):
             if layout.name == "NCHW":
                 vectors = columns // lanes if self.view.stride[1] == 1 else 0
                 return vectors, columns - vectors * lanes
@@ -363,9 +373,13 @@ class Tiling:
     def weight_loads(self, columns: int) -> int:
         """Return the loads of weights in a step of so many columns.
 
-        Words of rows are done with one after the other: each column loads the weights again.
+        Words of rows are done with one after the other: each column loads the weights again. Words
+        may be larger than sums.
         """
-        return self.blocking.oc_vectors * (columns if self.case.rows > 1 else 1)
+        types = self.case.precision
+        size = self.case.depth * types.weight.bytes
+        each = max(1, size // types.sum.bytes)
+        return self.blocking.oc_vectors * each * (columns if self.case.rows > 1 else 1)
 
     def conversion_cycles(self, columns: int) -> float:
         """Return how long a step of so many columns converts what it loads, each load once."""
@@ -381,6 +395,8 @@ class Tiling:
             shifted = self.rate.instruction.shifts(self.case.precision)
             words = 2 * self.blocking.oc_vectors * self._operands(columns)
             return words + shifted * self.pixel_loads(columns)[0]
+        if self.pixel_operand == PAIR:
+            return ceil(columns / 2)
         if self.pixel_operand != VECTOR:
             return 0
         return self._operands(columns) * self._own_pixels.moves
@@ -543,6 +559,11 @@ def registers(
     kernel, the weights of a row stay, and the pixels that neighbouring outputs share; of wide
     kernels, LLVM reads some of them again.
     """
+    if PAIR in instruction.pixel_operands:
+        # Words of all pixels, and of each pair; two of weights, of which half is used at once. Of
+        # pixels that lie apart, one more is loaded ahead.
+        columns = ceil(ow_tile / 2)
+        return 2 * oc_vectors * columns + ow_tile + columns + 2 + (workload.stride[1] > 1)
     sums, lanes = oc_vectors * ow_tile, instruction.lanes
     if workload.depthwise and instruction.depth > 1:
         # Words, what they are made of, and weights.
@@ -568,7 +589,7 @@ def registers(
         return sums + ceil(ow_tile / 2) + oc_vectors * weights + 5 + between
     stay = min(oc_vectors, ow_tile)
     pass_by = 2 if stay == 1 else 1
-    if stay == 1 and workload.precision.converted_to:
+    if stay == 1 and not instruction.computes(workload.precision):
         pass_by = max(oc_vectors, ow_tile)
     return sums + stay * weights + pass_by + between
 
@@ -576,6 +597,8 @@ def registers(
 def usable_registers(case: Case) -> int:
     """Return the vector registers that a tile of a case may need."""
     spare = case.device.spare_registers
+    if PAIR in case.rates[0].instruction.pixel_operands:
+        spare = 0  # All that LLVM loads ahead is counted.
     if case.conversion:
         spare = max(spare, _CONVERTING[case.workload.depthwise])
     return case.device.vector_registers - spare

@@ -100,39 +100,43 @@ def _burst_of_vectors(rate: Rate, device: Device, threads: int) -> tuple[Any, _T
     instruction, precision = rate.instruction, rate.instruction.precision
     registers = device.vector_registers - 3 - instruction.temporaries
     sums = max(min(registers, ceil(2 * rate.per_cycle * rate.latency)), 4)
-    words = instruction.depth > 1
-    if precision.whole and not words:
+    called = bool(instruction.intrinsic)
+    if precision.whole and not called:
         raise DeviceError(
             f"no burst of {instruction} can be measured: expected another number type, or a "
             "device that multiplies several channels at once"
         )
     total = precision.sum.name
-    operand = total if words else precision.pixel.name
+    operand = total if instruction.depth > 1 else precision.pixel.name
 
-    def added(total: Any, one: Any, other: Any) -> Any:
-        # That of two numbers would be computed once for all rounds.
-        return total + one * other if words else total * one + other
+    def added(sums: Any, one: Any, other: Any) -> Any:
+        # What is not called would be computed once for all rounds.
+        if called:
+            return sums + one.astype(total) * other.astype(total)
+        return sums * one + other
+
+    length = sums * lanes  # Of a thread's sums.
 
     @T.prim_func(s_tir=True)
     def burst(
-        x: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
-        y: T.Buffer((threads * sums * lanes,), total),  # type: ignore[valid-type]
+        weight: T.Buffer((2 * lanes,), operand),  # type: ignore[valid-type]
+        y: T.Buffer((threads * length,), total),  # type: ignore[valid-type]
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "burst"})
         for thread in T.parallel(threads):
             with T.attr(0, TILE, 1):
                 for i in T.unroll(sums):
                     for j in T.vectorized(lanes):
-                        y[thread * sums * lanes + i * lanes + j] = x[j]
+                        y[thread * length + i * lanes + j] = weight[j].astype(total)
                 for _ in range(rounds):
                     for i in T.unroll(sums):
                         for j in T.vectorized(lanes):
-                            y[thread * sums * lanes + i * lanes + j] = added(
-                                y[thread * sums * lanes + i * lanes + j], x[j], x[lanes + j]
+                            y[thread * length + i * lanes + j] = added(
+                                y[thread * length + i * lanes + j], weight[j], weight[lanes + j]
                             )
 
     function = burst.with_attr(of_instruction(instruction, precision, again=True))
-    tensors = (2 * lanes, operand), (threads * sums * lanes, total)
+    tensors = (2 * lanes, operand), (threads * length, total)
     return function, tensors, sums * lanes * instruction.depth * rounds
 
 

@@ -167,15 +167,18 @@ class Device:
     def rates(self, precision: Precision = FLOAT32) -> tuple[Rate, ...]:
         """Return the instructions that compute in a precision, those of a depth widest first.
 
-        None if the device cannot convert what is loaded to what they multiply.
+        Those that take numbers as they are stored are before those that they are converted for.
         """
-        if precision.converted_to and not self.conversion(precision):
-            return ()
-        return computing(self.instructions, precision.arithmetic)
+        as_stored = computing(self.instructions, precision)
+        if precision.converted_to is None or not self.conversion(precision):
+            return as_stored
+        return as_stored + computing(self.instructions, precision.converted_to)
 
     def conversion(self, precision: Precision) -> ConversionRate | None:
-        """Return what converts pixels and weights as they are loaded, None if nothing does."""
-        types = precision.pixel, precision.arithmetic.pixel
+        """Return what can convert pixels and weights as they are loaded, None if nothing does."""
+        if precision.converted_to is None:
+            return None
+        types = precision.pixel, precision.converted_to.pixel
         found = (
             rate
             for rate in self.conversions

@@ -19,6 +19,9 @@ from ..compute import INPUT_NAME
 from .registers import LANE_OPERAND_MARK, MEMORY_OPERAND_MARK, after_marks
 from .statements import importing, tir_pass
 
+LANES_NAME = "lanes"
+"""Begins the names of registers with several pixels."""
+
 # The same address, but LLVM does not see of what it was made.
 _BASE = """
 define ptr @directconv_base(ptr %a) alwaysinline {
@@ -118,7 +121,7 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 continue
             first = loads[row[0]]
             dtype = converted[0] if converted else first.source.dtype
-            register = tirx.decl_buffer((lanes,), dtype, name=f"lanes{len(vectors) // 2}")
+            register = tirx.decl_buffer((lanes,), dtype, name=f"{LANES_NAME}{len(vectors) // 2}")
             value = tirx.BufferLoad(first.source, [tirx.Ramp(first.indices[0], 1, lanes)])
             value = value.astype(f"{dtype}x{lanes}")
             vectors += [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..instructions import Instruction
+from ..instructions import PAIR, Instruction
 from ..precision import Precision
 
 TILE = "directconv.tile"
@@ -65,7 +65,8 @@ matrix, the instruction that is to ``multiply``, ``threads``, and ``rows_outside
 blocking."""
 
 INSTRUCTION = "directconv.instruction"
-"""Function attribute: what multiplies words, in the terms of :func:`.words.multiply_words`."""
+"""Function attribute: what multiplies words, or numbers of another type than sums, in the terms of
+:func:`.words.multiply_words`."""
 
 BLOCK = "directconv.block"
 """Function attribute: the channel block of outputs, where that of vectors is smaller."""
@@ -80,18 +81,21 @@ DENORMALS = "directconv.denormals"
 def of_instruction(
     instruction: Instruction, precision: Precision, again: bool = False
 ) -> dict[str, Any]:
-    """Return the attributes of a function in which an instruction multiplies words.
+    """Return the attributes of a function in which an instruction is called by its name.
 
-    `again` says that these are the same words again and again.
+    `again` says that it multiplies the same again and again.
     """
-    if instruction.depth == 1 or instruction.pixels > 1:
+    if not instruction.intrinsic or instruction.pixels > 1:
         return {}
     return {
         INSTRUCTION: {
             "function": instruction.intrinsic,
-            "elements": f"{precision.weight}x{instruction.lanes * instruction.depth}",
+            "element": precision.weight.llvm,
+            "element_bytes": precision.weight.bytes,
             "pixels": precision.pixel.name,
             "weights_first": instruction.weights_first,
+            "by_lane": instruction.by_lane,
+            "pairs": PAIR in instruction.pixel_operands,
             "flips": instruction.shifts(precision),
             "again": again,
         }

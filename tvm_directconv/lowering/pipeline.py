@@ -29,7 +29,7 @@ from .registers import mark_steps, promote_accumulators
 from .rows import interleave_rows
 from .tensors import block_outputs, finish_in_place, present_shapes
 from .vectors import check_vectors, vectorize
-from .words import flip_signs, multiply_words
+from .words import flip_signs, multiply_lanes, multiply_words
 
 PIPELINE = "directconv"
 """Name of the pipeline in ``tvm.compile(..., tir_pipeline=...)``."""
@@ -71,6 +71,7 @@ def lowered() -> list[Any]:
         interleave_rows,
         multiply_words,
         load_lanes,
+        multiply_lanes,
         flip_signs,
         read_from_bases,
         propagate_nans,

@@ -30,7 +30,7 @@ define void @directconv_prefetch(ptr %base, i64 %element) alwaysinline {
   ret void
 }
 """
-_LINE = 16  # elements of a cache line
+_LINE = 64  # bytes
 # Lines that may be fetched at once: caches have 10 to 24 on their way, and then let others wait.
 _AT_ONCE = 16
 
@@ -38,8 +38,14 @@ _AT_ONCE = 16
 def _fetched(load: TensorLoad, element: Any) -> Evaluate:
     """Return what fetches the line of an element of the array that is loaded from."""
     base = tirx.address_of(tirx.BufferLoad(load.source, [tirx.const(0, "int32")]))
-    element = tirx.Cast("int64", sym.Analyzer().simplify(element))
+    floats = tirx.floordiv(element * _size(load), 4)
+    element = tirx.Cast("int64", sym.Analyzer().simplify(floats))
     return Evaluate(tirx.call_extern("void", "directconv_prefetch", base, element))
+
+
+def _size(load: TensorLoad) -> int:
+    """Return the bytes of an element."""
+    return int(load.ty.dtype.bits) // 8
 
 
 def _with_fetches(
@@ -149,12 +155,13 @@ def prefetch_weights(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return tirx.const(0, variable.ty.dtype)  # A loop within the tile.
 
         start = tvm_ffi.structural_map(index, (Var, moved_on))
-        lines = -(-length // _LINE)
+        in_line = _LINE // _size(load)
+        lines = -(-length // in_line)
         share = -(-lines // turns)
         if vectors * share > _AT_ONCE:
             return []
         found = [
-            _fetched(load, start + vector * distance + (turn * share + line) * _LINE)
+            _fetched(load, start + vector * distance + (turn * share + line) * in_line)
             for vector in range(vectors)
             for line in range(share)
         ]
@@ -206,7 +213,7 @@ def prefetch_pixels(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             distance = analyzer.simplify(element - lines[-1])
             if not isinstance(distance, IntImm):
                 return []  # Each would need an address of its own, and sums need the registers.
-            if int(distance) >= _LINE:
+            if int(distance) >= _LINE // _size(load):
                 lines.append(element)
         return [_fetched(load, line + elements) for line in lines for elements in beyond]
 

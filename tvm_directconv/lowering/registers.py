@@ -17,10 +17,13 @@ from tvm.tirx import (
 )
 
 from ..precision import NUMBER_TYPES
-from .marks import LANE_OPERAND, MEMORY_OPERAND, ROWS, STEP, TILE
+from .marks import COLUMN, INSTRUCTION, LANE_OPERAND, MEMORY_OPERAND, ROWS, STEP, TILE
+from .pairs import crosswise
 from .statements import architecture_of, flat, importing, sequence, tir_pass, with_body
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
+# Stands before what is of a column, whose number is its value.
+_COLUMN_MARK = "directconv_column"
 # Stand before steps whose input may be loaded as vectors, and is read from one address on.
 LANE_OPERAND_MARK = "directconv_lane_operand"
 MEMORY_OPERAND_MARK = "directconv_memory_operand"
@@ -58,8 +61,12 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def mark(name: str, value: Any) -> Evaluate:
         return Evaluate(tirx.call_extern("int32", name, value))
 
+    paired = _multiplies_pairs(func)
+
     def marked(loop: For) -> Any:
         found: Any = loop
+        if COLUMN in loop.annotations and paired:
+            found = with_body(loop, SeqStmt([mark(_COLUMN_MARK, loop.loop_var), loop.body]))
         if STEP in loop.annotations:
             body = SeqStmt([mark(_MARK, loop.annotations[STEP]), loop.body])
             found = with_body(found, body, done=STEP)
@@ -90,6 +97,10 @@ def pinned(register: Any) -> BufferStore:
     return BufferStore(register, same, whole(register))
 
 
+def _multiplies_pairs(func: PrimFunc) -> bool:
+    return bool(func.attrs and INSTRUCTION in func.attrs and func.attrs[INSTRUCTION]["pairs"])
+
+
 @tir_pass
 def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     """Keep the outputs of a tile in one register each, from their first product to their last.
@@ -108,6 +119,9 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         # For each vector of outputs: where it is stored, and its register.
         sums: dict[Any, tuple[BufferStore, Any]] = {}
         begun = []
+        # The registers of each column, those of its first channels first, where it matters.
+        columns: dict[int, list[Any]] = {}
+        column: int | None = None
 
         def key(buffer: Any, indices: Any) -> Any:
             return tvm_ffi.StructuralKey(tvm_ffi.convert([buffer, *indices]))
@@ -127,6 +141,8 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             kinds.add((lanes, str(store.buffer.dtype)))
             register = tirx.decl_buffer((lanes,), store.buffer.dtype, name=f"sum{len(sums)}")
             sums[place] = store, register
+            if column is not None:
+                columns.setdefault(column, []).append(register)
             earlier = []
             tvm_ffi.structural_walk(
                 store.value,
@@ -138,7 +154,13 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if earlier:
                 begun.append(place)
 
-        tvm_ffi.structural_walk(tile.body, (BufferStore, note), order="pre")
+        def note_column(statement: Evaluate) -> None:
+            nonlocal column
+            number = _marked(statement, _COLUMN_MARK)
+            column = column if number is None else number
+
+        entries = [(BufferStore, note), (Evaluate, note_column)]
+        tvm_ffi.structural_walk(tile.body, entries, order="pre")
 
         def check(load: TensorLoad) -> None:
             if any(load.source.same_as(first.buffer) for first, _ in sums.values()):
@@ -163,7 +185,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         def pin(statement: Evaluate) -> Any:
             wanted = _marked(statement, _MARK)
             if wanted is None:
-                return statement
+                return statement if _marked(statement, _COLUMN_MARK) is None else Evaluate(0)
             registers = [register for _, register in sums.values()]
             if wanted:
                 apart = max(1, len(registers) // (wanted + 1))
@@ -183,6 +205,9 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             for first, register in sums.values()
             if not apart
         ]
+        if columns:
+            in_order = [registers for _, registers in sorted(columns.items())]
+            return crosswise(sequence([*before, body, *after]), in_order, func.attrs[INSTRUCTION])
         # Nothing is summed up where all products are with padding.
         return sequence([*before, body, *after])
 

@@ -1,18 +1,20 @@
 """What passes do with statements and expressions again and again."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir.expr import StringImm, Var
+from tvm.ir.expr import StringImm, TensorLoad, Var
 from tvm.tirx import (
     AttrStmt,
+    BufferStore,
     For,
     ForKind,
     PrimFunc,
     SeqStmt,
 )
 
+from ..compute import WEIGHT_NAME
 from ..hardware.architecture import Architecture, architecture
 
 
@@ -52,6 +54,31 @@ def sequence(statements: list[Any]) -> Any:
 def replaced(code: Any, variable: Var, value: Any) -> Any:
     """Return an expression or statement with a value in place of a variable."""
     return tvm_ffi.structural_map(code, (Var, lambda v: value if v.same_as(variable) else v))
+
+
+class Product(NamedTuple):
+    """``sum = sum + x * w``: one or more words or numbers, as they are in memory."""
+
+    total: Any
+    x: Any
+    w: Any
+
+
+def product_of(statement: Any) -> Product | None:
+    """Return what a statement adds to a sum, None if it is no product with weights."""
+    total = statement.value if isinstance(statement, BufferStore) else None
+    if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
+        return None
+    w = _unconverted(total.b.b)
+    if not (isinstance(w, TensorLoad) and w.source.name == WEIGHT_NAME):
+        return None
+    return Product(total.a, _unconverted(total.b.a), w)
+
+
+def _unconverted(value: Any) -> Any:
+    if isinstance(value, tirx.Broadcast):
+        return tirx.Broadcast(_unconverted(value.value), value.lanes)
+    return value.value if isinstance(value, tirx.Cast) else value
 
 
 def importing(code: str, body: Any) -> AttrStmt:

@@ -4,22 +4,23 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir.expr import TensorLoad
+from tvm.ir.expr import Call, TensorLoad
 from tvm.tirx import BufferStore, PrimFunc
 
 from ..compute import INPUT_NAME, WEIGHT_NAME
 from ..hardware.architecture import AARCH64, ARM, Architecture
+from ..instructions import FMLAL, MADDWD, SMULL
 from ..precision import NUMBER_TYPES
+from .loads import LANES_NAME
 from .marks import INSTRUCTION
-from .statements import architecture_of, importing, tir_pass
+from .statements import architecture_of, importing, product_of, tir_pass
 
 # Of numbers of 8 bits in the lower and the higher halves of 16, numbers of 16 bits.
 _MADDWD = """
 declare <{n} x i32> @llvm.x86.{intrinsic}(<{n2} x i16>, <{n2} x i16>)
-define <{n} x i32> @directconv_maddwd(<{n} x i32> %s, <{n4} x i8> %x8, <{n4} x i8> %w8)
-    alwaysinline {{
-  %x = bitcast <{n4} x i8> %x8 to <{n2} x i16>
-  %w = bitcast <{n4} x i8> %w8 to <{n2} x i16>
+define <{n} x i32> @{name}(<{n} x i32> %s, <{n} x i32> %xs, <{n} x i32> %ws) alwaysinline {{
+  %x = bitcast <{n} x i32> %xs to <{n2} x i16>
+  %w = bitcast <{n} x i32> %ws to <{n2} x i16>
   %xl = shl <{n2} x i16> %x, splat (i16 8)
   %wl = shl <{n2} x i16> %w, splat (i16 8)
   %x0 = {shr} <{n2} x i16> %xl, splat (i16 8)
@@ -37,8 +38,9 @@ _MADD_OF_LANES = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.5
 _SMULL = """
 declare <8 x i16> @llvm.{mull}(<8 x i8>, <8 x i8>)
 declare <4 x i32> @llvm.{add}
-define <4 x i32> @directconv_smull(<4 x i32> %s, <16 x i8> %x8, <16 x i8> %w) alwaysinline {{
-  %x = bitcast <16 x i8> %x8 to <8 x i16>
+define <4 x i32> @{name}(<4 x i32> %s, <4 x i32> %xs, <4 x i32> %ws) alwaysinline {{
+  %x = bitcast <4 x i32> %xs to <8 x i16>
+  %w = bitcast <4 x i32> %ws to <16 x i8>
   %x0 = shufflevector <8 x i16> %x, <8 x i16> poison,
       <4 x i32> <i32 0, i32 2, i32 4, i32 6>
   %x1 = shufflevector <8 x i16> %x, <8 x i16> poison,
@@ -69,7 +71,32 @@ _SADALP = """
   %r = add <4 x i32> %s, %q
 """
 _VPADAL = "  %r = call <4 x i32> @llvm.arm.neon.vpadals.v4i32.v8i16(<4 x i32> %s, <8 x i16> %p)"
-_FUNCTIONS = {"directconv_maddwd": _MADDWD, "directconv_smull": _SMULL}
+# What LLVM has as a function: TVM has not all types of numbers that these multiply.
+_INTRINSIC = """
+declare <{n} x {sum}> @{function}(<{n} x {sum}>, <{all} x {element}>, <{all} x {element}>)
+define <{n} x {sum}> @{name}(<{n} x {sum}> %s, <{n} x {sum}> %as, <{n} x {sum}> %bs) alwaysinline {{
+  %a = bitcast <{n} x {sum}> %as to <{all} x {element}>
+  %b = bitcast <{n} x {sum}> %bs to <{all} x {element}>
+  %r = call <{n} x {sum}> @{function}(
+      <{n} x {sum}> %s, <{all} x {element}> %a, <{all} x {element}> %b)
+  ret <{n} x {sum}> %r
+}}
+"""
+# Of the first half of a register; LLVM does not look at the other one.
+_FMLAL = """
+declare <4 x float> @llvm.aarch64.neon.fmlal.v4f32.v8f16(<4 x float>, <8 x half>, <8 x half>)
+define <4 x float> @{name}(<4 x float> %s, <4 x half> %xs, <4 x half> %ws) alwaysinline {{
+  %x = shufflevector <4 x half> %xs, <4 x half> poison,
+      <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 0, i32 1, i32 2, i32 3>
+  %w = shufflevector <4 x half> %ws, <4 x half> poison,
+      <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 poison, i32 poison, i32 poison, i32 poison>
+  %r = call <4 x float> @llvm.aarch64.neon.fmlal.v4f32.v8f16(
+      <4 x float> %s, <8 x half> %w, <8 x half> %x)
+  ret <4 x float> %r
+}}
+"""
+_WORDS = "directconv_words"  # Begins the names of such functions; the lanes follow.
+_FUNCTIONS = {MADDWD: _MADDWD, SMULL: _SMULL, FMLAL: _FMLAL}
 _NEON = {
     AARCH64: {
         "mull": "aarch64.neon.smull.v8i16",
@@ -88,24 +115,84 @@ _NEON = {
 }
 
 
-def _code(known: Architecture, name: str, lanes: int, signed: bool, again: bool) -> str:
-    """Return a function in LLVM's language. `again`: what it multiplies may be the same each time.
+def _code(known: Architecture, marked: Any, name: str, lanes: int, total: str) -> str:
+    """Return a function that multiplies words of one lane or more and adds the products to sums.
 
-    LLVM would then multiply once. It does not see what inline assembly computes.
+    Where these may be the same words again and again, LLVM would multiply once. It does not see
+    what inline assembly computes.
     """
-    values: dict[str, Any] = {"n": lanes, "n2": 2 * lanes, "n4": 4 * lanes}
-    values["shr"] = "ashr" if signed else "lshr"
+    function, element = str(marked["function"]), str(marked["element"])
+    values: dict[str, Any] = {"name": name, "function": function, "n": lanes, "n2": 2 * lanes}
+    # As many as there are in a register.
+    count = lanes * NUMBER_TYPES[total].bytes // int(marked["element_bytes"])
+    values |= {"all": count, "element": element}
+    values |= {"sum": NUMBER_TYPES[total].llvm}
+    values["shr"] = "lshr" if "u" in str(marked["pixels"]) else "ashr"
     if lanes in _MADD_OF_LANES:
         values["intrinsic"] = _MADD_OF_LANES[lanes]
         values["madd"] = f"@llvm.x86.{values['intrinsic']}"
-        if again and lanes == 4:
+        if marked["again"] and lanes == 4:
             values["madd"] = 'asm sideeffect "pmaddwd $2, $0", "=x,0,x"'
-        elif again:
+        elif marked["again"]:
             values["madd"] = 'asm sideeffect "vpmaddwd $2, $1, $0", "=v,v,v"'
     if known in _NEON:
         values |= _NEON[known]
-        values["products"] = (_SMULLS_AGAIN if again else _SMULLS).format(**values)
-    return _FUNCTIONS[name].format(**values)
+        values["products"] = (_SMULLS_AGAIN if marked["again"] else _SMULLS).format(**values)
+    return _FUNCTIONS.get(function, _INTRINSIC).format(**values)
+
+
+# Pixels are in the first lanes of a register, at least. LLVM sees what is read and written.
+_BY_LANE = """
+define <{n} x {sum}> @{name}(<{n} x {sum}> %s, <{n} x {sum}> %w, <{m} x {sum}> %p) alwaysinline {{
+  %x = shufflevector <{m} x {sum}> %p, <{m} x {sum}> poison, <{n} x i32> <{first}>
+  %r = call <{n} x {sum}> asm "{code}", "=w,0,w,w"(
+      <{n} x {sum}> %s, <{n} x {sum}> %w, <{n} x {sum}> %x)
+  ret <{n} x {sum}> %r
+}}
+"""
+
+
+@tir_pass
+def multiply_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Let the instruction take a lane of the pixels that are loaded as a vector.
+
+    That is for instructions which LLVM makes of a number in all lanes only, put there before.
+    """
+    if not func.attrs or INSTRUCTION not in func.attrs or not func.attrs[INSTRUCTION]["by_lane"]:
+        return func
+    assembly = str(func.attrs[INSTRUCTION]["by_lane"])
+    called: dict[str, str] = {}
+
+    def by_lane(call: Call) -> Any:
+        if not (_is_words(call) and isinstance(call.args[-1], tirx.Broadcast)):
+            return call
+        *others, splat = call.args[1:]
+        load = splat.value
+        if not isinstance(load, TensorLoad) or not load.source.name.startswith(LANES_NAME):
+            return call
+        (lane,), (pixels,) = load.indices, load.source.shape
+        name = f"directconv_lane{lane}"
+        called[name] = _BY_LANE.format(
+            name=name,
+            n=splat.ty.dtype.lanes,
+            m=pixels,
+            sum=NUMBER_TYPES[str(load.source.dtype)].llvm,
+            first=", ".join(
+                f"i32 {n}" if n < int(pixels) else "i32 poison" for n in range(splat.ty.dtype.lanes)
+            ),
+            code=assembly.format(sums="$0", weights="$2", pixels="$3", lane=lane),
+        )
+        whole = tirx.BufferLoad(load.source, [tirx.Ramp(0, 1, pixels)])
+        return tirx.call_extern(str(call.ty.dtype), name, *others, whole)
+
+    body = tvm_ffi.structural_map(func.body, (Call, by_lane))
+    for code in called.values():
+        body = importing(code, body)
+    return func.with_body(body)
+
+
+def _is_words(call: Call) -> bool:
+    return call.op.name == "tirx.call_extern" and call.args[0].value.startswith(_WORDS)
 
 
 _HIGHEST_BITS = 0x80808080  # of four bytes
@@ -120,20 +207,19 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     if not func.attrs or INSTRUCTION not in func.attrs:
         return func
     marked = func.attrs[INSTRUCTION]
-    name, elements = str(marked["function"]), str(marked["elements"])
-    signed, again = "u" not in str(marked["pixels"]), bool(marked["again"])
-    call = tirx.call_extern if name in _FUNCTIONS else tirx.call_llvm_pure_intrin
-    sums: set[int] = set()
+    called: dict[str, tuple[int, str]] = {}
 
     def multiplied(store: BufferStore) -> Any:
-        total = store.value
-        if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
+        product = product_of(store)
+        if product is None:
             return store
-        operands = [tirx.reinterpret(elements, side) for side in (total.b.a, total.b.b)]
+        operands = [product.x, product.w]
         if marked["weights_first"]:
             operands.reverse()
-        value = call(str(total.ty.dtype), name, total.a, *operands)
-        sums.add(total.ty.dtype.lanes)
+        kind = store.value.ty.dtype
+        name = f"{_WORDS}{kind.lanes}"
+        called[name] = kind.lanes, str(store.buffer.dtype)
+        value = tirx.call_extern(str(kind), name, product.total, *operands)
         return BufferStore(store.buffer, value, store.indices)
 
     def check(product: tirx.Mul) -> None:
@@ -144,9 +230,8 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     body = tvm_ffi.structural_map(func.body, (BufferStore, multiplied))
     tvm_ffi.structural_walk(body, (tirx.Mul, check))
-    if name in _FUNCTIONS:
-        for lanes in sums:
-            body = importing(_code(architecture_of(func), name, lanes, signed, again), body)
+    for name, of_lanes in called.items():
+        body = importing(_code(architecture_of(func), marked, name, *of_lanes), body)
     return func.with_body(body)
 
 

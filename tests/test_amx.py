@@ -16,6 +16,7 @@ from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import RunReport, run_library
 from tvm_directconv.errors import BlockingError, LibraryError
 from tvm_directconv.hardware.target import host_features
+from tvm_directconv.reference import random_operands
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.problem import Problem
 
@@ -31,6 +32,9 @@ ODD = (
     "int8_ic16ih27oc24oh27kh5ph2",
     "uint8_ic48ih20iw19oc17oh20ow19kh3ph2dh1",
     "uint8_ic32ih1oc32oh1kh1",
+    "bfloat16_ic64ih14oc64oh14kh3ph1",
+    "bfloat16_ic48ih13oc80oh13kh3ph1",  # Rows that are half as long.
+    "bfloat16_mb2ic130ih7oc48oh4kh1sh2",
 )
 """Layers; of each kind of matrix, of whole and of left over ones."""
 
@@ -71,8 +75,9 @@ RUNS = {"avx512f", "avx512bw", "avx512vl"} <= host_features()
 def test_sums_are_exact(text: str, emulated: Callable[..., RunReport], tmp_path: Path) -> None:
     conv = dc.build(text, DEVICE, threads=1 + ODD.index(text) % 3)
     assert conv.manifest.instruction.pixels == 16
-    x, weight = dc.random_tensors(conv.workload, 0)
-    weight.ravel()[::5] = -128
+    x, weight = dc.random_tensors(conv.workload, 0, integers=True)
+    if conv.manifest.precision.whole:
+        weight.ravel()[::5] = -128
     arrays = conv.pack_input(x), conv.pack_weight(weight)
     if RUNS:
         guard = ("begin", "end", None)[ODD.index(text) % 3]
@@ -84,7 +89,7 @@ def test_sums_are_exact(text: str, emulated: Callable[..., RunReport], tmp_path:
         np.testing.assert_array_equal(report.outputs[0], packed)
 
 
-@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("text", [text for text in ODD if "int8" in text])
 def test_requantised(text: str, emulated: Callable[..., RunReport], tmp_path: Path) -> None:
     workload = dc.ConvWorkload.parse(text)
     residual = text.endswith("ph1")
@@ -107,6 +112,22 @@ def test_requantised(text: str, emulated: Callable[..., RunReport], tmp_path: Pa
         sums = dc.conv2d_reference(x.astype(np.int64) - meaning.input_zero_point, weight, workload)
         expected = dc.epilogue_reference(sums, epilogue, meaning, **operands)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_epilogue_of_bfloat16(emulated: Callable[..., RunReport], tmp_path: Path) -> None:
+    epilogue = dc.Epilogue.parse("bias,residual,relu")
+    conv = dc.build("bfloat16_ic64ih9oc32oh9kh3ph1", DEVICE, epilogue=epilogue, threads=2)
+    x, weight = dc.random_tensors(conv.workload, 0, integers=True)
+    operands = random_operands(conv.workload, epilogue, 1)
+    packed = conv.pack_operands(weight, **operands)
+    if RUNS:
+        report = emulated(
+            conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight), *packed.values()
+        )
+        sums = dc.conv2d_reference(x, weight, conv.workload)
+        expected = dc.epilogue_reference(sums, epilogue, **operands)
+        found = conv.unpack_output(report.outputs[0])
+        np.testing.assert_array_equal(found, expected.astype(found.dtype))
 
 
 @pytest.mark.parametrize("text", ["uint8_ic80ih11oc72oh11kh3ph1", "uint8_ic80ih11oc72oh11kh1"])
@@ -150,12 +171,16 @@ def test_each_task_configures_and_releases(text: str, multiply: str, tmp_path: P
 
 
 def test_blocks_are_rows_of_matrices() -> None:
-    for text, block in (("uint8_ic64ih9oc24kh3", 64), ("uint8_g64ic64ih9oc64oh9kh3ph1", 64)):
+    for text, *blocks in (
+        ("uint8_ic64ih9oc24kh3", 64, 32),
+        ("uint8_g64ic64ih9oc64oh9kh3ph1", 64, 64),
+        ("bfloat16_ic64ih9oc96kh3", 32, 32),
+        # Of three vectors. What only fills a block may be NaN, and so zero times it.
+        ("bfloat16_ic64ih9oc48kh3", 32, 16),
+        ("bfloat16_g64ic64ih9oc64oh9kh3ph1", 32, 32),
+    ):
         m = dc.build(text, DEVICE).manifest
-        assert (m.input_layout.block, m.output_layout.block) == (
-            block,
-            32 if "oc24" in text else 64,
-        )
+        assert [m.input_layout.block, m.output_layout.block] == blocks
     # Of three channels, rows would be empty.
     m = dc.build("uint8_ic3ih9oc64oh9kh3ph1", DEVICE).manifest
     assert (m.instruction.name, m.output_layout.block) == ("vpdpbusd zmm", 64)

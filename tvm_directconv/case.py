@@ -292,7 +292,7 @@ def _fastest(channels: int, rates: Iterable[Rate]) -> Rate:
 def default_input_layout(workload: ConvWorkload, device: Device) -> ActivationLayout:
     """Return the layout of the input: plain for images, blocked between layers."""
     precision = workload.precision
-    if device.block(precision) is None and workload.in_channels < min(
+    if precision.block is None and workload.in_channels < min(
         rate.lanes for rate in device.rates(precision)
     ):
         return ActivationLayout("NCHW")

@@ -204,17 +204,18 @@ def _vpmaddwd(name: str, features: tuple[str, ...], bits: int) -> Instruction:
     )
 
 
-def _tdp(name: str, features: tuple[str, ...], precision: Precision, depth: int) -> Instruction:
+def _tdp(name: str, feature: str, precision: Precision) -> Instruction:
     return Instruction(
         f"{name} tmm",
-        ("amx-tile", *features),
+        ("amx-tile", feature),
         precision,
         16,
         (MATRIX,),
-        depth=depth,
+        depth=4 // precision.pixel.bytes,
         intrinsic=name,
         pixels=16,
         words=16,
+        flushes=not precision.whole,
     )
 
 
@@ -349,8 +350,9 @@ INSTRUCTIONS = {
         _smull("smull+sadalp v.4s", ("neon",), temporaries=12),
         _smull("vmull.s8+vpadal q", ("neon", "vfp4"), temporaries=3),
         # 16 pixels of 16 words each, with weights of 16 output channels.
-        _tdp("tdpbusd", ("amx-int8",), UINT8, 4),
-        _tdp("tdpbssd", ("amx-int8",), INT8, 4),
+        _tdp("tdpbusd", "amx-int8", UINT8),
+        _tdp("tdpbssd", "amx-int8", INT8),
+        _tdp("tdpbf16ps", "amx-bf16", BFLOAT16),
         # A vector and a number in a floating-point register, from there into all lanes. The name is
         # the same for all vectors: how wide they are is up to the processor.
         Instruction("vfmacc.vf vlen128", ("v", "zvl128b"), FLOAT32, 4),

@@ -78,11 +78,16 @@ class Precision:
         """Return how many channels are in a block of outputs that are computed in such vectors.
 
         Blocks of fewer channels than `most`, which is :attr:`block` if not given, are the smallest
-        power of two that has all of them, from 4 on.
+        power of two that has all of them, from 4 on. What only fills a block is multiplied with
+        zeros: where it may be no number, blocks are of vectors that are all computed.
         """
         block = most or self.block
         if block is None:
             return lanes
+        if not self.whole:
+            while block > lanes and -(-channels // lanes) * lanes % block:
+                block //= 2
+            return max(block, lanes)
         while block >= 2 * max(channels, 4):
             block //= 2
         return block

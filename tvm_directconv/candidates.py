@@ -169,7 +169,7 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
             if workload.depthwise and oc_vectors * ow_tile > most_sums:
                 break
             limit = max(1, _STRAIGHT_FMAS // (oc_vectors * ow_tile))
-            if rows:
+            if rows and input_layout.name != "NCHW":
                 limit = inner  # Which elements of a vector are read must be known.
             ic_unroll = max(d for d in _divisors(inner) if d <= limit)
             straight = ic_unroll * oc_vectors * ow_tile * workload.kernel[1]

@@ -167,7 +167,7 @@ def check_random(target: Device, chunk: int, count: int) -> None:
 # In chunks, so that several processes can share the work.
 @pytest.mark.parametrize("chunk", range(6))
 def test_random_blockings(chunk: int) -> None:
-    check_random(device("native"), chunk, 60)
+    check_random(device("native"), chunk, 45)
 
 
 @pytest.mark.parametrize("chunk", range(6, 8))

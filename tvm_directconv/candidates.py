@@ -163,7 +163,7 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
     most_sums = _MOST_SUMS_OF_ROWS if case.rows > 1 else _MOST_DEPTHWISE_SUMS
     for oc_vectors in widths:
         for ow_tile in range(1, usable_registers(case)):
-            needed = registers(oc_vectors, ow_tile, workload, rate.instruction)
+            needed = registers(oc_vectors, ow_tile, workload, rate.instruction, case.rows)
             if needed > usable_registers(case):
                 break
             if workload.depthwise and oc_vectors * ow_tile > most_sums:
@@ -213,7 +213,9 @@ def _widths_in_groups(case: Case, rate: Rate) -> list[int]:
             n for n in _divisors(vectors) if n <= _MOST_VECTORS and gcd(n, inside) in (n, inside)
         ]
     widths = [
-        n for n in _divisors(vectors) if registers(n, 1, workload, rate.instruction) <= usable
+        n
+        for n in _divisors(vectors)
+        if registers(n, 1, workload, rate.instruction, case.rows) <= usable
     ]
     # Of groups that end in another tile, pixels are read for a part of their channels only.
     whole = [n for n in widths if n == vectors or n * lanes % workload.group_out == 0]

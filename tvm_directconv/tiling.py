@@ -290,7 +290,7 @@ class Tiling:
     @property
     def weight_layout(self) -> WeightLayout:
         """The layout of the weights."""
-        return self.blocking.weight_layout(self.rate.instruction, self.view.depthwise)
+        return self.blocking.weight_layout(self.rate.instruction, self.case.workload.depthwise)
 
     @property
     def output_layout(self) -> ActivationLayout:
@@ -311,7 +311,8 @@ class Tiling:
     def registers(self) -> int:
         """The vector registers that a tile needs."""
         b = self.blocking
-        return registers(b.oc_vectors, b.ow_tile, self.case.words, self.rate.instruction)
+        rows, instruction = self.case.rows, self.rate.instruction
+        return registers(b.oc_vectors, b.ow_tile, self.case.words, instruction, rows)
 
     @cached_property
     def pixel_operand(self) -> str:
@@ -549,9 +550,13 @@ def steps_are_rows(workload: ConvWorkload, lanes: int) -> bool:
 
 
 def registers(
-    oc_vectors: int, ow_tile: int, workload: ConvWorkload, instruction: Instruction
+    oc_vectors: int,
+    ow_tile: int,
+    workload: ConvWorkload,
+    instruction: Instruction,
+    rows: int = 1,
 ) -> int:
-    """Return the vector registers a tile needs.
+    """Return the vector registers a tile of a workload in words, of so many rows, needs.
 
     Its sums; of weights and pixels the fewer, which stay through a step; and one through which
     the others pass. Those that are used only once each pass too fast for one register, and if they
@@ -565,7 +570,7 @@ def registers(
         columns = ceil(ow_tile / 2)
         return 2 * oc_vectors * columns + ow_tile + columns + 2 + (workload.stride[1] > 1)
     sums, lanes = oc_vectors * ow_tile, instruction.lanes
-    if workload.depthwise and instruction.depth > 1:
+    if rows > 1:
         # Words, what they are made of, and weights.
         return sums + 2 * oc_vectors + 2
     weights, between = (

@@ -219,10 +219,12 @@ class Space:
         usable = usable_registers(self.case)
         for oc_vectors in range(1, usable):
             ow_tile = next(
-                n for n in range(1, 99) if registers(oc_vectors, n, workload, row) > usable
+                n
+                for n in range(1, 99)
+                if registers(oc_vectors, n, workload, row, self.case.rows) > usable
             )
             tile = Blocking(lanes, oc_vectors, ow_tile, 1, 1)
-            needed = registers(oc_vectors, ow_tile, workload, row)
+            needed = registers(oc_vectors, ow_tile, workload, row, self.case.rows)
             yield Rejected(tile, f"too large a tile: it needs {needed} of {usable} registers")
 
     def _variants(self, blocking: Blocking) -> Iterator[Blocking]:

@@ -11,11 +11,14 @@ import pytest
 from test_int8 import a_quantization
 
 import tvm_directconv as dc
+from tvm_directconv.assembly import innermost_loops
+from tvm_directconv.bench.peak import BurstCode
 from tvm_directconv.candidates import candidates
 from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import RunReport, run_library
 from tvm_directconv.errors import BlockingError, LibraryError
 from tvm_directconv.hardware.target import host_features
+from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.reference import random_operands
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.problem import Problem
@@ -168,6 +171,16 @@ def test_each_task_configures_and_releases(text: str, multiply: str, tmp_path: P
     assert counts == {**counts, "ldtilecfg": 1, "tilerelease": 1, "tilezero": 4, "vpdp\\w+": 0}
     assert counts[multiply] >= 9 * 4
     assert "AllocWorkspace" not in code
+
+
+@pytest.mark.parametrize("name", ["uint8", "bfloat16"])
+def test_a_burst_is_nothing_but_products(name: str) -> None:
+    burst = BurstCode(dc.device(DEVICE), 2, PRECISIONS[name])
+    loops = innermost_loops(burst.module.inspect_source("asm"), dc.device(DEVICE).triple)
+    (loop,) = loops
+    assert loop.fmas % 4 == 0 and loop.instructions <= loop.fmas + 3
+    # Of each product, 16 x 16 sums of 16 words.
+    assert burst.flops_per_cycle == 2 * 2 * 16 * 16 * {"uint8": 4, "bfloat16": 2}[name]
 
 
 def test_blocks_are_rows_of_matrices() -> None:

@@ -15,7 +15,7 @@ import pytest
 from conftest import compiled
 from test_runner import compile_c
 
-from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, device
+from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, convolution, device
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.case import Case, channel_block
 from tvm_directconv.cli import main
@@ -25,7 +25,6 @@ from tvm_directconv.hardware.host import host_cpu
 from tvm_directconv.layout import ActivationLayout
 from tvm_directconv.manifest import manifest_path
 from tvm_directconv.toolchain import find_toolchain
-from tvm_directconv.tuning.runners import problem
 from tvm_directconv.tuning.runners.command import CommandRunner
 from tvm_directconv.tuning.space import Space
 
@@ -99,7 +98,7 @@ def test_layers_of_whole_numbers(
     both = make(name, command).measure(second, first, 2, thorough=True)
     assert isinstance(both, Comparison), both
     assert len(both.over_incumbent) == 2
-    monkeypatch.setattr(problem, "corrected_bias", lambda *_: np.zeros((20, 3, 3), np.int32))
+    monkeypatch.setattr(convolution, "corrected_bias", lambda *_: np.zeros((20, 3, 3), np.int32))
     wrong = make(name, command).measure(second, None, 2)
     assert isinstance(wrong, Failure) and wrong.kind == "wrong_result"
     # The last block has vectors that nothing is stored to, if it has more of them.

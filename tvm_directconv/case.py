@@ -151,14 +151,20 @@ class Case:
             and self._block_of(rate.lanes) % rate.lanes == 0
             and not (rate.instruction.flushes and self.denormals == KEEP)
             and not (PAIR in rate.instruction.pixel_operands and self._mixes_groups(rate.lanes))
+            and self._filled(rate.instruction)
         ]
         kinds: dict[tuple[int, bool, int], list[Rate]] = {}
         for rate in usable:
             instruction = rate.instruction
-            if instruction.pixels == 1 or self._fills_matrices(rate, usable):
-                kind = instruction.depth, instruction.computes(precision), instruction.pixels
-                kinds.setdefault(kind, []).append(rate)
-        return tuple(max(kinds.values(), key=lambda k: fastest(k).flops_per_cycle, default=()))
+            kind = instruction.depth, instruction.computes(precision), instruction.pixels
+            kinds.setdefault(kind, []).append(rate)
+
+        def speed(kind: Iterable[Rate]) -> tuple[float, bool]:
+            rate = fastest(kind)
+            filled = self._filled(rate.instruction)
+            return filled * rate.flops_per_cycle, rate.instruction.words == 1
+
+        return tuple(max(kinds.values(), key=speed, default=()))
 
     def _block_of(self, lanes: int) -> int:
         """Return the channel block of outputs that are computed in such vectors."""
@@ -174,14 +180,12 @@ class Case:
         as_lanes_say = self.precision.channel_block(self.workload.out_channels, lanes)
         return 0 if block == as_lanes_say else block
 
-    def _fills_matrices(self, rate: Rate, others: Iterable[Rate]) -> bool:
-        """Return whether matrices, which a block of few words fills in part, beat vectors."""
-        words, block = rate.instruction.words, self.input_layout.block
-        if words == 1 or block is None or self.workload.groups > 1:
-            return False
-        filled = min(1, block / rate.instruction.depth / words)
-        vectors = [other.flops_per_cycle for other in others if other.instruction.words == 1]
-        return filled * rate.flops_per_cycle > max(vectors, default=0)
+    def _filled(self, instruction: Instruction) -> float:
+        """Return which part of a matrix register a block of channels fills; of vectors, all."""
+        if instruction.words == 1:
+            return 1
+        block = self.input_layout.block if self.workload.groups == 1 else None
+        return min(1, (block or 0) / instruction.depth / instruction.words)
 
     def _mixes_groups(self, lanes: int) -> bool:
         """Return whether lanes of a vector belong to different groups."""

@@ -7,6 +7,7 @@ in another type than is multiplied.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from .precision import (
     BFLOAT16,
@@ -219,6 +220,20 @@ def _tdp(name: str, feature: str, precision: Precision) -> Instruction:
     )
 
 
+def _dot(name: str, feature: str, precision: Precision, types: str, **more: Any) -> Instruction:
+    """Return a dot product of AArch64, which adds four bytes' products to each sum."""
+    return Instruction(
+        f"{name} v.4s",
+        ("neon", feature),
+        precision,
+        4,
+        (BROADCAST, LANE),
+        depth=4 // precision.pixel.bytes,
+        intrinsic=f"llvm.aarch64.neon.{name}.{types}",
+        **more,
+    )
+
+
 def _mmla(name: str, precision: Precision) -> Instruction:
     return Instruction(
         f"{name} v.4s",
@@ -298,30 +313,18 @@ INSTRUCTIONS = {
         Instruction("vmlal.s16 q", ("neon", "vfp4"), INT8, 4, also=UINT8),
         Instruction("vmacc.vv vlen128", ("v", "zvl128b"), INT8, 4, also=UINT8),
         Instruction("vmacc.vv vlen256", ("v", "zvl256b"), INT8, 8, also=UINT8),
-        Instruction(
-            "sdot v.4s",
-            ("neon", "dotprod"),
+        _dot(
+            "sdot",
+            "dotprod",
             INT8,
-            4,
-            (BROADCAST, LANE),
-            depth=4,
-            intrinsic="llvm.aarch64.neon.sdot.v4i32.v16i8",
+            "v4i32.v16i8",
             weights_first=True,
             also=UINT8,
             flips=True,
             of_rows=True,
         ),
         # Pixels without a sign, of a lane, as well.
-        Instruction(
-            "usdot v.4s",
-            ("neon", "i8mm"),
-            UINT8,
-            4,
-            (BROADCAST, LANE),
-            depth=4,
-            intrinsic="llvm.aarch64.neon.usdot.v4i32.v16i8",
-            of_rows=True,
-        ),
+        _dot("usdot", "i8mm", UINT8, "v4i32.v16i8", of_rows=True),
         # Eight products to each sum, which are of two pixels and two channels.
         _mmla("smmla", INT8),
         _mmla("usmmla", UINT8),
@@ -329,17 +332,14 @@ INSTRUCTIONS = {
         _vdpbf16ps("zmm", ("avx512bf16",), 512),
         _vdpbf16ps("ymm", ("avx512bf16", "avx512vl"), 256),
         _vdpbf16ps("xmm", ("avx512bf16", "avx512vl"), 128),
-        Instruction(
-            "bfdot v.4s",
-            ("neon", "bf16"),
+        _dot(
+            "bfdot",
+            "bf16",
             BFLOAT16,
-            4,
-            (BROADCAST, LANE),
-            depth=2,
-            intrinsic="llvm.aarch64.neon.bfdot.v4f32.v8bf16",
+            "v4f32.v8bf16",
             weights_first=True,
-            by_lane="bfdot {sums}.4s, {weights}.8h, {pixels}.2h[{lane}]",
             flushes=True,
+            by_lane="bfdot {sums}.4s, {weights}.8h, {pixels}.2h[{lane}]",
         ),
         # Two products of 16 bits each, twice: of the first and third channel, and of the others.
         _vpmaddwd("vpmaddwd zmm, words", ("avx512bw",), 512),

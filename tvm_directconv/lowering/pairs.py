@@ -13,7 +13,7 @@ from tvm.ir.expr import Call
 from tvm.tirx import AllocBuffer, BufferStore, Evaluate, SeqStmt
 
 from ..precision import NUMBER_TYPES
-from .statements import flat, importing, product_of, replaced, sequence
+from .statements import flat, importing, product_of, replaced, sequence, whole
 
 _CROSSED = [0, 1, 4, 5], [2, 3, 6, 7]
 _CODE = """
@@ -80,10 +80,10 @@ def crosswise(tile: Any, columns: list[list[Any]], marked: Any) -> Any:
         return call.op.name == "tirx.call_extern" and call.args[0].value.startswith(_NAME)
 
     def read(register: Any) -> Any:
-        return tirx.BufferLoad(register, [tirx.Ramp(0, 1, 4)])
+        return tirx.BufferLoad(register, whole(register))
 
     def write(register: Any, value: Any) -> BufferStore:
-        return BufferStore(register, value, [tirx.Ramp(0, 1, 4)])
+        return BufferStore(register, value, whole(register))
 
     def multiplied(pair: tuple[Any, Any], pixels: list[Any], w: Any) -> list[Any]:
         return [
@@ -144,7 +144,7 @@ def crosswise(tile: Any, columns: list[list[Any]], marked: Any) -> Any:
         return tile
 
     changed = tvm_ffi.structural_map(
-        sequence(parts[within[0] : within[-1] + 1]), (SeqStmt, flattened)
+        sequence(parts[within[0] : within[-1] + 1]), (SeqStmt, _flattened)
     )
     changed = tvm_ffi.structural_map(changed, (SeqStmt, joined))
     changed = tvm_ffi.structural_map(changed, (BufferStore, left))
@@ -180,6 +180,6 @@ def crosswise(tile: Any, columns: list[list[Any]], marked: Any) -> Any:
     return body
 
 
-def flattened(seq: SeqStmt) -> SeqStmt:
+def _flattened(seq: SeqStmt) -> SeqStmt:
     """Return a sequence with no other one in it."""
     return SeqStmt(flat(seq))

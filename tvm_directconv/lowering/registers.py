@@ -17,9 +17,18 @@ from tvm.tirx import (
 )
 
 from ..precision import NUMBER_TYPES
-from .marks import COLUMN, INSTRUCTION, LANE_OPERAND, MEMORY_OPERAND, ROWS, STEP, TILE
+from .marks import COLUMN, LANE_OPERAND, MEMORY_OPERAND, ROWS, STEP, TILE
 from .pairs import crosswise
-from .statements import architecture_of, flat, importing, sequence, tir_pass, with_body
+from .statements import (
+    architecture_of,
+    flat,
+    importing,
+    instruction_of,
+    sequence,
+    tir_pass,
+    whole,
+    with_body,
+)
 
 _MARK = "directconv_step"  # Stands before each step until the tile's registers are known.
 # Stands before what is of a column, whose number is its value.
@@ -61,7 +70,8 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     def mark(name: str, value: Any) -> Evaluate:
         return Evaluate(tirx.call_extern("int32", name, value))
 
-    paired = _multiplies_pairs(func)
+    marked_as = instruction_of(func)
+    paired = marked_as is not None and marked_as["pairs"]
 
     def marked(loop: For) -> Any:
         found: Any = loop
@@ -84,21 +94,11 @@ def mark_steps(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(tvm_ffi.structural_map(func.body, (For, marked)))
 
 
-def whole(register: Any) -> list[Any]:
-    """Return the indices of all that is in a register."""
-    lanes = int(register.shape[0])
-    return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
-
-
 def pinned(register: Any) -> BufferStore:
     """Return what LLVM moves no load beyond, and nothing that the register is made of."""
     kind = f"{register.dtype}x{int(register.shape[0])}"
     same = tirx.call_extern(kind, _PIN_NAME, tirx.BufferLoad(register, whole(register)))
     return BufferStore(register, same, whole(register))
-
-
-def _multiplies_pairs(func: PrimFunc) -> bool:
-    return bool(func.attrs and INSTRUCTION in func.attrs and func.attrs[INSTRUCTION]["pairs"])
 
 
 @tir_pass
@@ -207,7 +207,7 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         ]
         if columns:
             in_order = [registers for _, registers in sorted(columns.items())]
-            return crosswise(sequence([*before, body, *after]), in_order, func.attrs[INSTRUCTION])
+            return crosswise(sequence([*before, body, *after]), in_order, instruction_of(func))
         # Nothing is summed up where all products are with padding.
         return sequence([*before, body, *after])
 

@@ -16,8 +16,8 @@ from tvm.ir.expr import Call, TensorLoad
 from tvm.tirx import AllocBuffer, AttrStmt, BufferStore, Evaluate, For, IfThenElse, IntImm, PrimFunc
 
 from .groups import of_lane
-from .registers import ROWS_MARK, after_marks, pinned, whole
-from .statements import importing, sequence, tir_pass, uses, with_body
+from .registers import ROWS_MARK, after_marks, pinned
+from .statements import importing, product_of, sequence, tir_pass, uses, whole, with_body
 
 # Of vectors of 8 bits, words of some channels. Pairs first: these serve several vectors of sums.
 _INTERLEAVED = """
@@ -108,13 +108,6 @@ def _rows_of(word: Any, place: int = 0) -> list[_Row]:
         return [_Row(place, word.value, inside)]
     assert isinstance(word, tirx.Broadcast), f"no word of rows: {word}"
     return []
-
-
-def _is_product(statement: Any) -> bool:
-    if not isinstance(statement, BufferStore):
-        return False
-    total = statement.value
-    return isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)
 
 
 class _Words:
@@ -228,10 +221,10 @@ def interleave_rows(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
                 run.clear()
 
         def alone(store: BufferStore) -> Any:
-            return sequence(made([store], used)) if _is_product(store) else store
+            return sequence(made([store], used)) if product_of(store) else store
 
         for statement in statements:
-            if _is_product(statement):
+            if product_of(statement):
                 run.append(statement)
             else:
                 end_run()

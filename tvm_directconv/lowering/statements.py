@@ -16,6 +16,7 @@ from tvm.tirx import (
 
 from ..compute import WEIGHT_NAME
 from ..hardware.architecture import Architecture, architecture
+from .marks import INSTRUCTION
 
 
 def tir_pass(function: Any) -> Any:
@@ -56,6 +57,12 @@ def replaced(code: Any, variable: Var, value: Any) -> Any:
     return tvm_ffi.structural_map(code, (Var, lambda v: value if v.same_as(variable) else v))
 
 
+def whole(register: Any) -> list[Any]:
+    """Return the indices of all that is in a register."""
+    lanes = int(register.shape[0])
+    return [tirx.Ramp(0, 1, lanes) if lanes > 1 else 0]
+
+
 class Product(NamedTuple):
     """``sum = sum + x * w``: one or more words or numbers, as they are in memory."""
 
@@ -84,6 +91,11 @@ def _unconverted(value: Any) -> Any:
 def importing(code: str, body: Any) -> AttrStmt:
     """Return a statement with the LLVM functions that it calls."""
     return AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
+
+
+def instruction_of(func: PrimFunc) -> Any:
+    """Return the function's :data:`.marks.INSTRUCTION`, None if it calls none by its name."""
+    return func.attrs[INSTRUCTION] if func.attrs and INSTRUCTION in func.attrs else None
 
 
 def architecture_of(func: PrimFunc) -> Architecture:

@@ -12,8 +12,14 @@ from ..hardware.architecture import AARCH64, ARM, Architecture
 from ..instructions import FMLAL, MADDWD, SMULL
 from ..precision import NUMBER_TYPES
 from .loads import LANES_NAME
-from .marks import INSTRUCTION
-from .statements import architecture_of, importing, product_of, tir_pass
+from .statements import (
+    architecture_of,
+    importing,
+    instruction_of,
+    product_of,
+    tir_pass,
+    whole,
+)
 
 # Of numbers of 8 bits in the lower and the higher halves of 16, numbers of 16 bits.
 _MADDWD = """
@@ -158,9 +164,10 @@ def multiply_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     That is for instructions which LLVM makes of a number in all lanes only, put there before.
     """
-    if not func.attrs or INSTRUCTION not in func.attrs or not func.attrs[INSTRUCTION]["by_lane"]:
+    marked = instruction_of(func)
+    if marked is None or not marked["by_lane"]:
         return func
-    assembly = str(func.attrs[INSTRUCTION]["by_lane"])
+    assembly = str(marked["by_lane"])
     called: dict[str, str] = {}
 
     def by_lane(call: Call) -> Any:
@@ -182,8 +189,8 @@ def multiply_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             ),
             code=assembly.format(sums="$0", weights="$2", pixels="$3", lane=lane),
         )
-        whole = tirx.BufferLoad(load.source, [tirx.Ramp(0, 1, pixels)])
-        return tirx.call_extern(str(call.ty.dtype), name, *others, whole)
+        register = tirx.BufferLoad(load.source, whole(load.source))
+        return tirx.call_extern(str(call.ty.dtype), name, *others, register)
 
     body = tvm_ffi.structural_map(func.body, (Call, by_lane))
     for code in called.values():
@@ -204,9 +211,9 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     Up to here products of words stand for it, which all passes treat as those of numbers.
     """
-    if not func.attrs or INSTRUCTION not in func.attrs:
+    marked = instruction_of(func)
+    if marked is None:
         return func
-    marked = func.attrs[INSTRUCTION]
     called: dict[str, tuple[int, str]] = {}
 
     def multiplied(store: BufferStore) -> Any:
@@ -241,7 +248,8 @@ def flip_signs(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     Either way it is the highest bit that changes.
     """
-    if not func.attrs or INSTRUCTION not in func.attrs or not func.attrs[INSTRUCTION]["flips"]:
+    marked = instruction_of(func)
+    if marked is None or not marked["flips"]:
         return func
 
     def flipped(load: TensorLoad) -> Any:

@@ -7,8 +7,7 @@ from math import ceil
 import numpy as np
 
 from ...conv_manifest import ConvManifest
-from ...epilogue import BIAS
-from ...quantization import corrected_bias
+from ...convolution import CompiledConv
 from ...reference import conv2d_reference, random_tensors
 from ...workload import ConvWorkload
 
@@ -38,11 +37,8 @@ class Problem:
 
         All are in the library's layouts. What it does not write is :func:`unwritten`.
         """
-        operands = []
-        if manifest.epilogue.zero_point:  # Pixels are shifted, for which a bias makes up.
-            shift = manifest.instruction.shift(manifest.precision)
-            bias = corrected_bias(manifest.workload, manifest.epilogue, self.weight, None, shift)
-            operands.append(manifest.operands()[BIAS.name].layout.pack(bias))
+        # Of pixels that are shifted, a bias makes up for that.
+        operands = CompiledConv(manifest, module=None).pack_operands(self.weight)
         expected = manifest.output_layout.pack(self.expected)
         # Blocks may be filled up with vectors that have no output channel.
         lanes, (_, blocks, *_, block) = manifest.blocking.lanes, expected.shape
@@ -51,7 +47,7 @@ class Problem:
         return [
             manifest.input_layout.pack(self.x),
             manifest.weight_layout.pack(self.weight),
-            *operands,
+            *operands.values(),
             expected,
         ]
 

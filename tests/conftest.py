@@ -211,3 +211,23 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
         return status, out, err
 
     return command
+
+
+def output_of(conv: CompiledConv, folder: Path, *arrays: np.ndarray) -> np.ndarray:
+    """Return the plain output for packed arrays, computed here or in an emulator.
+
+    Nothing is allocated meanwhile, and nothing touched behind the arrays.
+    """
+    m, target = conv.manifest, device(conv.manifest.device)
+    report = run_library(
+        conv.export(folder / "conv.so"),
+        m.symbol,
+        list(arrays),
+        [m.output_shape],
+        find_toolchain(target.triple, target.qemu_cpu),
+        threads=m.threads,
+        guard="end",
+        output_types=[m.output_type.name],
+    )
+    assert report.allocated_bytes == 0
+    return conv.unpack_output(report.outputs[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_int8 import a_quantization
+from test_int8 import a_quantization, random_operands_of
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
@@ -99,11 +99,7 @@ def test_requantised(text: str, emulated: Callable[..., RunReport], tmp_path: Pa
     epilogue = dc.Epilogue(True, residual, "relu", zero_point=True, requantize=workload.dtype)
     conv = dc.build(workload, DEVICE, threads=1 + ODD.index(text) % 2, epilogue=epilogue)
     x, weight = dc.random_tensors(workload, 0)
-    rng, info = np.random.default_rng(1), np.iinfo(workload.dtype)
-    operands = {"bias": rng.integers(-5000, 5000, workload.out_channels).astype(np.int32)}
-    if residual:
-        shape = workload.output_shape
-        operands["residual"] = rng.integers(info.min, info.max, shape, x.dtype, endpoint=True)
+    operands = random_operands_of(workload, epilogue)
     meaning = a_quantization(workload, workload.dtype, 2)
     packed = conv.pack_operands(weight, meaning, **operands)
     arrays = conv.pack_input(x), conv.pack_weight(weight), *packed.values()

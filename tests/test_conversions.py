@@ -8,18 +8,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import output_of
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.bench.compare import Comparison
 from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
-from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ArgumentError, BlockingError, DeviceError
 from tvm_directconv.model import estimate
 from tvm_directconv.reference import epilogue_reference
 from tvm_directconv.tiling import Tiling
-from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.command import CommandRunner
 
 # Lanes and columns that do not divide, images in plain layouts, depthwise, groups, dilation.
@@ -49,22 +48,9 @@ def workload_of(stored: str, text: str) -> dc.ConvWorkload:
 
 
 def computed(conv: dc.CompiledConv, folder: Path, x: np.ndarray, weight: np.ndarray, **operands):  # type: ignore[no-untyped-def]
-    """Return the output, of this machine or of an emulator, after looking at what it allocates."""
-    m = conv.manifest
-    target = dc.device(m.device)
-    packed = [conv.pack_operand(name, array) for name, array in operands.items()]
-    report = run_library(
-        conv.export(folder / "conv.so"),
-        m.symbol,
-        [conv.pack_input(x), conv.pack_weight(weight), *packed],
-        [m.output_shape],
-        find_toolchain(target.triple, target.qemu_cpu),
-        threads=m.threads,
-        guard="end",
-        output_types=[m.precision.output.name],
-    )
-    assert report.allocated_bytes == 0
-    return conv.unpack_output(report.outputs[0])
+    """Return the output for plain arrays, of this machine or of an emulator."""
+    packed = conv.pack_operands(weight, **operands).values()
+    return output_of(conv, folder, conv.pack_input(x), conv.pack_weight(weight), *packed)
 
 
 def whole_numbers(workload: dc.ConvWorkload) -> tuple[np.ndarray, np.ndarray]:

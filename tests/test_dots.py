@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import output_of
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.case import Case
-from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.hardware.device import fastest
 from tvm_directconv.tiling import Tiling
-from tvm_directconv.toolchain import find_toolchain
 
 # Channels and groups that are no whole words, or lanes; images in words; strides beyond the kernel.
 LAYERS = (
@@ -28,23 +27,6 @@ LAYERS = (
 )
 
 
-def computed(conv: dc.CompiledConv, folder: Path, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    m = conv.manifest
-    target = dc.device(m.device)
-    report = run_library(
-        conv.export(folder / "conv.so"),
-        m.symbol,
-        [conv.pack_input(x), conv.pack_weight(weight)],
-        [m.output_shape],
-        find_toolchain(target.triple, target.qemu_cpu),
-        threads=m.threads,
-        guard="end",
-        output_types=[m.precision.output.name],
-    )
-    assert report.allocated_bytes == 0
-    return conv.unpack_output(report.outputs[0])
-
-
 @pytest.mark.parametrize("name", ["native", "neoverse-n2"])
 @pytest.mark.parametrize(("text", "layout"), LAYERS)
 def test_sums_of_whole_numbers_are_exact(
@@ -53,7 +35,9 @@ def test_sums_of_whole_numbers_are_exact(
     conv = dc.build(f"bfloat16_{text}", name, input_layout=layout)
     x, weight = dc.random_tensors(conv.workload, 0, integers=True)
     expected = dc.conv2d_reference(x, weight, conv.workload).astype(x.dtype)
-    np.testing.assert_array_equal(computed(conv, tmp_path, x, weight), expected)
+    np.testing.assert_array_equal(
+        output_of(conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight)), expected
+    )
 
 
 @pytest.mark.parametrize("denormals", ["flush", "keep"])
@@ -74,7 +58,9 @@ def test_all_numbers_are_multiplied_right(name: str, denormals: str, tmp_path: P
                 exact[(np.abs(exact) < 2**-126) | (np.abs(inputs) < 2**-126)] = 0
             exact[:, :, ~np.isfinite(inputs).all((0, 1))] = np.nan  # zero times infinity
             expected = exact.astype(number).astype(np.float32)
-        found = computed(conv, tmp_path, x, weight).astype(np.float32)
+        found = output_of(conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight)).astype(
+            np.float32
+        )
         np.testing.assert_array_equal(found, expected)
 
 

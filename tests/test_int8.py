@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import output_of
 from onnx_quantized import qlinear_conv
 
 import tvm_directconv as dc
@@ -13,13 +14,11 @@ from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.bench.peak import Burst, BurstCode
 from tvm_directconv.candidates import choose
 from tvm_directconv.case import Case
-from tvm_directconv.deploy.runner import run_library
 from tvm_directconv.errors import ArgumentError, BlockingError, WorkloadError
 from tvm_directconv.layout import WeightLayout
 from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.quantization import border_classes
 from tvm_directconv.tiling import Tiling
-from tvm_directconv.toolchain import find_toolchain
 
 HERE = ["native", "x86-64-v2", "haswell"]
 ELSEWHERE = ["neoverse-n2", "armv7", "rv64gcv"]
@@ -59,18 +58,15 @@ def a_quantization(workload: dc.ConvWorkload, output: str, seed: int) -> dc.Quan
     )
 
 
-def output_of(conv: dc.CompiledConv, folder: Path, *arrays: np.ndarray) -> np.ndarray:
-    m, target = conv.manifest, dc.device(conv.manifest.device)
-    report = run_library(
-        conv.export(folder / "conv.so"),
-        m.symbol,
-        list(arrays),
-        [m.output_shape],
-        find_toolchain(target.triple, target.qemu_cpu),
-        output_types=[m.output_type.name],
-    )
-    assert report.allocated_bytes == 0
-    return conv.unpack_output(report.outputs[0])
+def random_operands_of(workload: dc.ConvWorkload, epilogue: dc.Epilogue) -> dict[str, np.ndarray]:
+    """Return plain operands that are as large as sums and outputs may be."""
+    rng, info = np.random.default_rng(1), np.iinfo(epilogue.requantize)
+    operands = {"bias": rng.integers(-5000, 5000, workload.out_channels).astype(np.int32)}
+    if epilogue.residual:
+        operands["residual"] = rng.integers(
+            info.min, info.max, workload.output_shape, info.dtype, endpoint=True
+        )
+    return operands
 
 
 # Emulated ones take turns, but for those whose code is like no other's.
@@ -87,11 +83,7 @@ def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -
     epilogue = dc.Epilogue(bias=True, residual=residual, zero_point=True, requantize=output)
     conv = dc.build(workload, device, epilogue=epilogue)
     x, weight = dc.random_tensors(workload, 0)
-    rng, info = np.random.default_rng(1), np.iinfo(output)
-    operands = {"bias": rng.integers(-5000, 5000, workload.out_channels).astype(np.int32)}
-    if residual:
-        shape = workload.output_shape
-        operands["residual"] = rng.integers(info.min, info.max, shape, output, endpoint=True)
+    operands = random_operands_of(workload, epilogue)
     meaning = a_quantization(workload, output, 2)
     packed = conv.pack_operands(weight, meaning, **operands)
     found = output_of(

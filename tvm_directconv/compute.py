@@ -189,8 +189,7 @@ def conv2d(
         _, *later = border_classes(workload, axis)
         return sum(((place >= c.first).astype("int32") for c in later), tirx.const(0, "int32"))
 
-    def requantized(value: Any, oc: Any, lane: Any) -> Any:
-        scaled = value.astype(SCALES.name) * scale[oc, lane]
+    def requantized(scaled: Any) -> Any:
         # Between product and sum, which a fused multiply-add would round once.
         limited = tirx.max(tirx.min(scaled, limits[1]), limits[0])
         return rounded(limited) + tirx.reinterpret("int32", limits[2])
@@ -215,27 +214,29 @@ def conv2d(
         return rounded(tirx.max(tirx.min(total, most), least)) - ROUNDING_BITS
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
-        computed = types.epilogue.name
-        value = y(batch, oc, oh, ow, lane).astype(computed)
+        value = y(batch, oc, oh, ow, lane).astype(types.epilogue.name)
         for operand, tensor in added.items():
-            if epilogue.requantize and not operand.by_channel:
-                continue
-            at: tuple[Any, ...] = (batch, oc, oh, ow, lane)
             if operand.by_channel:
                 borders = [of_border(oh, 0), of_border(ow, 1)] if len(tensor.shape) > 2 else []
-                at = (oc, *borders, lane)
-            value = operand.apply(value, tensor[at].astype(computed))
+                own = tensor[(oc, *borders, lane)]
+                value = operand.apply(value, own.astype(types.epilogue.name))
         if epilogue.requantize:
-            value = requantized(value, oc, lane)
-            for operand, tensor in added.items():
-                if not operand.by_channel:
-                    value = added_up(value, tensor[batch, oc, oh, ow, lane])
-        else:
+            value = value.astype(SCALES.name) * scale[oc, lane]
+        if epilogue.rounded:
+            value = requantized(value)
+        for operand, tensor in added.items():
+            if not operand.by_channel:
+                own = tensor[batch, oc, oh, ow, lane]
+                if epilogue.rounded:
+                    value = added_up(value, own)
+                else:
+                    value = operand.apply(value, own.astype(value.ty.dtype))
+        if not epilogue.rounded:
             value = ACTIVATIONS[epilogue.activation].apply(value, epilogue.slope)
         return value.astype(output.name)
 
     result = te.compute(y.shape, finished, name=FINISH_NAME)
-    further = [scale, limits] if epilogue.requantize else []
+    further = [scale] * bool(epilogue.requantize) + [limits] * epilogue.rounded
     return te.create_prim_func([x, weight, *added.values(), *further, result])
 
 

@@ -5,16 +5,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import manifest as manifests
 from .blocking import Blocking
 from .denormals import FLUSH, MODE
 from .epilogue import BIAS, RANGE, SCALE, SCALES, Epilogue
-from .errors import DirectConvError, LibraryError
+from .errors import ArgumentError, DirectConvError, LibraryError
 from .instructions import INSTRUCTIONS, Instruction
 from .kinds import TEXT, THREADS, Kind, Table, shown
 from .layout import ActivationLayout, ChannelLayout, Packing, VectorLayout, WeightLayout
 from .precision import NumberType, Precision
-from .quantization import OF_SUMS, border_counts
+from .quantization import OF_SUMS, Quantization, border_counts, corrected_bias
+from .tiling import Tiling
 from .workload import ConvWorkload
 
 _TENSOR: Table = {
@@ -79,6 +82,24 @@ class ConvManifest:
     epilogue: Epilogue = field(default_factory=Epilogue)
     denormals: str = FLUSH
 
+    @classmethod
+    def of(cls, tiling: Tiling, source: str) -> "ConvManifest":
+        """Return that of a case in block sizes, which came from `source`."""
+        case = tiling.case
+        return cls(
+            workload=case.workload,
+            device=case.device.name,
+            target=case.device.target_options(case.threads),
+            threads=case.threads,
+            blocking=tiling.blocking,
+            instruction=tiling.rate.instruction,
+            blocking_source=source,
+            symbol=case.symbol,
+            input_layout=case.input_layout,
+            epilogue=case.epilogue,
+            denormals=case.denormals,
+        )
+
     @property
     def precision(self) -> Precision:
         """The number types of its tensors."""
@@ -128,9 +149,51 @@ class ConvManifest:
             found[operand.name] = Packing(number, by_channel, (channels, *borders))
         if epilogue.requantize:
             found[SCALE] = Packing(SCALES, by_channel, (channels,))
+        if epilogue.rounded:
             numbers = 3 + OF_SUMS * epilogue.residual
             found[RANGE] = Packing(SCALES, VectorLayout(), (numbers,))
         return found
+
+    def by_channel(
+        self, weight: np.ndarray, meaning: Quantization, bias: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """Return what the epilogue reads, but for tensors, as plain arrays by name.
+
+        Parameters
+        ----------
+        weight : numpy.ndarray
+            Plain weights, OIHW.
+        meaning : Quantization
+            What whole numbers stand for.
+        bias : numpy.ndarray, optional
+            A number for each output channel, if the epilogue was asked for it.
+        """
+        found = {} if bias is None else {BIAS.name: bias}
+        if self.epilogue.zero_point:
+            zero_point = meaning.input_zero_point + self.instruction.shift(self.precision)
+            found[BIAS.name] = corrected_bias(
+                self.workload, self.epilogue, weight, bias, zero_point
+            )
+        if self.epilogue.requantize:
+            found[SCALE] = meaning.multipliers(self.workload.out_channels)
+        if self.epilogue.rounded:
+            found[RANGE] = meaning.output_range(self.output_type, self.epilogue)
+        return found
+
+    def check_weight(self, weight: np.ndarray) -> None:
+        """Raise if the instruction does not multiply these weights exactly.
+
+        Raises
+        ------
+        ArgumentError
+            With the weight that it does not.
+        """
+        least = self.instruction.least_weight
+        if self.precision.weight.least is not None and weight.size and weight.min() < least:
+            raise ArgumentError(
+                f"the weight has {weight.min()}: expected {least} or more, of which "
+                f"{self.instruction} adds up products in 16 bits"
+            )
 
     def to_dict(self, library: bytes) -> dict[str, Any]:
         """Return what is written beside the library with these bytes."""

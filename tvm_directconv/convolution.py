@@ -14,7 +14,7 @@ from .blocking import Blocking
 from .case import Case
 from .conv_manifest import ConvManifest
 from .denormals import flushed
-from .epilogue import BIAS, OPERANDS, RANGE, SCALE, Epilogue
+from .epilogue import BIAS, OPERANDS, Epilogue
 from .errors import (
     ArgumentError,
     LibraryError,
@@ -29,7 +29,7 @@ from .hardware.target import host_lacks
 from .kinds import shown
 from .layout import aligned_zeros, checked_packed, checked_plain
 from .manifest import manifest_path
-from .quantization import Quantization, checked_zero_point, corrected_bias
+from .quantization import Quantization, checked_zero_point
 from .resolution import resolve_blocking
 from .runtime import BoundCall, library_bytes, load_library
 from .scheduling import scheduled
@@ -99,12 +99,7 @@ class CompiledConv:
         m = self.manifest
         shape = self.workload.weight_shape
         checked_plain("the weight", weight, m.precision.weight, shape, "OIHW")
-        least = m.instruction.least_weight
-        if m.precision.weight.least is not None and weight.size and weight.min() < least:
-            raise ArgumentError(
-                f"the weight has {weight.min()}: expected {least} or more, of which "
-                f"{m.instruction} adds up products in 16 bits"
-            )
+        m.check_weight(weight)
         return m.weight_layout.pack(flushed(weight, m.denormals))
 
     def pack_operand(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -172,23 +167,16 @@ class CompiledConv:
         zero_point = meaning.input_zero_point
         if m.precision.pixel.least is not None:
             checked_zero_point("input_zero_point", zero_point, m.precision.pixel)
-        shift = m.instruction.shift(m.precision)
         if zero_point and not m.epilogue.zero_point:
             raise ArgumentError(
                 f"input_zero_point is {zero_point}: expected 0, the convolution was built without "
                 "a zero_point in its epilogue"
             )
-        if m.epilogue.zero_point:
-            bias = plain.get(BIAS.name)
-            if bias is not None:
-                channels, each = (self.workload.out_channels,), "a number for each output channel"
-                checked_plain("the bias", bias, m.precision.sum, channels, each)
-            plain[BIAS.name] = corrected_bias(
-                self.workload, m.epilogue, weight, bias, zero_point + shift
-            )
-        if m.epilogue.requantize:
-            plain[SCALE] = meaning.multipliers(self.workload.out_channels)
-            plain[RANGE] = meaning.output_range(m.output_type, m.epilogue)
+        bias = plain.get(BIAS.name)
+        if bias is not None and m.epilogue.zero_point:
+            channels, each = (self.workload.out_channels,), "a number for each output channel"
+            checked_plain("the bias", bias, m.precision.sum, channels, each)
+        plain |= m.by_channel(weight, meaning, bias)
         return {name: self.pack_operand(name, plain[name]) for name in m.operands()}
 
     def unpack_output(self, y: np.ndarray) -> np.ndarray:
@@ -496,20 +484,7 @@ def build(
             f"{said_by(error)}"
         ) from error
     seconds = time.perf_counter() - begin
-    manifest = ConvManifest(
-        workload=case.workload,
-        device=case.device.name,
-        target=case.device.target_options(threads),
-        threads=threads,
-        blocking=tiling.blocking,
-        instruction=tiling.rate.instruction,
-        blocking_source=source,
-        symbol=case.symbol,
-        input_layout=case.input_layout,
-        epilogue=case.epilogue,
-        denormals=case.denormals,
-    )
-    return CompiledConv(manifest, module, seconds)
+    return CompiledConv(ConvManifest.of(tiling, source), module, seconds)
 
 
 def load(path: str | Path) -> CompiledConv:

@@ -46,8 +46,9 @@ SCALE, RANGE = "scale", "range"
 SCALES = NUMBER_TYPES["float32"]
 """The type of both."""
 
-REQUANTIZED = ("uint8", "int8")
-"""The types that outputs may be requantised to."""
+ROUNDED = ("uint8", "int8")
+REQUANTIZED = (*ROUNDED, "float32")
+"""The types that sums of whole numbers may be scaled to, and those that they are rounded to."""
 
 
 def _constant(value: float, x: Any) -> Any:
@@ -159,8 +160,9 @@ class Epilogue:
         Whether pixels count from a number other than 0, of which padding consists. The bias then
         makes up for it, and is another one where the kernel reaches into the padding.
     requantize : str
-        The type of whole numbers that outputs are scaled and rounded to, ``uint8`` or ``int8``;
-        empty if they are stored as they are.
+        The type that sums of whole numbers are scaled to: ``uint8`` or ``int8``, which they are
+        rounded to, or ``float32``, the numbers that they stand for; empty if they are stored as
+        they are.
 
     Raises
     ------
@@ -204,11 +206,12 @@ class Epilogue:
                 f"epilogue {self.descriptor!r} is for whole numbers: expected no zero_point and no "
                 f"requantize for {precision}"
             )
-        if precision.whole and not ACTIVATIONS[self.activation].limits:
+        whole = precision.whole and not self.scaled
+        if whole and not ACTIVATIONS[self.activation].limits:
             having = [name for name, row in ACTIVATIONS.items() if row.limits]
             raise WorkloadError(
                 f"activation is {self.activation}: expected one of {', '.join(having)} for "
-                f"{precision}"
+                f"{precision}, or requantize=float32"
             )
 
     def output(self, precision: Precision) -> NumberType:
@@ -245,6 +248,16 @@ class Epilogue:
                     f"{did_you_mean(name, [*names, *ACTIVATIONS, 'zero_point', 'requantize'])}"
                 )
         return cls(**found)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether outputs are rounded to whole numbers of fewer bits than sums have."""
+        return self.requantize in ROUNDED
+
+    @property
+    def scaled(self) -> bool:
+        """Whether outputs are the numbers that sums of whole ones stand for."""
+        return bool(self.requantize) and not self.rounded
 
     @property
     def asked(self) -> tuple[Operand, ...]:

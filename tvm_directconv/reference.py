@@ -101,7 +101,7 @@ def epilogue_reference(
     quantization: Quantization | None = None,
     **operands: np.ndarray,
 ) -> np.ndarray:
-    """Apply an epilogue, in float64 unless it requantises.
+    """Apply an epilogue, in float64 unless it rounds.
 
     Parameters
     ----------
@@ -121,10 +121,15 @@ def epilogue_reference(
         NCHW, float64 or the type that outputs are requantised to.
     """
     finished = sums.astype(np.float64)
-    if epilogue.requantize:
-        return _requantized(finished, epilogue, quantization or Quantization(), operands)
-    for operand in epilogue.asked:
-        finished = _OPERANDS[operand.name](finished, operands[operand.name])
+    meaning = quantization or Quantization()
+    if epilogue.rounded:
+        return _requantized(finished, epilogue, meaning, operands)
+    if epilogue.bias:
+        finished = _OPERANDS["bias"](finished, operands["bias"])
+    if epilogue.scaled:
+        finished *= meaning.multipliers(sums.shape[1]).astype(np.float64)[:, np.newaxis, np.newaxis]
+    if epilogue.residual:
+        finished = _OPERANDS["residual"](finished, operands["residual"])
     with np.errstate(over="ignore"):  # Where e^x is infinite, 1/e^x is 0.
         return _ACTIVATIONS[epilogue.activation](finished, epilogue.slope)
 

@@ -64,7 +64,7 @@ def measure(
     x, weight = random_tensors(workload, seed=0, integers=workload.precision is not FLOAT32)
     sums, meaning = conv2d_reference(x, weight, workload), None
     epilogue, plain = conv.manifest.epilogue, random_operands(workload, conv.manifest.epilogue, 0)
-    if epilogue.requantize:
+    if epilogue.rounded:
         meaning = Quantization.of_outputs(sums, conv.manifest.output_type)
     expected = epilogue_reference(sums, epilogue, meaning, **plain)
     errors = []

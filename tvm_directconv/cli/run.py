@@ -171,6 +171,8 @@ def _quantization(
         return None
     if not m.epilogue.requantize:
         return Quantization(input_zero_point=args.input_zero_point)
+    if m.epilogue.scaled and given["output_scale"] is None:
+        given["output_scale"] = 1.0  # Outputs are the numbers themselves.
     if given["output_scale"] is None:
         biased = epilogue_reference(sums, Epilogue(m.epilogue.bias), None, **plain)
         del given["output_scale"], given["output_zero_point"]

@@ -4,7 +4,8 @@
 ``directconv.conv2d``       x, weight, then the operands of the epilogue. Attributes:
                             ``workload`` (descriptor), ``epilogue`` (as :meth:`Epilogue.parse`
                             reads it), and once the layout is decided ``blocking`` (JSON) and
-                            ``input_layout``. Before that, tensors are plain: NCHW and OIHW
+                            ``input_layout``. Before that, tensors are plain: NCHW and OIHW, and
+                            what whole numbers stand for is the attribute ``quantization``
 ``directconv.activation``   x; ``name`` is one of :data:`~tvm_directconv.epilogue.ACTIVATIONS`
 ``directconv.reorder``      x, between NCHW and blocks of ``block`` channels; ``to_blocks`` says
                             which way, ``channels`` how many there are
@@ -16,19 +17,20 @@ Importing this module registers them with TVM.
 """
 
 import json
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
+import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir import Op, _ffi_api
 from tvm.ir.expr import Call
 
-from .. import compute
 from ..blocking import Blocking
 from ..epilogue import ACTIVATIONS, Epilogue
 from ..layout import ActivationLayout
+from ..quantization import Quantization
 from ..workload import ConvWorkload
-from .rewriter import shape_of
+from .rewriter import dtype_of, shape_of
 
 CONV2D = "directconv.conv2d"
 ACTIVATION = "directconv.activation"
@@ -44,6 +46,7 @@ ELEMENTWISE = {
     "relax.add",
     "relax.ceil",
     "relax.clip",
+    "relax.dequantize",
     "relax.divide",
     "relax.erf",
     "relax.exp",
@@ -59,6 +62,7 @@ ELEMENTWISE = {
     "relax.nn.relu6",
     "relax.nn.silu",
     "relax.power",
+    "relax.quantize",
     "relax.rsqrt",
     "relax.sigmoid",
     "relax.sqrt",
@@ -84,6 +88,9 @@ class ConvAttributes:
     blocking_source : str
         Where the blocking came from.
     input_layout : ActivationLayout
+    quantization : Quantization or None
+        What whole numbers stand for; None of others, and once the layout is decided, as operands
+        have it then.
     """
 
     workload: ConvWorkload
@@ -91,6 +98,7 @@ class ConvAttributes:
     blocking: Blocking | None = None
     blocking_source: str = ""
     input_layout: ActivationLayout = field(default_factory=lambda: ActivationLayout("NCHW"))
+    quantization: Quantization | None = None
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -98,8 +106,16 @@ class ConvAttributes:
         plain = self.workload.output_shape
         return self.blocking.output_layout(self.workload).shape(plain) if self.blocking else plain
 
+    @property
+    def output_type(self) -> str:
+        """Type of the output's elements."""
+        return self.epilogue.output(self.workload.precision).name
+
     def to_json(self) -> str:
         """Return a text that :meth:`from_json` reads."""
+        meaning = self.quantization and asdict(self.quantization)
+        if meaning:
+            meaning["weight_scale"] = np.asarray(meaning["weight_scale"], np.float64).tolist()
         return json.dumps(
             {
                 "workload": str(self.workload),
@@ -107,6 +123,7 @@ class ConvAttributes:
                 "blocking": self.blocking and self.blocking.to_dict(),
                 "blocking_source": self.blocking_source,
                 "input_layout": str(self.input_layout),
+                "quantization": meaning,
             }
         )
 
@@ -120,6 +137,7 @@ class ConvAttributes:
             Blocking.from_dict(found["blocking"]) if found["blocking"] else None,
             found["blocking_source"],
             ActivationLayout(found["input_layout"]),
+            Quantization(**found["quantization"]) if found["quantization"] else None,
         )
 
 
@@ -191,19 +209,23 @@ def _register(name: str, description: str, infer: Any, legalize: Any) -> None:
 
 
 def _conv2d_type(call: Any, _builder: Any) -> Any:
-    return relax.TensorType(conv_attributes(call).output_shape, "float32")
+    attributes = conv_attributes(call)
+    return relax.TensorType(attributes.output_shape, attributes.output_type)
 
 
 def _conv2d_kernel(builder: Any, call: Any) -> Any:
+    """Return the call of a function that has nothing but parameters, until it is scheduled."""
     attributes = conv_attributes(call)
     if attributes.blocking is None:
         raise ValueError(f"the layout of {attributes.workload} is not decided yet")
-    kernel = compute.conv2d(
-        attributes.workload,
-        attributes.input_layout,
-        attributes.blocking.weight_layout(),
-        attributes.epilogue,
-    ).with_attr({KERNEL: attributes.to_json(), "op_pattern": _OPAQUE})
+    operands = [
+        te.placeholder(shape_of(x), dtype_of(x), f"operand{n}") for n, x in enumerate(call.args)
+    ]
+    zero = tirx.const(0, attributes.output_type)
+    result = te.compute(attributes.output_shape, lambda *_: zero, name="conv2d")
+    kernel = te.create_prim_func([*operands, result]).with_attr(
+        {KERNEL: attributes.to_json(), "op_pattern": _OPAQUE}
+    )
     function = builder.add_func(kernel.without_attr("global_symbol"), "conv2d")
     return relax.call_tir(function, list(call.args), call.ty)
 
@@ -236,7 +258,8 @@ def _reorder_kernel(builder: Any, call: Any) -> Any:
             # A Select would read in any case, and of a channel that TVM no longer limits: it knows
             # that it is below `channels` there.
             full = channels % block == 0
-            return value if full else tirx.if_then_else(channel < channels, value, 0.0)
+            zero = tirx.const(0, dtype_of(call.args[0]))
+            return value if full else tirx.if_then_else(channel < channels, value, zero)
 
         return te.compute(_reordered_shape(call), read, name="to_blocks")
 
@@ -284,18 +307,18 @@ _register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_
 _register(
     ACTIVATION,
     "Function of each element.",
-    lambda call, _: relax.TensorType(shape_of(call.args[0]), "float32"),
+    lambda call, _: relax.TensorType(shape_of(call.args[0]), dtype_of(call.args[0])),
     _activation_kernel,
 )
 _register(
     REORDER,
     "Channels into blocks, or out of them.",
-    lambda call, _: relax.TensorType(_reordered_shape(call), "float32"),
+    lambda call, _: relax.TensorType(_reordered_shape(call), dtype_of(call.args[0])),
     _reorder_kernel,
 )
 _register(
     CHANNELS,
     "Channels of tensors in blocks, in another order.",
-    lambda call, _: relax.TensorType(_channels_shape(call), "float32"),
+    lambda call, _: relax.TensorType(_channels_shape(call), dtype_of(call.args[0])),
     _channels_kernel,
 )

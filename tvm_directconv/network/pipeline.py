@@ -18,6 +18,7 @@ from .kernels import compile_kernels
 from .operators import CONV2D, conv_attributes
 from .passes.blocked_layout import blocked_layout
 from .passes.count_work import CountWork
+from .passes.dequantize_late import DequantizeLate
 from .passes.fold_batch_norm import FoldBatchNorm
 from .passes.fuse_convolutions import FuseConvolutions
 from .passes.recognize_activations import RecognizeActivations
@@ -35,6 +36,7 @@ def _first_passes() -> list[Any]:
     """Return those after which a network's convolutions are what will be compiled."""
     return [
         Simplify,
+        DequantizeLate,
         RowsAsImages,
         RecognizeActivations,
         FoldBatchNorm,

@@ -51,7 +51,7 @@ class Ours(Contestant):
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
     ) -> Prepared:
         conv, extra = _built(workload, threads, self.blocking)
-        meaning = quantization_of(workload) if conv.manifest.epilogue.requantize else None
+        meaning = quantization_of(workload) if conv.manifest.epilogue.rounded else None
         operands = conv.pack_operands(weight, meaning)
         out = aligned_zeros(conv.manifest.output_shape, conv.manifest.output_type.name)
         return Prepared(

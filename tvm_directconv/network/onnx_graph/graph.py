@@ -514,8 +514,20 @@ _DECIDING: dict[str, tuple[int, ...]] = {
 _LIKE_THEIR_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
 """Operators of which ONNX infers nothing; their results are of the type of the first input."""
 
-_NEVER_COMPUTED = ("AveragePool", "GRU", "LRN", "LSTM", "MaxPool", "RNN", "Resize", "Upsample")
-"""Operators of which onnx's own reference is wrong in places; the results of rules are used."""
+_NEVER_COMPUTED = (
+    "AveragePool",
+    "DequantizeLinear",
+    "GRU",
+    "LRN",
+    "LSTM",
+    "MaxPool",
+    "RNN",
+    "Resize",
+    "Upsample",
+)
+"""Operators of which onnx's own reference is wrong in places, or that say what numbers stand for.
+
+The results of rules are used."""
 
 
 _WINDOWS = ("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool")

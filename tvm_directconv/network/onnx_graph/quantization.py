@@ -1,13 +1,17 @@
-"""Rules for quantised operators: whole numbers as floats, which hold them exactly.
+"""Rules for quantised operators.
 
-What is constant is computed here, so that a convolution of dequantised weights has constant ones.
+Where scales and zero points are constant, all of them become operators on floats between
+DequantizeLinear and QuantizeLinear, which is what passes over the network know. Else, and where
+these have attributes of later versions, whole numbers become floats, which hold them exactly.
 """
 
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
+from tvm import relax
 
+from .convert import converter
 from .graph import Graph
 from .nodes import Node, Refusal, rule
 
@@ -67,14 +71,70 @@ def _saturated(graph: Graph, x: str, zero: str, kind: np.dtype[Any]) -> str:
     return _cast(graph, str(graph.emit("Clip", y, low, high)), kind)
 
 
+_KEPT = {"QuantizeLinear": (np.int8, np.uint8), "DequantizeLinear": (np.int8, np.uint8, np.int32)}
+"""Types of whole numbers of which these operators are kept."""
+
+
+@converter(*_KEPT)
+def quantized(builder: Any, inputs: Any, attributes: Any, _params: Any) -> Any:
+    """Let numbers stand for others."""
+    x, scale, zero = inputs[0], inputs[1], inputs[2]
+    axis = attributes["axis"]
+    if str(x.ty.dtype) == "float32":
+        return relax.op.quantize(x, scale, zero, axis, str(zero.ty.dtype))
+    return relax.op.dequantize(x, scale, zero, axis, "float32")
+
+
+def _kept(graph: Graph, node: Node, kind: Any) -> bool:
+    """Bring an operator on numbers of a type to the one form that passes know, if there is one."""
+    x, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
+    single = scale if node.kind == "DequantizeLinear" else x
+    if (
+        kind not in _KEPT[node.kind]
+        or scale not in graph.known
+        or (zero and zero not in graph.known)
+        or graph.dtype(scale) != np.float32
+        or graph.dtype(single) != np.float32
+        or any(node.get(name) for name in ("block_size", "precision"))
+        or node.get("output_dtype") not in (None, 0, _ELEMENT[node.kind](kind))
+        or len(graph.shape(scale)) > 1
+    ):
+        return False
+    rank = len(graph.shape(x))
+    axis = node.get("axis")
+    axis = 0 if rank < 2 else axis % rank
+    values = [graph.known[scale], graph.known[zero] if zero else np.zeros(1, kind)]
+    most = max(value.size for value in values)
+    if most > 1 and graph.shape(x)[axis] != most:
+        raise Refusal(
+            f"its scale has shape {graph.shape(scale)}: expected one number, or one for each of "
+            f"the {graph.shape(x)[axis]} channels"
+        )
+    shaped = [value.reshape(() if most == 1 else -1) for value in values]
+    if most > 1:
+        shaped = [np.broadcast_to(value, (most,)) for value in shaped]
+    node.inputs = [x, *(graph.constant(value) for value in shaped)]
+    node.attributes = {"axis": axis}
+    return True
+
+
+_ELEMENT: dict[str, Any] = {
+    "QuantizeLinear": lambda kind: helper.np_dtype_to_tensor_dtype(np.dtype(kind)),
+    "DequantizeLinear": lambda _: TensorProto.FLOAT,
+}
+"""What is the type of the result if it is not given."""
+
+
 @rule("QuantizeLinear")
-def quantize(graph: Graph, node: Node) -> str:
+def quantize(graph: Graph, node: Node) -> str | None:
     """Divide, round, move and limit."""
     x, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
     wanted = node.get("output_dtype") or TensorProto.UINT8
     kind = graph.dtype(zero) if zero else np.dtype(helper.tensor_dtype_to_np_dtype(wanted))
     if kind not in (np.int8, np.uint8, np.int16, np.uint16):
         raise Refusal(f"its result is of type {kind}: expected integers of 8 or 16 bits")
+    if _kept(graph, node, kind):
+        return None
     dtype = graph.dtype(scale) if graph.dtype(x).kind != "f" else graph.dtype(x)
     if node.get("precision"):
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(node.get("precision")))
@@ -85,10 +145,12 @@ def quantize(graph: Graph, node: Node) -> str:
 
 
 @rule("DequantizeLinear")
-def dequantize(graph: Graph, node: Node) -> str:
+def dequantize(graph: Graph, node: Node) -> str | None:
     """Move and multiply."""
     x, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
     dtype = graph.dtype(scale)
+    if graph.shape(x) and _kept(graph, node, graph.dtype(x)):
+        return None
     centered = _centered(graph, x, _along(graph, zero, x, node) if zero else "", dtype)
     scale = _along(graph, scale, x, node)
     if centered in graph.known and scale in graph.known:
@@ -119,44 +181,49 @@ def _per_channel(graph: Graph, name: str, rank: int) -> str:
     return _reshaped(graph, name, [-1, *[1] * (rank - 1)])
 
 
+def _between(
+    graph: Graph,
+    kind: str,
+    operands: list[tuple[str, str, str, int]],
+    result: tuple[str, str],
+    **attributes: Any,
+) -> str:
+    """Return the result of an operator on floats that whole numbers stand for.
+
+    Operands are each numbers, scale, zero point and axis of these; the result a scale and a zero
+    point.
+    """
+    given = [
+        graph.emit("DequantizeLinear", x, scale, *([zero] if zero else []), axis=axis)
+        for x, scale, zero, axis in operands
+    ]
+    return str(graph.emit("QuantizeLinear", graph.emit(kind, *given, **attributes), *result))
+
+
+def _product(graph: Graph, one: str, other: str) -> str:
+    """Return the product of two scales."""
+    if one in graph.known and other in graph.known:
+        return graph.constant(graph.known[one] * graph.known[other])
+    return str(graph.emit("Mul", one, other))
+
+
 @rule("QLinearConv")
 def quantized_convolution(graph: Graph, node: Node) -> str:
-    """Convolve whole numbers as floats, then scale and quantise the sums."""
+    """Convolve the numbers that whole ones stand for."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = node.inputs[:8]
-    rank = len(graph.shape(w))
-    bias = node.input(8)
-    given = [_centered(graph, x, _reshaped(graph, x_zero, []), np.float32)]
-    given.append(_centered(graph, w, _per_channel(graph, w_zero, rank), np.float32))
-    if bias:
-        given.append(_cast(graph, bias, np.float32))
-    sums = graph.emit("Conv", *given, **node.attributes)
-    scales = graph.emit("Mul", x_scale, w_scale)
-    if graph.shape(scales) not in ((), (1,)):
-        scales = _reshaped(graph, scales, [1, -1, *[1] * (rank - 2)])
-    factor = graph.emit("Div", scales, y_scale)
-    return _saturated(graph, graph.emit("Mul", sums, factor), y_zero, graph.dtype(y_zero))
+    operands = [(x, x_scale, x_zero, 1), (w, w_scale, w_zero, 0)]
+    if bias := node.input(8):
+        operands.append((bias, _product(graph, x_scale, w_scale), "", 0))
+    return _between(graph, "Conv", operands, (y_scale, y_zero), **node.attributes)
 
 
 @rule("QLinearMatMul")
 def quantized_product(graph: Graph, node: Node) -> str:
-    """Multiply whole numbers as floats, then scale and quantise the sums."""
+    """Multiply the numbers that whole ones stand for."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.inputs
-    _one_number(graph, a_zero, b_zero, a_scale, b_scale)
-    dtype = graph.dtype(a_scale)
-    sums = graph.emit(
-        "MatMul", *(_centered(graph, x, z, np.float32) for x, z in ((a, a_zero), (b, b_zero)))
-    )
-    factor = graph.emit("Div", graph.emit("Mul", a_scale, b_scale), y_scale)
-    return _saturated(
-        graph, graph.emit("Mul", _cast(graph, sums, dtype), factor), y_zero, graph.dtype(y_zero)
-    )
-
-
-def _one_number(graph: Graph, *names: str) -> None:
-    """Refuse what belongs to rows or columns."""
-    for name in names:
-        if graph.shape(name) not in ((), (1,)):
-            raise Refusal(f"its input {name!r} has shape {graph.shape(name)}: expected one number")
+    # Rows of the first factor, columns of the second.
+    operands = [(a, a_scale, a_zero, -2), (b, b_scale, b_zero, -1)]
+    return _between(graph, "MatMul", operands, (y_scale, y_zero))
 
 
 @rule("ConvInteger")

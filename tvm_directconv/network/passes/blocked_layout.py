@@ -8,8 +8,11 @@ from tvm import relax
 from tvm.ir.expr import Call, Var
 
 from ...case import Case, default_input_layout
+from ...conv_manifest import ConvManifest
+from ...epilogue import BIAS
 from ...hardware.device import Device
-from ...layout import ActivationLayout, ChannelLayout
+from ...layout import ActivationLayout
+from ...quantization import Quantization
 from ...resolution import resolve_blocking
 from ..operators import (
     CONV2D,
@@ -23,6 +26,7 @@ from ..operators import (
     to_blocks,
     to_plain,
 )
+from ..quantized import DEQUANTIZE, QUANTIZE
 from ..rewriter import (
     MAIN,
     REORDERS,
@@ -175,23 +179,36 @@ class BlockedLayout(Rewriter):
                 else default_input_layout(workload, self._device)
             )
         case = Case.of(workload, self._device, self._threads, layout, epilogue)
-        tiling, source = resolve_blocking(self._blocking, case)
-        chosen = tiling.blocking
-        weights, block = chosen.weight_layout(), chosen.output_layout(workload).block
+        manifest = ConvManifest.of(*resolve_blocking(self._blocking, case))
+        weights, block = _constant(weight), manifest.output_layout.block
         assert block is not None
-        operands = [self._in(x, layout.block), constant(weights.pack(_constant(weight)))]
-        for operand, value in zip(epilogue.operands, others, strict=True):
-            if operand.by_channel:
-                packed = ChannelLayout(weights.oc_block).pack(_constant(value))
-                operands.append(constant(packed))
-            else:
-                operands.append(self._in(value, block))
-        decided = ConvAttributes(workload, epilogue, chosen, source, layout)
+        manifest.check_weight(weights)
+        given = dict(zip((operand.name for operand in epilogue.asked), others, strict=True))
+        bias = _constant(given[BIAS.name]) if BIAS.name in given else None
+        meaning = attributes.quantization or Quantization()
+        constants = manifest.by_channel(weights, meaning, bias)
+        operands = [self._in(x, layout.block), constant(manifest.weight_layout.pack(weights))]
+        for name, packing in manifest.operands().items():
+            operands.append(
+                constant(packing.layout.pack(constants[name]))
+                if name in constants
+                else self._in(given[name], block)
+            )
+        decided = ConvAttributes(
+            workload, manifest.epilogue, manifest.blocking, manifest.blocking_source, layout
+        )
         return conv2d(decided, *operands), block
 
     def _elementwise(self, variable: Any, call: Any, block: int) -> Any:
         shape = shape_of(variable)
-        operands = [self._operand(operand, shape, block) for operand in call.args]
+        changed, kept = list(call.args), []
+        if op_name(call) in (QUANTIZE, DEQUANTIZE):
+            changed, kept = changed[:1], changed[1:]
+            if not all(
+                (value := value_of(number)) is not None and value.size == 1 for number in kept
+            ):
+                return None
+        operands = [*(self._operand(operand, shape, block) for operand in changed), *kept]
         if any(operand is None for operand in operands):
             return None
         return Call(call.op, operands, attrs=call.attrs)

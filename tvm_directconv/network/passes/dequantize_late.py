@@ -1,0 +1,169 @@
+"""Operators that only move numbers, or choose among them, on whole numbers."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir.expr import Call, Var
+
+from ..quantized import QUANTIZE, Quantized, dequantized, meaning_of
+from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of
+
+_PRODUCTS = ("relax.nn.conv2d", "relax.matmul")
+# What moves numbers, or chooses among them, whatever these are.
+_CHOOSING = ("relax.nn.max_pool2d", "relax.strided_slice")
+_MOVING = {"relax.reshape", "relax.permute_dims"}
+
+
+@rewriting("directconv.DequantizeLate")
+class DequantizeLate(Rewriter):
+    """Move dequantisation behind operators that give the same on whole numbers.
+
+    What is quantised as it was before is left as it was. Constants are dequantised here, but for
+    weights and biases of products of quantised tensors.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        # From variables of the copy.
+        self._known: dict[Any, Quantized] = {}
+        self._sums: set[Any] = set()
+
+    def rewrite(self, variable: Any, value: Any) -> Any:
+        """See :meth:`Rewriter.rewrite`."""
+        found = self._moved(variable, value)
+        if isinstance(found, Quantized):
+            bound = self.emit(found.meaning.dequantize(found.numbers), like=variable)
+            self._known[bound] = found
+            return bound
+        if not isinstance(found, Call):
+            return found
+        kept = self._kept(found)
+        arguments = [
+            argument if place in kept else self._folded(argument)
+            for place, argument in enumerate(found.args)
+        ]
+        bound = self.emit(_called(found, arguments), like=variable)
+        if kept:
+            self._sums.add(bound)
+        return bound
+
+    def _of(self, expression: Any) -> Quantized | None:
+        """Return what a variable of the copy is made of, if it is dequantised."""
+        return self._known.get(expression) if isinstance(expression, Var) else None
+
+    def _moved(self, variable: Any, call: Any) -> Any:
+        """Return a call, what takes its place, or what is dequantised in its place."""
+        name = op_name(call)
+        if found := dequantized(call):
+            return found
+        if not isinstance(call, Call):
+            return call
+        if name == QUANTIZE:
+            return self._requantized(call)
+        if name == "relax.concat" and isinstance(call.args[0], relax.Tuple):
+            return self._concatenated(call)
+        source = self._of(call.args[0]) if call.args else None
+        if source is None:
+            return call
+        if name in _MOVING:
+            return self._placed(variable, call, source)
+        if not source.meaning.by_tensor:
+            return call
+        if name == "relax.nn.relu":
+            zero = constant(np.asarray(source.meaning.zero_point.reshape(())))
+            limited = self.emit(relax.op.maximum(source.numbers, zero))
+            return Quantized(limited, source.meaning)
+        if name in _CHOOSING or (
+            name == "relax.image.resize2d" and call.attrs.method == "nearest_neighbor"
+        ):
+            chosen = _called(call, [source.numbers, *call.args[1:]])
+            return Quantized(self.emit(chosen), source.meaning)
+        return call
+
+    def _requantized(self, call: Any) -> Any:
+        source, meaning = self._of(call.args[0]), meaning_of(call)
+        same = source and meaning and source.meaning.is_that_of(meaning)
+        return source.numbers if source and same else call
+
+    def _concatenated(self, call: Any) -> Any:
+        parts = [self._of(part) for part in call.args[0].fields]
+        first = parts[0]
+        if first is None or not all(
+            part and part.meaning.is_that_of(first.meaning) for part in parts
+        ):
+            return call
+        whole = relax.op.concat([part.numbers for part in parts if part], int(call.attrs.axis))
+        return Quantized(self.emit(whole), first.meaning)
+
+    def _placed(self, variable: Any, call: Any, source: Quantized) -> Any:
+        """Return numbers in other places."""
+        before, after = shape_of(source.numbers), shape_of(variable)
+        meaning, axis = source.meaning, source.meaning.axis
+        moving = op_name(call) == "relax.permute_dims"
+        order = list(reversed(range(len(before))))
+        if moving and call.attrs.axes is not None:
+            order = [int(place) for place in call.attrs.axes]
+        if not meaning.by_tensor:
+            places = [order.index(axis)] if moving else _places(before, axis, after)
+            if not places:
+                return call
+            meaning = meaning.along(places[0])
+        values = source.value
+        if values is None:
+            moved = _called(call, [source.numbers, *call.args[1:]])
+            return Quantized(self.emit(moved), meaning)
+        values = values.transpose(order) if moving else values.reshape(after)
+        return Quantized(constant(values), meaning)
+
+    def _kept(self, call: Any) -> list[int]:
+        """Return which constants among the arguments of a call stay whole numbers.
+
+        Those that a convolution in whole numbers, or a sum of one, is made of.
+        """
+        name = op_name(call)
+        if name in _PRODUCTS:
+            x, weight = map(self._of, call.args)
+            whole = x and x.meaning.by_tensor and dtype_of(x.numbers) in ("int8", "uint8")
+            if whole and weight and weight.value is not None and weights_of(weight) is not None:
+                return [1]
+        elif name == "relax.add" and self._is_sum(call.args[0]):
+            bias = self._of(call.args[1])
+            if bias and bias.value is not None and dtype_of(bias.numbers) == "int32":
+                return [1]
+        return []
+
+    def _is_sum(self, expression: Any) -> bool:
+        return isinstance(expression, Var) and expression in self._sums
+
+    def _folded(self, argument: Any) -> Any:
+        if isinstance(argument, relax.Tuple):
+            return relax.Tuple([self._folded(field) for field in argument.fields])
+        found = self._of(argument)
+        if found is None or found.value is None:
+            return argument
+        return constant(found.meaning.real(found.value))
+
+
+def _called(call: Any, arguments: list[Any]) -> Any:
+    """Return a call of other arguments."""
+    return Call(call.op, arguments, attrs=call.attrs, ty_args=call.ty_args)
+
+
+def weights_of(weight: Quantized) -> np.ndarray | None:
+    """Return weights less their zero point; None if they are no numbers of 8 bits."""
+    assert weight.value is not None
+    centered = weight.meaning.centered(weight.value)
+    limits = np.iinfo(np.int8)
+    if centered.size and not limits.min <= centered.min() <= centered.max() <= limits.max:
+        return None
+    return centered.astype(np.int8)
+
+
+def _places(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> list[int]:
+    """Return the axes of a shape that an axis becomes when another one is reshaped to it."""
+    size, outer = before[axis], prod(before[:axis])
+    return [
+        place for place, found in enumerate(after) if found == size and prod(after[:place]) == outer
+    ]

@@ -1,0 +1,116 @@
+"""What whole numbers of a network stand for, as ``relax.quantize`` and ``relax.dequantize`` say."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from .rewriter import constant, op_name, shape_of, value_of
+
+DEQUANTIZE, QUANTIZE = "relax.dequantize", "relax.quantize"
+
+
+@dataclass(frozen=True, eq=False)
+class Meaning:
+    """What numbers q stand for: ``scale * (q - zero_point)``.
+
+    Attributes
+    ----------
+    scale, zero_point : numpy.ndarray
+        A number, or one for each place along the axis: float32 and the numbers' own type.
+    axis : int
+        The axis that they are along; it says nothing where they are numbers.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int
+
+    @property
+    def by_tensor(self) -> bool:
+        """Whether it is the same for all elements."""
+        return self.scale.size == self.zero_point.size == 1
+
+    def is_that_of(self, other: "Meaning") -> bool:
+        """Return whether both are of whole tensors, and the same."""
+        return (
+            self.by_tensor
+            and other.by_tensor
+            and self.scale.item() == other.scale.item()
+            and self.zero_point.item() == other.zero_point.item()
+            and self.zero_point.dtype == other.zero_point.dtype
+        )
+
+    def along(self, axis: int) -> "Meaning":
+        """Return the same along another axis."""
+        return Meaning(self.scale, self.zero_point, axis)
+
+    def broadcast(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scale and zero point in shapes that are broadcast to tensors of a rank."""
+        if self.by_tensor:
+            return self.scale.reshape(()), self.zero_point.reshape(())
+        sizes = [1] * rank
+        sizes[self.axis] = -1
+        return tuple(  # type: ignore[return-value]
+            part.reshape(sizes) if part.size > 1 else part.reshape(())
+            for part in (self.scale, self.zero_point)
+        )
+
+    def centered(self, numbers: np.ndarray) -> np.ndarray:
+        """Return what is left of numbers without their zero point, int64."""
+        _, zero_point = self.broadcast(numbers.ndim)
+        return numbers.astype(np.int64) - zero_point.astype(np.int64)
+
+    def real(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the numbers that they stand for, float32."""
+        scale, zero_point = self.broadcast(numbers.ndim)
+        return (numbers.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale
+
+    def dequantize(self, x: Any) -> Any:
+        """Return the call that makes numbers of what stands for them."""
+        return relax.op.dequantize(
+            x, constant(self.scale), constant(self.zero_point), self.axis, "float32"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A tensor of whole numbers, and what they stand for.
+
+    Attributes
+    ----------
+    numbers : Expr
+        A variable or a constant.
+    meaning : Meaning
+    """
+
+    numbers: Any
+    meaning: Meaning
+
+    @property
+    def value(self) -> np.ndarray | None:
+        """The numbers, None if they are not known."""
+        return value_of(self.numbers)
+
+
+def dequantized(call: Any) -> Quantized | None:
+    """Return what a call dequantises; None of another one, and where scales are computed."""
+    if op_name(call) != DEQUANTIZE or str(call.attrs.out_dtype) != "float32":
+        return None
+    meaning = meaning_of(call)
+    return Quantized(call.args[0], meaning) if meaning else None
+
+
+def meaning_of(call: Any) -> Meaning | None:
+    """Return what the numbers that a call makes or takes stand for.
+
+    None if that is computed, or scales are not positive, which turn the order of numbers round.
+    """
+    scale, zero_point = map(value_of, call.args[1:])
+    if scale is None or zero_point is None or scale.dtype != np.float32:
+        return None
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        return None
+    rank = len(shape_of(call.args[0]))
+    return Meaning(scale, zero_point, int(call.attrs.axis) % max(rank, 1))

@@ -14,7 +14,8 @@ from typing import Any
 
 from .epilogue import ACTIVATIONS, BIAS, RANGE, SCALE, SCALES, Epilogue, Operand
 from .layout import ActivationLayout, WeightLayout
-from .quantization import OF_SUMS, ROUNDING, ROUNDING_BITS, border_classes, border_counts
+from .quantization import OF_SUMS, ROUNDING_BITS, border_classes, border_counts
+from .rounding import limited, multiply_added, rounded
 from .workload import ConvWorkload
 
 BLOCK_NAME = "conv"
@@ -190,28 +191,15 @@ def conv2d(
         return sum(((place >= c.first).astype("int32") for c in later), tirx.const(0, "int32"))
 
     def requantized(scaled: Any) -> Any:
-        # Between product and sum, which a fused multiply-add would round once.
-        limited = tirx.max(tirx.min(scaled, limits[1]), limits[0])
-        return rounded(limited) + tirx.reinterpret("int32", limits[2])
-
-    def rounded(value: Any) -> Any:
-        """Return the bits that are :data:`ROUNDING_BITS` more than a number, rounded."""
-        return tirx.reinterpret("int32", value + tirx.const(ROUNDING, SCALES.name))
-
-    def plus_product(total: Any, whole: Any, factor: Any) -> Any:
-        """Return ``total + whole * factor``, rounded once, of a number of 8 bits."""
-        if fused:
-            value = whole.astype(SCALES.name)
-            return tirx.call_llvm_pure_intrin(SCALES.name, "llvm.fma", value, factor, total)
-        # Here, both product and sum are exact.
-        value, factor, total = (each.astype("float64") for each in (whole, factor, total))
-        return (total + value * factor).astype(SCALES.name)
+        # Limits stand between product and sum.
+        return rounded(limited(scaled, limits[0], limits[1])) + tirx.reinterpret("int32", limits[2])
 
     def added_up(value: Any, residual: Any) -> Any:
         """Return the sum of a requantised output and a residual, requantised."""
         of_output, of_residual, shift, least, most = (limits[3 + i] for i in range(OF_SUMS))
-        total = plus_product(plus_product(shift, residual, of_residual), value, of_output)
-        return rounded(tirx.max(tirx.min(total, most), least)) - ROUNDING_BITS
+        total = multiply_added(shift, residual, of_residual, fused)
+        total = multiply_added(total, value, of_output, fused)
+        return rounded(limited(total, least, most)) - ROUNDING_BITS
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:
         value = y(batch, oc, oh, ow, lane).astype(types.epilogue.name)

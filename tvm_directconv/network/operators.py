@@ -9,6 +9,7 @@
 ``directconv.activation``   x; ``name`` is one of :data:`~tvm_directconv.epilogue.ACTIVATIONS`
 ``directconv.reorder``      x, between NCHW and blocks of ``block`` channels; ``to_blocks`` says
                             which way, ``channels`` how many there are
+``directconv.whole``        quantised tensors; ``whole`` (JSON) is what is computed of them
 ``directconv.channels``     tensors in blocks; channels of these, :class:`Piece` by piece.
                             Attributes: ``pieces`` (JSON), ``channels``
 ==========================  =====================================================================
@@ -31,11 +32,13 @@ from ..layout import ActivationLayout
 from ..quantization import Quantization
 from ..workload import ConvWorkload
 from .rewriter import dtype_of, shape_of
+from .whole import Whole
 
 CONV2D = "directconv.conv2d"
 ACTIVATION = "directconv.activation"
 REORDER = "directconv.reorder"
 CHANNELS = "directconv.channels"
+WHOLE = "directconv.whole"
 
 KERNEL = "directconv.kernel"
 """Attribute of the functions that convolve: the attributes of their operator, as JSON."""
@@ -181,6 +184,16 @@ def activation(x: Any, name: str, slope: float = 0.0) -> Any:
     return Call(ACTIVATION, [x], attrs={"name": name, "slope": slope})
 
 
+def whole(attributes: Whole, *operands: Any) -> Any:
+    """Return a call of ``directconv.whole``."""
+    return Call(WHOLE, list(operands), attrs={"whole": attributes.to_json()})
+
+
+def whole_attributes(call: Any) -> Whole:
+    """Return the attributes of a ``directconv.whole``."""
+    return Whole.from_json(call.attrs["whole"])
+
+
 def to_blocks(x: Any, block: int) -> Any:
     """Return the reorder from NCHW to blocks of channels."""
     return Call(REORDER, [x], attrs={"to_blocks": True, "block": block, "channels": shape_of(x)[1]})
@@ -213,17 +226,36 @@ def _conv2d_type(call: Any, _builder: Any) -> Any:
     return relax.TensorType(attributes.output_shape, attributes.output_type)
 
 
+def _placeholders(call: Any) -> list[Any]:
+    return [
+        te.placeholder(shape_of(x), dtype_of(x), f"operand{number}")
+        for number, x in enumerate(call.args)
+    ]
+
+
+def _whole_type(call: Any, _builder: Any) -> Any:
+    attributes = whole_attributes(call)
+    shape = attributes.computed(*_placeholders(call)).shape
+    return relax.TensorType([int(size) for size in shape], attributes.dtype)
+
+
+def _whole_kernel(builder: Any, call: Any) -> Any:
+    attributes = whole_attributes(call)
+    return builder.call_te(
+        attributes.computed,
+        *call.args,
+        primfunc_name_hint=f"{attributes.dtype}_{attributes.function}",
+    )
+
+
 def _conv2d_kernel(builder: Any, call: Any) -> Any:
     """Return the call of a function that has nothing but parameters, until it is scheduled."""
     attributes = conv_attributes(call)
     if attributes.blocking is None:
         raise ValueError(f"the layout of {attributes.workload} is not decided yet")
-    operands = [
-        te.placeholder(shape_of(x), dtype_of(x), f"operand{n}") for n, x in enumerate(call.args)
-    ]
     zero = tirx.const(0, attributes.output_type)
     result = te.compute(attributes.output_shape, lambda *_: zero, name="conv2d")
-    kernel = te.create_prim_func([*operands, result]).with_attr(
+    kernel = te.create_prim_func([*_placeholders(call), result]).with_attr(
         {KERNEL: attributes.to_json(), "op_pattern": _OPAQUE}
     )
     function = builder.add_func(kernel.without_attr("global_symbol"), "conv2d")
@@ -304,6 +336,7 @@ def _channels_kernel(builder: Any, call: Any) -> Any:
 
 
 _register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_kernel)
+_register(WHOLE, "Function of quantised tensors.", _whole_type, _whole_kernel)
 _register(
     ACTIVATION,
     "Function of each element.",

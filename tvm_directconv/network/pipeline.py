@@ -25,6 +25,7 @@ from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
 from .passes.simplify import Simplify
+from .passes.whole_operators import WholeOperators
 from .planning import program_of
 from .rewriter import MAIN, Rewriter, op_name, prepared
 from .vm import vm_module
@@ -41,6 +42,7 @@ def _first_passes() -> list[Any]:
         RecognizeActivations,
         FoldBatchNorm,
         FuseConvolutions,
+        WholeOperators,
         CountWork,
     ]
 

@@ -67,6 +67,23 @@ class Meaning:
         scale, zero_point = self.broadcast(numbers.ndim)
         return (numbers.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale
 
+    def quantized(self, values: np.ndarray) -> np.ndarray:
+        """Return the numbers that stand for what is next to values, of whole tensors."""
+        scale, zero_point = self.scale.item(), self.zero_point.item()
+        info = np.iinfo(self.zero_point.dtype)
+        found = np.rint(values.astype(np.float32) / np.float32(scale)) + zero_point
+        return np.clip(found, info.min, info.max).astype(info.dtype)
+
+    def quantize(self, x: Any) -> Any:
+        """Return the call that makes what stands for numbers of these."""
+        return relax.op.quantize(
+            x,
+            constant(self.scale),
+            constant(self.zero_point),
+            self.axis,
+            str(self.zero_point.dtype),
+        )
+
     def dequantize(self, x: Any) -> Any:
         """Return the call that makes numbers of what stands for them."""
         return relax.op.dequantize(

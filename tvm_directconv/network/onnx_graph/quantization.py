@@ -191,13 +191,15 @@ def _between(
     """Return the result of an operator on floats that whole numbers stand for.
 
     Operands are each numbers, scale, zero point and axis of these; the result a scale and a zero
-    point.
+    point; it is left as floats if these are empty.
     """
     given = [
         graph.emit("DequantizeLinear", x, scale, *([zero] if zero else []), axis=axis)
         for x, scale, zero, axis in operands
     ]
-    return str(graph.emit("QuantizeLinear", graph.emit(kind, *given, **attributes), *result))
+    y = str(graph.emit(kind, *given, **attributes))
+    scale, zero = result
+    return str(graph.emit("QuantizeLinear", y, scale, *([zero] if zero else []))) if scale else y
 
 
 def _product(graph: Graph, one: str, other: str) -> str:
@@ -224,6 +226,60 @@ def quantized_product(graph: Graph, node: Node) -> str:
     # Rows of the first factor, columns of the second.
     operands = [(a, a_scale, a_zero, -2), (b, b_scale, b_zero, -1)]
     return _between(graph, "MatMul", operands, (y_scale, y_zero))
+
+
+_OF_ONE = {
+    "QLinearAveragePool": "AveragePool",
+    "QLinearGlobalAveragePool": "GlobalAveragePool",
+    "QLinearLeakyRelu": "LeakyRelu",
+    "QLinearReduceMean": "ReduceMean",
+    "QLinearSigmoid": "Sigmoid",
+    "QLinearSoftmax": "Softmax",
+}
+"""ONNX Runtime's operators of one tensor, and what they are on floats."""
+
+_NOT_OF_FLOATS = ("channels_last", "opset")
+"""Attributes that only those on whole numbers have."""
+
+
+@rule(*(f"com.microsoft.{kind}" for kind in _OF_ONE))
+def of_one(graph: Graph, node: Node) -> str:
+    """Compute with the numbers that whole ones stand for."""
+    x, x_scale, x_zero, y_scale, y_zero = node.inputs[:5]
+    if node.attributes.get("channels_last"):
+        raise Refusal("channels_last is 1: expected 0, channels before rows and columns")
+    given = {k: v for k, v in node.attributes.items() if k not in _NOT_OF_FLOATS}
+    kind = _OF_ONE[node.kind.rpartition(".")[2]]
+    return _between(graph, kind, [(x, x_scale, x_zero, 0)], (y_scale, y_zero), **given)
+
+
+@rule("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
+def of_two(graph: Graph, node: Node) -> str:
+    """Add or multiply the numbers that whole ones stand for."""
+    given = node.inputs[:6]
+    operands = [(given[at], given[at + 1], given[at + 2], 0) for at in (0, 3)]
+    kind = node.kind.rpartition(".QLinear")[2]
+    return _between(graph, kind, operands, (node.inputs[6], node.input(7)))
+
+
+@rule("com.microsoft.QLinearConcat")
+def of_several(graph: Graph, node: Node) -> str:
+    """Put the numbers together that whole ones stand for."""
+    y_scale, y_zero, *given = node.inputs
+    operands = [(given[at], given[at + 1], given[at + 2], 0) for at in range(0, len(given), 3)]
+    return _between(graph, "Concat", operands, (y_scale, y_zero), **node.attributes)
+
+
+@rule("com.microsoft.QGemm")
+def quantized_dense(graph: Graph, node: Node) -> str:
+    """Multiply and add the numbers that whole ones stand for."""
+    a, a_scale, a_zero, b, b_scale, b_zero = node.inputs[:6]
+    given = dict(node.attributes)
+    transposed = given.get("transB", 0)
+    operands = [(a, a_scale, a_zero, 0), (b, b_scale, b_zero, 0 if transposed else 1)]
+    if bias := node.input(6):
+        operands.append((bias, _product(graph, a_scale, b_scale), "", 0))
+    return _between(graph, "Gemm", operands, (node.input(7), node.input(8)), **given)
 
 
 @rule("ConvInteger")

@@ -1,5 +1,6 @@
 """Activations in blocks of channels, from the first convolution to the last."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from ...conv_manifest import ConvManifest
 from ...epilogue import BIAS
 from ...hardware.device import Device
 from ...layout import ActivationLayout
+from ...precision import FLOAT32
 from ...quantization import Quantization
 from ...resolution import resolve_blocking
 from ..operators import (
     CONV2D,
     ELEMENTWISE,
     REORDER,
+    WHOLE,
     ConvAttributes,
     Piece,
     channels,
@@ -25,6 +28,8 @@ from ..operators import (
     conv_attributes,
     to_blocks,
     to_plain,
+    whole,
+    whole_attributes,
 )
 from ..quantized import DEQUANTIZE, QUANTIZE
 from ..rewriter import (
@@ -38,6 +43,7 @@ from ..rewriter import (
     value_of,
     variables_in,
 )
+from ..whole import ELEMENTWISE as WHOLE_ELEMENTWISE
 
 _POOLS = {
     "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
@@ -97,6 +103,9 @@ class BlockedLayout(Rewriter):
     def visit(self, variable: Any, value: Any) -> Any:
         """See :meth:`Rewriter.visit`."""
         block: int | None = None
+        if op_name(value) == WHOLE:
+            fused = self._device.peak(FLOAT32).instruction.fused
+            value = whole(replace(whole_attributes(value), fused=fused), *value.args)
         if op_name(value) == CONV2D:
             found, block = self._conv2d(value)
         elif (in_blocks := self._in_blocks(variable, value)) is not None:
@@ -120,6 +129,8 @@ class BlockedLayout(Rewriter):
             found = self._elementwise(variable, call, block)
         elif name in _POOLS:
             found = self._pool(call, block)
+        elif name == WHOLE:
+            found = self._whole(variable, call, block)
         else:
             rules = {
                 "relax.mean": self._mean,
@@ -232,6 +243,23 @@ class BlockedLayout(Rewriter):
         if values is not None:
             return constant(values.reshape(by_pixel))
         return self.emit(relax.op.reshape(self._in(operand, None), by_pixel))
+
+    def _whole(self, variable: Any, call: Any, block: int) -> Any:
+        attributes = whole_attributes(call)
+        if attributes.function == "look_up":
+            x, table = call.args
+            return whole(attributes, self._in(x, block), table)
+        if attributes.function in WHOLE_ELEMENTWISE:
+            operands = [self._operand(operand, shape_of(variable), block) for operand in call.args]
+            return (
+                None
+                if any(operand is None for operand in operands)
+                else whole(attributes, *operands)
+            )
+        if attributes.window:
+            window = {**attributes.window, "layout": f"NCHW{block}c"}
+            attributes = replace(attributes, window=window)
+        return whole(attributes, self._in(call.args[0], block))
 
     def _pool(self, call: Any, block: int) -> Any:
         attrs = call.attrs

@@ -7,20 +7,23 @@ import numpy as np
 from tvm import relax
 from tvm.ir.expr import Call, Var
 
-from ..quantized import QUANTIZE, Quantized, dequantized, meaning_of
+from ..quantized import QUANTIZE, Meaning, Quantized, dequantized, meaning_of
 from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of
 
 _PRODUCTS = ("relax.nn.conv2d", "relax.matmul")
 # What moves numbers, or chooses among them, whatever these are.
 _CHOOSING = ("relax.nn.max_pool2d", "relax.strided_slice")
-_MOVING = {"relax.reshape", "relax.permute_dims"}
+_MOVING = ("relax.reshape", "relax.permute_dims")
+# Operators of two tensors that there are in whole numbers, and of sums with biases.
+_OF_TWO = ("relax.add", "relax.multiply")
 
 
 @rewriting("directconv.DequantizeLate")
 class DequantizeLate(Rewriter):
     """Move dequantisation behind operators that give the same on whole numbers.
 
-    What is quantised as it was before is left as it was. Constants are dequantised here, but for
+    What is quantised as it was before is left as it was, and quantisation moves before such
+    operators where nothing else reads their results. Constants are dequantised here, but for
     weights and biases of products of quantised tensors.
     """
 
@@ -29,16 +32,24 @@ class DequantizeLate(Rewriter):
         # From variables of the copy.
         self._known: dict[Any, Quantized] = {}
         self._sums: set[Any] = set()
+        # To variables of the original.
+        self._origins: dict[Any, Any] = {}
 
     def rewrite(self, variable: Any, value: Any) -> Any:
         """See :meth:`Rewriter.rewrite`."""
+        bound = self._rewritten(variable, value)
+        if isinstance(bound, Var):
+            self._origins.setdefault(bound, variable)
+        return bound
+
+    def _rewritten(self, variable: Any, value: Any) -> Any:
         found = self._moved(variable, value)
         if isinstance(found, Quantized):
             bound = self.emit(found.meaning.dequantize(found.numbers), like=variable)
             self._known[bound] = found
             return bound
         if not isinstance(found, Call):
-            return found
+            return self.emit(found, like=variable)
         kept = self._kept(found)
         arguments = [
             argument if place in kept else self._folded(argument)
@@ -84,8 +95,36 @@ class DequantizeLate(Rewriter):
 
     def _requantized(self, call: Any) -> Any:
         source, meaning = self._of(call.args[0]), meaning_of(call)
-        same = source and meaning and source.meaning.is_that_of(meaning)
-        return source.numbers if source and same else call
+        if source is not None:
+            same = meaning and source.meaning.is_that_of(meaning)
+            return source.numbers if same else call
+        if meaning is None or not meaning.by_tensor:
+            return call
+        return self._quantized_before(call.args[0], meaning)
+
+    def _quantized_before(self, x: Any, meaning: Meaning) -> Any:
+        """Return a quantised tensor, which is moved, chosen or put together after that."""
+        made = self.builder.lookup_binding(x) if isinstance(x, Var) else None
+        name = op_name(made)
+        if made is not None and self._alone(x):
+            if name == "relax.concat" and isinstance(made.args[0], relax.Tuple):
+                parts = [self._again(part, meaning) for part in made.args[0].fields]
+                return relax.op.concat(parts, int(made.attrs.axis))
+            if name in (*_MOVING, *_CHOOSING):
+                return _called(made, [self._again(made.args[0], meaning), *made.args[1:]])
+        return meaning.quantize(x)
+
+    def _alone(self, x: Any) -> bool:
+        """Return whether nothing but what is visited reads a variable."""
+        origin = self._origins.get(x)
+        return origin is not None and len(self.readers[origin]) == 1
+
+    def _again(self, x: Any, meaning: Meaning) -> Any:
+        """Return a tensor of the copy quantised."""
+        source = self._of(x)
+        if source is not None and source.meaning.is_that_of(meaning):
+            return source.numbers
+        return self.emit(self._quantized_before(x, meaning))
 
     def _concatenated(self, call: Any) -> Any:
         parts = [self._of(part) for part in call.args[0].fields]
@@ -128,10 +167,12 @@ class DequantizeLate(Rewriter):
             whole = x and x.meaning.by_tensor and dtype_of(x.numbers) in ("int8", "uint8")
             if whole and weight and weight.value is not None and weights_of(weight) is not None:
                 return [1]
-        elif name == "relax.add" and self._is_sum(call.args[0]):
-            bias = self._of(call.args[1])
-            if bias and bias.value is not None and dtype_of(bias.numbers) == "int32":
-                return [1]
+        elif name in _OF_TWO:
+            operands = [self._of(argument) for argument in call.args]
+            constants = [place for place, x in enumerate(operands) if x and x.value is not None]
+            whole = any(x and x.value is None and x.meaning.by_tensor for x in operands)
+            if whole or any(map(self._is_sum, call.args)):
+                return constants
         return []
 
     def _is_sum(self, expression: Any) -> bool:

@@ -6,25 +6,10 @@ import numpy as np
 
 from ...epilogue import ACTIVATIONS, Epilogue
 from ...reference import epilogue_reference
+from ..elementwise import evaluated, is_known
 from ..operators import activation
-from ..rewriter import Rewriter, dtype_of, op_name, rewriting, shape_of, value_of, variables_in
+from ..rewriter import Rewriter, dtype_of, rewriting, shape_of, value_of, variables_in
 
-# Element-wise operators that activations are written in.
-_ELEMENTWISE: dict[str, Any] = {
-    "relax.add": np.add,
-    "relax.subtract": np.subtract,
-    "relax.multiply": np.multiply,
-    "relax.divide": np.divide,
-    "relax.maximum": np.maximum,
-    "relax.minimum": np.minimum,
-    "relax.negative": np.negative,
-    "relax.exp": np.exp,
-    "relax.tanh": np.tanh,
-    "relax.nn.relu": lambda x: np.maximum(x, 0),
-    "relax.nn.relu6": lambda x: np.clip(x, 0, 6),
-    "relax.sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "relax.nn.silu": lambda x: x / (1 + np.exp(-x)),
-}
 # More operators than any activation is written in.
 _MOST = 8
 # On both sides of every bend that an activation has, and far out: others have their bends there.
@@ -66,9 +51,7 @@ class RecognizeActivations(Rewriter):
         call = self.definitions.get(variable)
         if call is None:
             return None
-        if op_name(call) == "relax.nn.leakyrelu":
-            return variables_in(call)
-        if op_name(call) not in _ELEMENTWISE or dtype_of(variable) != "float32":
+        if not is_known(call) or dtype_of(variable) != "float32":
             return None
         for argument in call.args:
             array = value_of(argument)
@@ -88,7 +71,7 @@ class RecognizeActivations(Rewriter):
             alone = all(reader in covered for v in covered - {output} for reader in self.readers[v])
             if len(distinct) == 1 and alone:
                 (source,) = distinct
-                if matched := _matching(self._values(output, source)):
+                if matched := _matching(evaluated(output, {source: _PROBES}, self.definitions)):
                     best = (source, *matched, covered - {output})
             # The last one to be computed may itself be part of the expression.
             last = max(distinct, key=lambda v: self._order.get(v, -1), default=None)
@@ -98,20 +81,6 @@ class RecognizeActivations(Rewriter):
             covered = covered | {last}
             sources = [v for v in sources if v is not last and v != last] + more
         return best
-
-    def _values(self, output: Any, source: Any) -> np.ndarray:
-        """Evaluate `output` where `source` has the values of the probes."""
-        if output == source:
-            return _PROBES
-        array = value_of(output)
-        if array is not None:
-            return np.asarray(array, np.float64).reshape(())
-        call = self.definitions[output]
-        operands = [self._values(argument, source) for argument in call.args]
-        if op_name(call) == "relax.nn.leakyrelu":
-            return np.where(operands[0] > 0, operands[0], operands[0] * call.attrs.alpha)
-        with np.errstate(all="ignore"):  # 1/x has no value at one of the probes.
-            return _ELEMENTWISE[op_name(call)](*operands)
 
 
 def _matching(values: np.ndarray) -> tuple[str, float] | None:

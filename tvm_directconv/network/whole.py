@@ -1,0 +1,215 @@
+"""Operators on quantised tensors that are no convolutions, in whole numbers.
+
+Results are those of ONNX Runtime on x86, to the bit: of its QLinearAdd, QLinearMul,
+QLinearGlobalAveragePool and QLinearAveragePool. Functions of single numbers are tables.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx, topi
+
+from ..epilogue import Epilogue
+from ..precision import NUMBER_TYPES
+from ..quantization import OF_SUMS, ROUNDING_BITS, Quantization
+from ..rounding import limited, multiply_added, rounded
+from .quantized import Meaning
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a ``directconv.whole`` computes.
+
+    Attributes
+    ----------
+    function : str
+        One of :data:`FUNCTIONS`.
+    dtype : str
+        Type of operands and result.
+    scales, zero_points : tuple
+        Of the operands, then of the result.
+    activation : str
+        What sums are held to; see :data:`~tvm_directconv.epilogue.ACTIVATIONS`.
+    window : mapping
+        Of pools, with the names that TVM has for their attributes.
+    fused : bool
+        Whether the processor has a multiply-add that rounds once.
+    """
+
+    function: str
+    dtype: str
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    activation: str = "none"
+    window: dict[str, Any] = field(default_factory=dict)
+    fused: bool = True
+
+    @classmethod
+    def of(cls, function: str, meanings: list[Meaning], **others: Any) -> "Whole":
+        """Return that of operands and a result that stand for something."""
+        return cls(
+            function,
+            str(meanings[-1].zero_point.dtype),
+            tuple(float(meaning.scale.item()) for meaning in meanings),
+            tuple(int(meaning.zero_point.item()) for meaning in meanings),
+            **others,
+        )
+
+    def to_json(self) -> str:
+        """Return a text that :meth:`from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Whole":
+        """Read what :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest number of the type."""
+        number = NUMBER_TYPES[self.dtype]
+        assert number.least is not None
+        return number.least, number.largest_exact
+
+    def computed(self, *operands: Any) -> Any:
+        """Return the result of tensors of TE."""
+        return FUNCTIONS[self.function](self, *operands)
+
+
+def _single(value: Any) -> Any:
+    return tirx.const(float(np.float32(value)), "float32")
+
+
+def _broadcast(operands: tuple[Any, ...], element: Callable[..., Any]) -> Any:
+    """Return what is computed of elements at the same place, of tensors of one rank."""
+    shapes = [[int(size) for size in operand.shape] for operand in operands]
+    shape = [max(sizes) for sizes in zip(*shapes, strict=True)]
+
+    def computed(*at: Any) -> Any:
+        return element(
+            *(
+                operand(*(0 if size == 1 else place for size, place in zip(own, at, strict=True)))
+                for operand, own in zip(operands, shapes, strict=True)
+            )
+        )
+
+    return te.compute(shape, computed, name="whole")
+
+
+def _saturated(whole: Whole, value: Any) -> Any:
+    """Return a float, which counts from 0, as one of the type."""
+    least, most = whole.limits
+    bits = rounded(limited(value, _single(least), _single(most)))
+    return (bits - ROUNDING_BITS).astype(whole.dtype)
+
+
+def _add(whole: Whole, *operands: Any) -> Any:
+    (a, b, y), zeros = whole.scales, whole.zero_points
+    meaning = Quantization(
+        output_scale=a,
+        output_zero_point=zeros[0],
+        residual_scale=b,
+        residual_zero_point=zeros[1],
+        sum_scale=y,
+        sum_zero_point=zeros[2],
+    )
+    epilogue = Epilogue(residual=True, activation=whole.activation, requantize=whole.dtype)
+    numbers = meaning.output_range(NUMBER_TYPES[whole.dtype], epilogue)[-OF_SUMS:]
+    of_a, of_b, shift, least, most = map(_single, numbers)
+
+    def element(one: Any, other: Any) -> Any:
+        total = multiply_added(shift, other, of_b, whole.fused)
+        total = limited(multiply_added(total, one, of_a, whole.fused), least, most)
+        return (rounded(total) - ROUNDING_BITS).astype(whole.dtype)
+
+    return _broadcast(operands, element)
+
+
+def _multiply(whole: Whole, *operands: Any) -> Any:
+    (a, b, y), zeros = map(np.float32, whole.scales), whole.zero_points
+    scale = _single(a * b / y)
+    least, most = whole.limits
+
+    def element(one: Any, other: Any) -> Any:
+        product = (one.astype("int32") - zeros[0]) * (other.astype("int32") - zeros[1])
+        value = product.astype("float32") * scale
+        # Limits stand between product and sum.
+        value = limited(value, _single(least - zeros[2] - 1), _single(most - zeros[2] + 1))
+        return _saturated(whole, value + _single(zeros[2]))
+
+    return _broadcast(operands, element)
+
+
+def _mean(whole: Whole, x: Any) -> Any:
+    """Average all pixels of each channel."""
+    n, c, height, width, *block = (int(size) for size in x.shape)
+    (of_x, of_y), (x_zero, y_zero) = map(np.float32, whole.scales), whole.zero_points
+    count = height * width
+    scale = _single(of_x / (of_y * np.float32(count)))
+    least, most = whole.limits
+    row, column = te.reduce_axis((0, height), "row"), te.reduce_axis((0, width), "column")
+    shape = n, c, 1, 1, *block
+    total = te.compute(
+        shape,
+        lambda n, c, _h, _w, *lane: te.sum(
+            x(n, c, row, column, *lane).astype("int32"), axis=[row, column]
+        ),
+        name="total",
+    )
+
+    def element(*at: Any) -> Any:
+        value = (total(*at) - x_zero * count).astype("float32") * scale
+        value = limited(value, _single(least - y_zero), _single(most - y_zero))
+        return (rounded(value) + (y_zero - ROUNDING_BITS)).astype(whole.dtype)
+
+    return te.compute(shape, element, name="whole")
+
+
+def _average(whole: Whole, x: Any) -> Any:
+    """Average windows, in float32 and in the order of ONNX Runtime."""
+    (of_x, of_y), (x_zero, y_zero) = map(np.float32, whole.scales), whole.zero_points
+    least, most = (_single(of_x * np.float32(limit - x_zero)) for limit in whole.limits)
+
+    def real(*at: Any) -> Any:
+        value = (x(*at).astype("int32") - x_zero).astype("float32") * _single(of_x)
+        return limited(value, least, most)  # Between product and sum.
+
+    window = whole.window
+    pooled = topi.nn.pool2d(
+        te.compute(x.shape, real, name="real"),
+        window["pool_size"],
+        window["strides"],
+        window["dilation"],
+        window["padding"],
+        pool_type="avg",
+        ceil_mode=window["ceil_mode"],
+        layout=window["layout"],
+        count_include_pad=window["count_include_pad"],
+    )
+    return te.compute(
+        pooled.shape,
+        lambda *at: _saturated(whole, pooled(*at) / _single(of_y) + _single(y_zero)),
+        name="whole",
+    )
+
+
+def _look_up(whole: Whole, x: Any, table: Any) -> Any:
+    """Look numbers up in a table, which begins with that of the least number."""
+    least, _ = whole.limits
+    return te.compute(x.shape, lambda *at: table[x(*at).astype("int32") - least], name="whole")
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "add": _add,
+    "multiply": _multiply,
+    "mean": _mean,
+    "average_pool": _average,
+    "look_up": _look_up,
+}
+"""What is computed, by name, of a :class:`Whole` and tensors of TE."""
+
+ELEMENTWISE = ("add", "multiply", "look_up")
+"""Those that look at one element of each tensor."""

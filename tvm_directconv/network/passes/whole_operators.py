@@ -109,7 +109,7 @@ class WholeOperators(Rewriter):
                 found.add(each)
             elif each in self.definitions and is_known(self.definitions[each]):
                 between.append(each)
-                left += self.definitions[each].args
+                left.extend(self.definitions[each].args)
             else:
                 return None
         if len(found) != 1 or left or not between:

@@ -179,7 +179,8 @@ def quantized(
     activation = pick(rng, ("none", "none", "relu"))
     epilogue = dc.Epilogue(
         bias=bool(rng.integers(2)),
-        residual=rng.random() < 0.3,
+        residual=(residual := rng.random() < 0.3),
+        residual_first=residual and zero_point,
         zero_point=zero_point,
         activation=activation,
         requantize=workload.dtype,
@@ -230,7 +231,8 @@ def quantized(
     if not np.array_equal(found, wanted):
         raise Wrong(f"{(found != wanted).sum()} of {found.size} outputs differ")
     if activation == "none":
-        by_onnx = qlinear_conv(workload, x, weight, meaning, **operands)
+        first = epilogue.residual_first
+        by_onnx = qlinear_conv(workload, x, weight, meaning, **operands, residual_first=first)
         if not np.array_equal(found, by_onnx):
             raise Wrong(f"{(found != by_onnx).sum()} of {found.size} differ from ONNX Runtime's")
     return "right"

@@ -16,6 +16,7 @@ def qlinear_conv(
     meaning: dc.Quantization,
     bias: np.ndarray | None = None,
     residual: np.ndarray | None = None,
+    residual_first: bool = False,
 ) -> np.ndarray:
     """Return the output of QLinearConv, and with a residual that of QLinearAdd after it."""
     element = helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -42,7 +43,9 @@ def qlinear_conv(
             "sum_scale": np.float32(meaning.sum_scale),
             "sum_zero": np.array(meaning.sum_zero_point, x.dtype),
         }
-        parts = ["y", "y_scale", "y_zero", "residual", *added]
+        pairs = [["y", "y_scale", "y_zero"], ["residual", "residual_scale", "residual_zero"]]
+        one, other = reversed(pairs) if residual_first else pairs
+        parts = [*one, *other, "sum_scale", "sum_zero"]
         more = [helper.make_node("QLinearAdd", parts, ["sum"], domain="com.microsoft")]
         constants |= added
     node = helper.make_node(

@@ -96,15 +96,20 @@ def test_requantised_as_by_onnxruntime(text: str, device: str, tmp_path: Path) -
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("device", ["native", "x86-64-v2", "cortex-a53", "armv7", "rv64gcv"])
-def test_residuals_are_added_as_by_onnxruntime(device: str, tmp_path: Path) -> None:
+RESIDUALS = [(name, False) for name in ("native", "x86-64-v2", "cortex-a53", "armv7", "rv64gcv")]
+RESIDUALS += [(name, True) for name in ("native", "x86-64-v2", "cortex-a76")]
+
+
+@pytest.mark.parametrize(("device", "first"), RESIDUALS)
+def test_residuals_are_added_as_by_onnxruntime(device: str, first: bool, tmp_path: Path) -> None:
     # With these, any other order or rounding of the four products differs in some output.
     scale, residual_scale = float(np.float32(0.05554089)), float(np.float32(0.032667097))
     meaning = dc.Quantization(
         scale, 102, 1.0, scale, 102, residual_scale, 33, float(np.float32(0.08233367)), 121
     )
     workload = dc.ConvWorkload.parse("uint8_ic1ih256oc1oh256kh1")
-    epilogue = dc.Epilogue(residual=True, zero_point=True, requantize="uint8")
+    named = "residual_first" if first else "residual"
+    epilogue = dc.Epilogue.parse(f"{named},zero_point,requantize=uint8")
     conv = dc.build(workload, device, epilogue=epilogue)
     x, residual = (
         np.ascontiguousarray(numbers, np.uint8)[np.newaxis, np.newaxis]
@@ -115,7 +120,7 @@ def test_residuals_are_added_as_by_onnxruntime(device: str, tmp_path: Path) -> N
     found = output_of(
         conv, tmp_path, conv.pack_input(x), conv.pack_weight(weight), *packed.values()
     )
-    expected = qlinear_conv(workload, x, weight, meaning, residual=residual)
+    expected = qlinear_conv(workload, x, weight, meaning, None, residual, first)
     np.testing.assert_array_equal(found, expected)
     sums = dc.conv2d_reference(x.astype(np.int64) - 102, weight, workload)
     wanted = dc.epilogue_reference(sums, epilogue, meaning, residual=residual)

@@ -197,8 +197,10 @@ def conv2d(
     def added_up(value: Any, residual: Any) -> Any:
         """Return the sum of a requantised output and a residual, requantised."""
         of_output, of_residual, shift, least, most = (limits[3 + i] for i in range(OF_SUMS))
-        total = multiply_added(shift, residual, of_residual, fused)
-        total = multiply_added(total, value, of_output, fused)
+        products = [(value, of_output), (residual, of_residual)]
+        total = shift
+        for whole, factor in products if epilogue.residual_first else reversed(products):
+            total = multiply_added(total, whole, factor, fused)
         return rounded(limited(total, least, most)) - ROUNDING_BITS
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:

@@ -131,8 +131,11 @@ def _is_slope(activation: str, text: str) -> bool:
         return False
 
 
+_FIRST = "residual_first"
+_REQUANTIZE = " or ".join(f"requantize={name}" for name in ROUNDED)
 _KINDS = {
     **{operand.name: FLAG for operand in OPERANDS},
+    "residual_first": FLAG,
     "activation": Kind("a name", lambda v: isinstance(v, str)),
     "zero_point": FLAG,
     "requantize": Kind(
@@ -152,6 +155,9 @@ class Epilogue:
         Whether a number for each output channel is added.
     residual : bool
         Whether another tensor, of the output's shape and layout, is added.
+    residual_first : bool
+        Whether the residual is the first operand of that addition, which decides what is rounded
+        first where outputs are rounded to whole numbers.
     activation : str
         One of :data:`ACTIVATIONS`, applied last.
     slope : float
@@ -176,6 +182,7 @@ class Epilogue:
     slope: float = 0.0
     zero_point: bool = False
     requantize: str = ""
+    residual_first: bool = False
 
     def __post_init__(self) -> None:
         if wrong := problem(vars(self), _KINDS):
@@ -191,6 +198,12 @@ class Epilogue:
             raise WorkloadError(
                 f"slope is {self.slope}, of {self.activation}: expected a number, and 0 for all "
                 f"activations but {having}"
+            )
+
+        if self.residual_first and not (self.residual and self.rounded):
+            raise WorkloadError(
+                f"residual_first is given for {self.descriptor!r}: expected it with a residual and "
+                f"{_REQUANTIZE} only, as the order makes no difference elsewhere"
             )
 
     def check(self, precision: Precision) -> None:
@@ -233,7 +246,9 @@ class Epilogue:
         names = [operand.name for operand in OPERANDS]
         for part in text.split(","):
             name, _, slope = part.strip().partition("=")
-            if name in (*names, "zero_point") and not slope and name not in found:
+            if name == _FIRST and not slope and "residual" not in found:
+                found |= {"residual": True, _FIRST: True}
+            elif name in (*names, "zero_point") and not slope and name not in found:
                 found[name] = True
             elif name == "requantize" and slope in REQUANTIZED and name not in found:
                 found[name] = slope
@@ -270,11 +285,17 @@ class Epilogue:
         # The bias is what makes up for the zero point, too.
         return (replace(self, bias=True) if self.zero_point else self).asked
 
+    def _parts(self) -> list[str]:
+        """Return what :meth:`parse` calls its operands."""
+        names = [operand.name for operand in self.asked]
+        if self.residual_first:
+            names[names.index("residual")] = _FIRST
+        return names + ["zero_point"] * self.zero_point
+
     @property
     def descriptor(self) -> str:
         """What :meth:`parse` makes the same epilogue of; ``none`` if there is nothing to do."""
-        parts = [operand.name for operand in self.asked]
-        parts += ["zero_point"] * self.zero_point
+        parts = self._parts()
         slope = f"={self.slope!r}" if ACTIVATIONS[self.activation].has_slope else ""
         last = [f"requantize={self.requantize}"] if self.requantize else []
         return ",".join([*parts, self.activation + slope, *last])
@@ -286,8 +307,7 @@ class Epilogue:
         """Parts of a function's name: ``bias_residual_relu``."""
         signs = str.maketrans({".": "p", "-": "m", "+": None})
         slope = f"{self.slope:g}".translate(signs) if self.slope else ""
-        parts = [operand.name for operand in self.asked]
-        parts += ["zero_point"] * self.zero_point
+        parts = self._parts()
         if self.activation != "none":
             parts.append(self.activation + slope)
         if self.requantize:

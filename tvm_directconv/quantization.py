@@ -194,11 +194,13 @@ class Quantization:
             final = checked_zero_point("sum_zero_point", self.sum_zero_point, number)
             of_output = np.float32(self.output_scale) / np.float32(self.sum_scale)
             of_residual = np.float32(self.residual_scale) / np.float32(self.sum_scale)
+            zeros = [(of_output, zero), (of_residual, residual)]
+            first, second = reversed(zeros) if epilogue.residual_first else zeros
             # Rounded as ONNX Runtime's compiler does: the first product is not.
-            product = np.float64(of_output) * zero
-            zeros = np.float32(product + of_residual * np.float32(residual))
+            product = np.float64(first[0]) * first[1]
+            shift = np.float32(product + second[0] * np.float32(second[1]))
             limits = _limits(number, final, self.sum_scale, epilogue.activation)
-            numbers += [of_output, of_residual, np.float32(final) - zeros]
+            numbers += [of_output, of_residual, np.float32(final) - shift]
             numbers += [limit + np.float32(final) for limit in limits]
         return np.array(numbers, np.float32)
 

@@ -163,17 +163,19 @@ def _requantized(
     found = saturated(np.rint(scaled).astype(np.float64) + q.output_zero_point)
     if not epilogue.residual:
         return found
-    first, second = f32(q.output_scale) / f32(q.sum_scale), f32(q.residual_scale) / f32(q.sum_scale)
+    own = f32(q.output_scale) / f32(q.sum_scale), q.output_zero_point, found
+    other = f32(q.residual_scale) / f32(q.sum_scale), q.residual_zero_point, operands["residual"]
+    (first, first_zero, one), (second, second_zero, two) = (
+        (other, own) if epilogue.residual_first else (own, other)
+    )
 
     def multiply_added(values: np.ndarray, factor: np.floating, added: Any) -> np.ndarray:
         # float64 has room for the product, and for the sum unless the scales are absurdly apart.
         return (values.astype(np.float64) * factor + added).astype(f32)
 
-    of_residual = second * f32(q.residual_zero_point)
-    zeros = multiply_added(np.array(q.output_zero_point), first, of_residual)
-    shifted = multiply_added(operands["residual"], second, f32(q.sum_zero_point) - zeros)
-    total = multiply_added(found, first, shifted)
-    return saturated(limited(total, q.sum_scale, q.sum_zero_point))
+    zeros = multiply_added(np.array(first_zero), first, second * f32(second_zero))
+    shifted = multiply_added(two, second, f32(q.sum_zero_point) - zeros)
+    return saturated(limited(multiply_added(one, first, shifted), q.sum_scale, q.sum_zero_point))
 
 
 def max_error(actual: np.ndarray, reference: np.ndarray) -> float:

@@ -42,6 +42,8 @@ class _Chain:
         In units of the sums.
     residual : Expr, optional
         What is added, after requantising if outputs are whole numbers.
+    residual_first : bool
+        Whether it is the first operand of that addition.
     output, residual_meaning, total : Meaning, optional
         What outputs stand for; what the residual does, and outputs with it added.
     activation, slope :
@@ -57,6 +59,7 @@ class _Chain:
     weight_scale: np.ndarray | None = None
     bias: np.ndarray | None = None
     residual: Any = None
+    residual_first: bool = False
     output: Meaning | None = None
     residual_meaning: Meaning | None = None
     total: Meaning | None = None
@@ -72,6 +75,7 @@ class _Chain:
         return Epilogue(
             bias=self.bias is not None,
             residual=self.residual is not None,
+            residual_first=self.residual_first,
             activation=self.activation,
             slope=self.slope,
             zero_point=bool(self.x and self.x.meaning.zero_point.any()),
@@ -264,7 +268,8 @@ class FuseConvolutions(Rewriter):
             return
         first, addition, *_, last = (self.definitions[variable] for variable in following)
         own, total = dequantized(first), meaning_of(last)
-        residual = self._dequantized(_other(addition, following[0]))
+        other = _other(addition, following[0])
+        residual, residual_is_first = self._dequantized(other), other.same_as(addition.args[0])
         if own is None or residual is None or residual.value is not None or total is None:
             return
         kinds = {m.zero_point.dtype for m in (meaning, residual.meaning, total)}
@@ -277,6 +282,7 @@ class FuseConvolutions(Rewriter):
             and ACTIVATIONS[activation].limits
         ):
             chain.residual, chain.residual_meaning = residual.numbers, residual.meaning
+            chain.residual_first = residual_is_first
             chain.activation, chain.total = activation, total
             for variable in following:
                 chain.take(variable)

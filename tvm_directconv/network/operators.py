@@ -27,12 +27,12 @@ from tvm.ir import Op, _ffi_api
 from tvm.ir.expr import Call
 
 from ..blocking import Blocking
-from ..epilogue import ACTIVATIONS, Epilogue
+from ..epilogue import ACTIVATIONS, ROUNDED, Epilogue
 from ..layout import ActivationLayout
 from ..quantization import Quantization
 from ..workload import ConvWorkload
-from .rewriter import dtype_of, shape_of
-from .whole import Whole
+from .rewriter import dtype_of, shape_of, value_of
+from .whole import Whole, quantize
 
 CONV2D = "directconv.conv2d"
 ACTIVATION = "directconv.activation"
@@ -248,6 +248,22 @@ def _whole_kernel(builder: Any, call: Any) -> Any:
     )
 
 
+def _quantize_kernel(builder: Any, call: Any) -> Any:
+    """Return what quantises to 8 bits with our own arithmetic, which is the same everywhere."""
+    dtype, axis = str(call.attrs.out_dtype), int(call.attrs.axis)
+    if dtype not in ROUNDED:
+        return Op.get("relax.quantize").get_attr("FLegalize")(builder, call)
+    parameters = [
+        tirx.const(value.item(), str(value.dtype))
+        if (value := value_of(argument)) is not None and value.size == 1
+        else argument
+        for argument in call.args[1:]
+    ]
+    return builder.call_te(
+        quantize, call.args[0], *parameters, axis, dtype, primfunc_name_hint="quantize"
+    )
+
+
 def _conv2d_kernel(builder: Any, call: Any) -> Any:
     """Return the call of a function that has nothing but parameters, until it is scheduled."""
     attributes = conv_attributes(call)
@@ -334,6 +350,9 @@ def _channels_kernel(builder: Any, call: Any) -> Any:
 
     return builder.call_te(gathered, *call.args, primfunc_name_hint="channels")
 
+
+LEGALIZED = {"relax.quantize": _quantize_kernel}
+"""TVM's operators that become other kernels than TVM's."""
 
 _register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_kernel)
 _register(WHOLE, "Function of quantised tensors.", _whole_type, _whole_kernel)

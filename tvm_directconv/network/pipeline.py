@@ -15,7 +15,7 @@ from ..hardware.lookup import device as find_device
 from ..toolchain import find_toolchain
 from ..workload import ConvWorkload
 from .kernels import compile_kernels
-from .operators import CONV2D, conv_attributes
+from .operators import CONV2D, LEGALIZED, conv_attributes
 from .passes.blocked_layout import blocked_layout
 from .passes.count_work import CountWork
 from .passes.dequantize_late import DequantizeLate
@@ -85,7 +85,7 @@ def passes(
     return [
         *_first_passes(),
         blocked_layout(target_device, threads, blocking),
-        relax.transform.LegalizeOps(skip_ops=["relax.concat", "relax.reshape"]),
+        relax.transform.LegalizeOps(LEGALIZED, skip_ops=["relax.concat", "relax.reshape"]),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

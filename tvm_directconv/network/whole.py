@@ -202,6 +202,36 @@ def _look_up(whole: Whole, x: Any, table: Any) -> Any:
     return te.compute(x.shape, lambda *at: table[x(*at).astype("int32") - least], name="whole")
 
 
+def quantize(x: Any, scale: Any, zero_point: Any, axis: int, dtype: str) -> Any:
+    """Return a tensor quantised to a type of 8 bits.
+
+    Parameters
+    ----------
+    x : te.Tensor
+        Floats.
+    scale, zero_point : te.Tensor or number
+        Of the whole tensor, or for each place along an axis.
+    axis : int
+    dtype : str
+    """
+    least, most = Whole("quantize", dtype).limits
+
+    def at_axis(part: Any, at: tuple[Any, ...]) -> Any:
+        if not isinstance(part, te.Tensor):
+            return part
+        single = all(int(size) == 1 for size in part.shape)
+        return part(*([0] * len(part.shape) if single else [at[axis]]))
+
+    def element(*at: Any) -> Any:
+        zero = at_axis(zero_point, at).astype("int32")
+        low, high = (tirx.const(limit, "int32") - zero for limit in (least, most))
+        value = x(*at).astype("float32") / at_axis(scale, at).astype("float32")
+        value = limited(value, low.astype("float32"), high.astype("float32"))
+        return (rounded(value) + (zero - ROUNDING_BITS)).astype(dtype)
+
+    return te.compute(x.shape, element, name="quantize")
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": _add,
     "multiply": _multiply,

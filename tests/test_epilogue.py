@@ -7,7 +7,7 @@ import pytest
 
 from tvm_directconv import Epilogue, build, reference
 from tvm_directconv.epilogue import ACTIVATIONS, OPERANDS
-from tvm_directconv.errors import ArgumentError
+from tvm_directconv.errors import ArgumentError, WorkloadError
 
 
 def test_the_oracle_knows_the_same_ones() -> None:
@@ -17,11 +17,21 @@ def test_the_oracle_knows_the_same_ones() -> None:
 
 def test_an_epilogue_has_a_flag_for_each_operand() -> None:
     flags = [field.name for field in fields(Epilogue) if field.type in (bool, "bool")]
-    assert flags == [*(operand.name for operand in OPERANDS), "zero_point"]
-    everything = Epilogue(**dict.fromkeys(flags, True))
+    assert flags == [*(operand.name for operand in OPERANDS), "zero_point", "residual_first"]
+    everything = Epilogue(**dict.fromkeys(flags[:-1], True))
     assert everything.operands == OPERANDS
     assert Epilogue.parse(everything.descriptor) == everything
-    assert str(everything) == "_".join(flags)
+    assert str(everything) == "_".join(flags[:-1])
+
+
+def test_the_order_of_an_addition_is_said_where_it_matters() -> None:
+    first = Epilogue(residual=True, residual_first=True, requantize="int8")
+    assert first.descriptor == "residual_first,none,requantize=int8"
+    assert Epilogue.parse(first.descriptor) == first
+    assert str(first) == "residual_first_int8"
+    for others in ({"requantize": "float32"}, {"requantize": "int8", "residual": False}):
+        with pytest.raises(WorkloadError, match="residual_first is given"):
+            Epilogue(**{"residual": True, "residual_first": True, **others})
 
 
 def test_operands_are_asked_for_by_name() -> None:

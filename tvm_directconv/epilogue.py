@@ -202,8 +202,8 @@ class Epilogue:
 
         if self.residual_first and not (self.residual and self.rounded):
             raise WorkloadError(
-                f"residual_first is given for {self.descriptor!r}: expected it with a residual and "
-                f"{_REQUANTIZE} only, as the order makes no difference elsewhere"
+                f"residual_first is given: expected it with a residual and {_REQUANTIZE} only, as "
+                "the order of an addition makes no difference elsewhere"
             )
 
     def check(self, precision: Precision) -> None:

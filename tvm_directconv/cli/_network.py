@@ -12,17 +12,17 @@ from ..deploy.emulated import emulated
 from ..emit.program import Port
 from ..epilogue import OPERANDS
 from ..errors import ArgumentError
+from ..images import IMAGES, Pixels, is_image, read_image, takes_images
 from ..kinds import printable
 from ..manifest import NETWORK, manifest_path, sort_of
 from ..network.manifest import NetworkManifest
 from ..network.network import Network, load_network
 from ..reference import max_error
-from ._options import TOLERANCE
+from ._options import TOLERANCE, add_pixels, pixels_of
 from ._output import as_json, check_writable, render, save, time_of
 
 _CALLS = 5
 _TOP = 5
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,41 +30,13 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "networks",
         "--input is a .npy file, a .npz file with inputs by name, or an image "
-        f"({', '.join(_IMAGES)}), which is resized to the network's input; default: random. "
+        f"({', '.join(IMAGES)}), which is resized to the network's input; default: random. "
         "--output is written as .npz, with outputs by name, if it ends so, else as .npy.",
     )
     group.add_argument(
         "--expect", metavar="FILE", help=".npy or .npz file with outputs to compare with"
     )
-    group.add_argument(
-        "--mean",
-        type=_numbers,
-        metavar="R,G,B",
-        help="of an image whose pixels are 0 to 1, subtracted; default: 0,0,0",
-    )
-    group.add_argument(
-        "--std", type=_divisors, metavar="R,G,B", help="divides that; default: 1,1,1"
-    )
-    group.add_argument("--bgr", action="store_true", help="the network's first channel is blue")
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if len(found) not in (1, 3) or not np.isfinite(found).all():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not one number for each of three channels, or one for all"
-        )
-    return found
-
-
-def _divisors(text: str) -> list[float]:
-    found = _numbers(text)
-    if min(found) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} divides pixels: expected numbers above 0")
-    return found
+    add_pixels(group)
 
 
 def is_network(library: Path) -> bool:
@@ -183,48 +155,28 @@ def _emulated(
 
 
 def _inputs(manifest: NetworkManifest, args: argparse.Namespace) -> list[np.ndarray]:
-    if args.input and Path(args.input).suffix.lower() in _IMAGES:
-        return [_image(manifest, args)]
-    for name in ("mean", "std", "bgr"):
-        if getattr(args, name):
-            raise ArgumentError(
-                f"--{name} is given, but --input is {args.input!r}: expected an image "
-                f"({', '.join(_IMAGES)})"
-            )
+    pixels = pixels_of(args)
+    if args.input and is_image(args.input):
+        return [_image(manifest, args.input, pixels)]
+    if pixels.given:
+        raise ArgumentError(
+            f"--{pixels.given[0]} is given, but --input is {args.input!r}: expected an image "
+            f"({', '.join(IMAGES)})"
+        )
     if args.input:
         return read_arrays(args.input, manifest.inputs)
     rng = np.random.default_rng(args.seed)
     return [rng.standard_normal(port.shape).astype(port.dtype) for port in manifest.inputs]
 
 
-def _image(manifest: NetworkManifest, args: argparse.Namespace) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ArgumentError(
-            "reading images needs the Python package pillow: pip install 'tvm-directconv[image]'"
-        ) from None
+def _image(manifest: NetworkManifest, path: str, pixels: Pixels) -> np.ndarray:
     port = manifest.inputs[0]
-    if len(manifest.inputs) > 1 or len(port.shape) != 4 or port.shape[:2] != (1, 3):
+    if len(manifest.inputs) > 1 or not takes_images(port.shape):
         raise ArgumentError(
-            f"--input is the image {args.input!r}, but the network's inputs are "
-            f"{'; '.join(map(str, manifest.inputs))}: expected one of shape 1x3xHxW"
+            f"--input is the image {path!r}, but the network's inputs are "
+            f"{'; '.join(map(str, manifest.inputs))}: expected one of shape 1x3xHxW or 1xHxWx3"
         )
-    try:
-        with reading.open_regular(args.input) as file, Image.open(file) as image:
-            resized = image.convert("RGB").resize(port.shape[:1:-1], Image.Resampling.BILINEAR)
-    except Exception as error:  # What Pillow raises for damaged images has no list.
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ArgumentError(
-            f"cannot read image {args.input!r} ({reason}): expected one of {', '.join(_IMAGES)}"
-        ) from None
-    pixels = np.asarray(resized, np.float32).transpose(2, 0, 1)[np.newaxis] / 255
-    mean, std = (
-        np.array(numbers, np.float32).reshape(1, -1, 1, 1)
-        for numbers in (args.mean or [0.0], args.std or [1.0])
-    )
-    normal = (pixels - mean) / std
-    return np.ascontiguousarray(normal[:, ::-1] if args.bgr else normal)
+    return read_image(path, port.shape, pixels)
 
 
 def read_arrays(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..epilogue import ACTIVATIONS, REQUANTIZED, Epilogue
 from ..errors import ArgumentError, LogError, WorkloadError
+from ..images import Pixels
 from ..kinds import THREADS
 from ..logs.folders import use_logs
 from ..specs import workloads
@@ -127,6 +128,44 @@ def _input_shape(text: str) -> tuple[str, list[int]]:
             "x:1,3,224,224"
         )
     return name, [int(part) for part in parts]
+
+
+def add_pixels(parser: argparse._ActionsContainer) -> None:
+    """Add ``--mean``, ``--std`` and ``--bgr``; see :func:`pixels_of`."""
+    parser.add_argument(
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="of an image whose pixels are 0 to 1, subtracted; default: 0,0,0",
+    )
+    parser.add_argument(
+        "--std", type=_divisors, metavar="R,G,B", help="divides that; default: 1,1,1"
+    )
+    parser.add_argument("--bgr", action="store_true", help="the network's first channel is blue")
+
+
+def pixels_of(args: argparse.Namespace) -> Pixels:
+    """Return what becomes of the pixels of images."""
+    return Pixels(args.mean, args.std, args.bgr)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one number for each of three channels, or one for all"
+        )
+    return found
+
+
+def _divisors(text: str) -> list[float]:
+    found = _numbers(text)
+    if min(found) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} divides pixels: expected numbers above 0")
+    return found
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

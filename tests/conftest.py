@@ -42,6 +42,7 @@ COMMANDS = (
     "devices",
     "layers",
     "explain",
+    "quantize",
     "compile",
     "run",
     "profile",

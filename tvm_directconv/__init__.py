@@ -14,9 +14,11 @@ from .explanation import explain
 from .hardware.device import Device
 from .hardware.device_files import devices
 from .hardware.lookup import device
+from .images import Pixels
 from .logs.folders import use_logs
 from .network.compile import compile_network
 from .network.network import Network, load_network
+from .network.quantize import quantize_network
 from .quantization import Quantization
 from .reference import (
     conv2d_reference,
@@ -40,6 +42,7 @@ __all__ = [
     "Epilogue",
     "ModelWarning",
     "Network",
+    "Pixels",
     "Quantization",
     "__version__",
     "build",
@@ -53,6 +56,7 @@ __all__ = [
     "load_network",
     "max_error",
     "networks",
+    "quantize_network",
     "random_tensors",
     "tune",
     "use_logs",

@@ -30,6 +30,7 @@ _COMMANDS = {
     "devices": "list the processors that code can be compiled for",
     "layers": "list the convolutions of networks, or what a spec stands for",
     "explain": "say which blocking the analytical model chooses, and why",
+    "quantize": "make a model of 8-bit integers of one in float32, with samples",
     "compile": "compile convolutions, or a model, to shared libraries",
     "run": "run a compiled convolution and check its output, or run a compiled network",
     "profile": "time every step of a compiled network",

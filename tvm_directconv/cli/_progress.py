@@ -1,4 +1,4 @@
-"""What a tuner is doing: a live table on a terminal, plain lines elsewhere."""
+"""What long commands are doing: live on a terminal; elsewhere, of a tuner, plain lines."""
 
 from types import TracebackType
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from ..tuning.layer import Layer
@@ -13,6 +14,32 @@ from ..tuning.tune import Tuner
 from ._output import is_quiet, note, time_of
 
 _EVERY = 16  # trials: without a terminal, a line when something happens or so many have passed.
+
+
+class Bar:
+    """A bar on a terminal; nothing elsewhere. A context manager."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        hidden = is_quiet() or not console.is_terminal
+        self._bars = RichProgress(console=console, transient=True, disable=hidden)
+        self._task = self._bars.add_task("", total=None)
+
+    def __enter__(self) -> "Bar":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Show what is done, and how much of it."""
+        self._bars.update(self._task, description=what, completed=done, total=total)
 
 
 class Progress:

@@ -14,7 +14,6 @@ some times as much. If there is more still, ONNX's own implementation decides: r
 follow the standard everywhere.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..emit.program import Port
 from ..errors import LibraryError, ModelError, ToolchainError
 from ..hardware.target import host_lacks
 from .manifest import Check, NetworkManifest
+from .onnx_session import session
 
 if TYPE_CHECKING:
     from ..toolchain import Toolchain
@@ -172,23 +172,12 @@ class _OnnxReference:
         Unavailable
             If ONNX Runtime cannot run it; the function that is returned does so, too.
         """
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4  # What it has to say comes as exceptions.
-        options.enable_cpu_mem_arena = False  # Memory of a single run need not be kept for another.
-        # By itself it would bind threads to cores, and have them wait there while we run.
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = str(self._path) if moved is None else _moved_onnx(self._path, moved)
-        session = self._tried(
-            onnxruntime.InferenceSession, source, options, providers=["CPUExecutionProvider"]
-        )
+        made = self._tried(session, source)
         names = [port.name for port in manifest.inputs]
         outputs = [port.name for port in manifest.outputs]
         return lambda inputs: self._tried(
-            session.run, outputs, {**dict(zip(names, inputs, strict=True)), **self._known}
+            made.run, outputs, {**dict(zip(names, inputs, strict=True)), **self._known}
         )
 
     def standard(self, manifest: NetworkManifest, inputs: Inputs) -> list[np.ndarray]:

@@ -1,8 +1,9 @@
 """ONNX files in, Relax out, with the sizes of inputs fixed."""
 
+import contextlib
 import shlex
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,25 +79,64 @@ def onnx_failure(
 
 def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tuple[Any, Any]:
     """Return a file's model, and its graph as it is converted."""
+    model, known = read_onnx(path, shapes, values)
+    from .onnx_graph.stage import Graph
+
+    with _defined(path):
+        return model, Graph(model, known)
+
+
+def read_onnx(
+    path: str | Path, shapes: Shapes | None = None, values: Values | None = None
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return the model of a file, with its weights and the sizes of inputs, and known inputs.
+
+    Parameters
+    ----------
+    path, shapes, values
+        As for :func:`import_onnx`.
+
+    Returns
+    -------
+    model : onnx.ModelProto
+    known : dict of str to numpy.ndarray
+        The inputs of which `values` are given, in their types and shapes.
+
+    Raises
+    ------
+    ModelError
+        As :func:`import_onnx` does, whatever the operators are.
+    """
     try:
         import onnx
     except ImportError:
         raise ModelError(
             "reading ONNX files needs the Python package onnx: pip install 'tvm-directconv[onnx]'"
         ) from None
-    from .onnx_graph.stage import Graph
-
     model = _read(Path(path), onnx)
-    try:
+    with _defined(path):
         known = _input_values(model, values or {})
         _fix_inputs(model, shapes or {}, known)
-        return model, Graph(model, known)
+    return model, known
+
+
+@contextlib.contextmanager
+def _defined(path: str | Path) -> Iterator[None]:
+    """Turn what is raised of damages that nobody checks into a ModelError."""
+    try:
+        yield
     except ModelError:
         raise
-    except Exception as error:  # Of any kind, where it is damaged in a way that nobody checks.
+    except Exception as error:  # Of any kind.
         raise ModelError(
             f"model {str(path)!r} is not as ONNX defines it ({said_by(error)})"
         ) from error
+
+
+def inputs_of(model: Any) -> list[Any]:
+    """Return the inputs of a model that are no constants, as it describes them."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
 
 
 def _read(path: Path, onnx: Any) -> Any:
@@ -135,11 +175,11 @@ def _checkable(model: Any, path: Path) -> Any:
     ONNX Runtime nor the import reads what is declared of outputs; shapes of inputs can be given.
     Here they become scalars.
     """
-    if all(map(_has_shape, [*_inputs(model), *model.graph.output])):
+    if all(map(_has_shape, [*inputs_of(model), *model.graph.output])):
         return str(path)
     checkable = type(model)()
     checkable.CopyFrom(model)
-    for value in [*_inputs(checkable), *checkable.graph.output]:
+    for value in [*inputs_of(checkable), *checkable.graph.output]:
         if not _has_shape(value):
             tensor = value.type.tensor_type
             tensor.shape.SetInParent()
@@ -150,11 +190,6 @@ def _checkable(model: Any, path: Path) -> Any:
 def _has_shape(value: Any) -> bool:
     kind = value.type.WhichOneof("value")
     return bool(kind and (kind != "tensor_type" or value.type.tensor_type.HasField("shape")))
-
-
-def _inputs(model: Any) -> list[Any]:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in constants]
 
 
 def input_values_of(path: Path, values: Values) -> dict[str, np.ndarray]:
@@ -174,7 +209,7 @@ def _input_values(model: Any, values: Values) -> dict[str, np.ndarray]:
     """
     from onnx import helper
 
-    inputs = {value.name: value for value in _inputs(model)}
+    inputs = {value.name: value for value in inputs_of(model)}
     known = {}
     for name, given in values.items():
         _check_known(name, inputs, "value")
@@ -228,7 +263,7 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
     ModelError
         If one is missing or contradicts the model, or there is no such input.
     """
-    inputs = {value.name: value for value in _inputs(model) if value.name not in known}
+    inputs = {value.name: value for value in inputs_of(model) if value.name not in known}
     for name in shapes:
         _check_known(name, inputs, "size")
     open_inputs = []
@@ -264,7 +299,7 @@ def _fix_inputs(model: Any, shapes: Shapes, known: Mapping[str, Any]) -> None:
             str(s) if isinstance(s, int) else str(u) for s, u in zip(sizes, usual, strict=True)
         )
         raise ModelError(
-            f"the model leaves sizes of inputs open: {listed}. Memory is planned when compiling: "
+            f"the model leaves sizes of inputs open: {listed}. All sizes are fixed beforehand: "
             f"give them, as in --input-shape {shlex.quote(f'{name}:{example}')}"
         )
 

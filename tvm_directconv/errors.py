@@ -140,7 +140,7 @@ class LogWarning(UserWarning):
 
 
 class ModelWarning(UserWarning):
-    """A model is compiled, but parts of it to slow code."""
+    """A model is compiled, but parts of it to slow code; or quantised, but not as it should be."""
 
 
 class ReportError(DirectConvError, RuntimeError):

@@ -503,6 +503,8 @@ def _quantized(
     ]
     overrides = {name: [{"quant_type": QuantType.QInt8, "symmetric": True}] for name in by_tensor}
     activations = QuantType.QUInt8 if types == "u8s8" else QuantType.QInt8
+    # Normalizations are computed in float32 whatever they are given.
+    kinds = {kind for kind in (*QDQRegistry, *QLinearOpsRegistry) if "Normalization" not in kind}
     with _by_onnxruntime("quantise the model"):
         quantizer = QDQQuantizer(
             model,
@@ -513,7 +515,7 @@ def _quantized(
             data,
             [],
             sorted(kept),
-            sorted({*QDQRegistry, *QLinearOpsRegistry}),
+            sorted(kinds),
             {"TensorQuantOverrides": overrides},
         )
         found = quantizer.quantize_model()

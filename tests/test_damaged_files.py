@@ -7,7 +7,7 @@ import functools
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from tvm_directconv.logs import choice, log_file
 from tvm_directconv.logs import record as records
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.network.onnx_import import import_onnx
+from tvm_directconv.network.samples import Samples
 from tvm_directconv.resolution import resolve_blocking
 from tvm_directconv.scheduling import scheduled
 from tvm_directconv.tiling import Tiling
@@ -222,6 +223,16 @@ def npy(folder: Path) -> Case:
     return file.getvalue(), placed(folder / "a", lambda p: _network.read_arrays(str(p), PORTS[:1]))
 
 
+def samples(folder: Path, case: Callable[[Path], Case], ports: Sequence[Port]) -> Case:
+    right, _ = case(folder)
+    suffix = "npz" if len(ports) > 1 else "npy"
+
+    def use(path: Path) -> object:
+        return [*Samples(path, ports, dc.Pixels())]
+
+    return right, placed(folder / f"a.{suffix}", use)
+
+
 def image(folder: Path, form: str) -> Case:
     file = io.BytesIO()
     colours = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
@@ -345,6 +356,8 @@ TEXTS = {
 OTHERS = {
     "device": device_file,
     "npz": npz,
+    "samples, npz": functools.partial(samples, case=npz, ports=PORTS),
+    "samples, npy": functools.partial(samples, case=npy, ports=PORTS[:1]),
     "npy": npy,
     **{form: functools.partial(image, form=form) for form in ("PNG", "JPEG", "BMP", "WEBP")},
     "shapes": shapes,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx_models import Graph, compiled, saved
 
@@ -53,6 +54,9 @@ WRITERS: dict[str, Callable[[dc.CompiledConv, Path], object]] = {
     "C": lambda conv, model: conv.export_c("new/c"),
     "network": lambda conv, model: compile_network(model, "out.so", blocking="model"),
     "network, C": lambda conv, model: compile_network(model, "new/c", blocking="model", emit="c"),
+    "quantised model": lambda conv, model: dc.quantize_network(
+        model, "out.onnx", [{"x": np.ones((3, 8, 8))}]
+    ),
     "text": lambda conv, model: _cli("bench", LAYER, "--repeat", "1", "-o", "out.csv"),
 }
 
@@ -71,7 +75,7 @@ def test_nothing_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "fsync", no_space)
-    for name in ("out.so", "out.so.json", "out.o", "out.s", "out.csv"):
+    for name in ("out.so", "out.so.json", "out.o", "out.s", "out.csv", "out.onnx"):
         (here / name).write_text("old")
     before = everything(here)
     with pytest.raises(DirectConvError, match=r"cannot (write|make)"):

@@ -14,6 +14,7 @@ from .errors import ArgumentError
 
 _HEADER = 2**14
 """Bytes that tell shape and type of an array; NumPy reads no longer ones either."""
+_PART = 2**20
 _KINDS = "biuf"  # booleans and numbers, as NumPy calls them
 
 
@@ -175,11 +176,13 @@ class _Header:
     def take(self, file: IO[bytes], size: int) -> bytes:
         """Read the next numbers of the array."""
         wanted = size * self.dtype.itemsize
-        data, self._begin = self._begin[:wanted], self._begin[wanted:]
-        data += file.read(wanted - len(data))
+        data, self._begin = bytearray(self._begin[:wanted]), self._begin[wanted:]
+        # By parts: what a header says need not be there.
+        while part := file.read(min(wanted - len(data), _PART)):
+            data += part
         if len(data) != wanted:
             raise self._wrong()
-        return data
+        return bytes(data)
 
     def end(self, file: IO[bytes]) -> None:
         """Read the end: at that of a member of a .npz file, its checksum is compared."""

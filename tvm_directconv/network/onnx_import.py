@@ -82,7 +82,7 @@ def _graph(path: str | Path, shapes: Shapes | None, values: Values | None) -> tu
     model, known = read_onnx(path, shapes, values)
     from .onnx_graph.stage import Graph
 
-    with _defined(path):
+    with as_defined(path):
         return model, Graph(model, known)
 
 
@@ -114,14 +114,14 @@ def read_onnx(
             "reading ONNX files needs the Python package onnx: pip install 'tvm-directconv[onnx]'"
         ) from None
     model = _read(Path(path), onnx)
-    with _defined(path):
+    with as_defined(path):
         known = _input_values(model, values or {})
         _fix_inputs(model, shapes or {}, known)
     return model, known
 
 
 @contextlib.contextmanager
-def _defined(path: str | Path) -> Iterator[None]:
+def as_defined(path: str | Path) -> Iterator[None]:
     """Turn what is raised of damages that nobody checks into a ModelError."""
     try:
         yield

@@ -22,7 +22,7 @@ from ..errors import ArgumentError, ModelError, ModelWarning, did_you_mean, path
 from ..images import Pixels
 from ..kinds import is_number, shown
 from .noise import QuantizationReport, compared
-from .onnx_import import Shapes, Values, inputs_of, read_onnx
+from .onnx_import import Shapes, Values, as_defined, inputs_of, read_onnx
 from .onnx_session import serialized, session, with_outputs
 from .samples import Given, Samples
 
@@ -129,8 +129,9 @@ def quantize_network(
     _import_quantization()
     original, known = read_onnx(_onnx_file(model), input_shapes, input_values)
     _refuse_quantized(original, model)
-    _fix_values(original, known)
-    ports = _ports(original)
+    with as_defined(model):
+        _fix_values(original, known)
+        ports = _ports(original)
     calibrated = Samples(samples, ports, pixels or Pixels())
     checked = calibrated if check is None else Samples(check, ports, pixels or Pixels())
     _name_nodes(original)
@@ -250,11 +251,15 @@ def _fix_values(model: Any, known: Mapping[str, np.ndarray]) -> None:
 
 
 def _ports(model: Any) -> list[Port]:
+    import onnx
     from onnx import helper
 
     ports = []
     for value in model.graph.input:
         tensor = value.type.tensor_type
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        if value.type.WhichOneof("value") != "tensor_type" or kind in ("undefined", "string"):
+            raise ModelError(f"input {value.name!r} is no tensor of numbers: expected only such")
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         ports.append(Port(value.name, tuple(dim.dim_value for dim in tensor.shape.dim), dtype))
     if not ports:

@@ -186,6 +186,17 @@ def test_batch_norms_become_part_of_convolutions(tmp_path: Path) -> None:
             Made(model, tmp_path, draws(model), exclude=[name])
 
 
+def test_other_normalizations_stay(tmp_path: Path) -> None:
+    """Nothing is said of them."""
+    g = Graph(x=(1, 4, 6, 6))
+    y = g.node("MaxPool", g.conv("x", 4, 4, 1, 1), kernel_shape=[2, 2])
+    model = g.model(g.conv(g.batch_norm(y, 4), 8, 4, 1, 1))
+    made = Made(model, tmp_path, draws(model))
+    assert len(made.report.layers) == 2
+    (node,) = (n for n in made.model.graph.node if n.op_type == "BatchNormalization")
+    assert all(made.constants[name].dtype == np.float32 for name in node.input[1:])
+
+
 def test_excluded_nodes_stay(tmp_path: Path) -> None:
     model = network()
     samples = draws(model)

@@ -241,11 +241,8 @@ def _whole_type(call: Any, _builder: Any) -> Any:
 
 def _whole_kernel(builder: Any, call: Any) -> Any:
     attributes = whole_attributes(call)
-    return builder.call_te(
-        attributes.computed,
-        *call.args,
-        primfunc_name_hint=f"{attributes.dtype}_{attributes.function}",
-    )
+    name = f"quantized_{attributes.function}"
+    return builder.call_te(attributes.computed, *call.args, primfunc_name_hint=name)
 
 
 def _quantize_kernel(builder: Any, call: Any) -> Any:

@@ -23,6 +23,21 @@ def test_the_model_chooses_what_can_be_used(name: str, threads: int) -> None:
         assert 0.5 < cost.balance <= 1
 
 
+# Layers whose tiles are many, few, narrower at the end, in groups and in matrix registers.
+@pytest.mark.parametrize("precision", ["", "uint8_", "bfloat16_"])
+@pytest.mark.parametrize("name", ["haswell", "znver4", "sapphirerapids", "cortex-a72", "apple-m1"])
+def test_no_candidate_is_better_than_the_choice(name: str, precision: str) -> None:
+    target = device(name)
+    for number, layer in enumerate(LAYERS[len(name) + len(precision) :: 13]):
+        workload = ConvWorkload.parse(f"{precision}{layer}")
+        if not target.rates(workload.precision):
+            continue
+        case = Case.of(workload, target, 1 + number % 3)
+        cycles = {b: estimate(Tiling(case, b)).cycles for b in candidates(case)}
+        # The first of equals.
+        assert choose(case) == min(cycles, key=cycles.__getitem__)
+
+
 @pytest.mark.parametrize("layer", LAYERS[::7], ids=str)
 def test_all_candidates_can_be_used(layer: ConvWorkload) -> None:
     target = device("cortex-a72")

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from math import ceil, gcd
+from operator import itemgetter
 
 from .blocking import IC_OUTSIDE, Blocking
 from .case import Case
 from .hardware.device import Rate
 from .instructions import MEMORY, PAIR
-from .model import estimate
+from .model import at_hand, estimate, least_cycles
 from .tiling import (
     MATRIX_TILES,
     Tiling,
@@ -75,11 +76,33 @@ def _oh_blocks(view: ConvWorkload, oc_tiles: int, threads: int) -> list[int]:
 
 def candidates(case: Case) -> Iterator[Blocking]:
     """Generate the blockings that the model compares, all of them usable."""
-    workload, input_layout = case.words, case.word_layout
-    channels = workload.group_in
-    contiguous = gcd(channels, input_layout.block) if input_layout.block else channels
+    for tile in _tiles(case):
+        yield from _orders(tile)
+
+
+def _tiles(case: Case) -> Iterator[Tiling]:
+    """Generate the tiles that the model compares, each in one of the orders that they come in."""
+    channels = case.words.group_in
+    block = case.word_layout.block
+    contiguous = gcd(channels, block) if block else channels
     if contiguous < 4 and channels <= 32:
         contiguous = channels
+    if case.peak.instruction.pixels > 1:
+        yield from _in_matrices(case, case.peak)
+        return
+    for rate in case.rates:
+        if rate.lanes == case.lanes or (rate.lanes < case.lanes and _may_be_narrower(case, rate)):
+            yield from _in_vectors(case, rate, contiguous)
+
+
+def _orders(tile: Tiling) -> Iterator[Blocking]:
+    """Generate the orders in which a tile may be computed."""
+    case = tile.case
+    if tile.matrix:
+        for rows_outside in (False, True):
+            yield replace(tile.blocking, rows_outside=rows_outside)
+        return
+    channels, contiguous = case.words.group_in, tile.blocking.ic_block
     # Blocks for the paper's order; one block of all channels is the other order.
     blocks = [
         n
@@ -88,18 +111,18 @@ def candidates(case: Case) -> Iterator[Blocking]:
         and n % contiguous == 0
         and n <= 256
         and n < channels
-        and divides_blocks(n, input_layout.block)
+        and divides_blocks(n, case.word_layout.block)
     ]
-    if case.peak.instruction.pixels > 1:
-        yield from _in_matrices(case, case.peak)
-        return
-    for rate in case.rates:
-        if rate.lanes == case.lanes or (rate.lanes < case.lanes and _may_be_narrower(case, rate)):
-            yield from _in_vectors(case, rate, contiguous, blocks)
+    for oh_block in _oh_blocks(tile.view, tile.channel_tiles.tiles, case.threads):
+        for rows_outside in (False, True):
+            base = replace(tile.blocking, oh_block=oh_block, rows_outside=rows_outside)
+            yield base
+            for ic_block in blocks:
+                yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
 
 
-def _in_matrices(case: Case, rate: Rate) -> Iterator[Blocking]:
-    """Generate the blockings in matrix registers."""
+def _in_matrices(case: Case, rate: Rate) -> Iterator[Tiling]:
+    """Generate the tiles in matrix registers."""
     block, vectors = case.word_layout.block, ceil(case.workload.out_channels / rate.lanes)
     assert block is not None
     for flat_rows in (0, 1) if flat_in_matrices(case) else (0,):
@@ -116,11 +139,10 @@ def _in_matrices(case: Case, rate: Rate) -> Iterator[Blocking]:
         view = Tiling(case, tile).view
         for pixels in _pixels_of_matrices(view, rate.instruction.pixels):
             for matrices, oc_vectors in MATRIX_TILES:
-                wanted = replace(tile, oc_vectors=oc_vectors, ow_tile=matrices * pixels)
-                if oc_vectors > vectors or Tiling(case, wanted).matrices_of_pixels < matrices:
-                    continue
-                for rows_outside in (False, True):
-                    yield replace(wanted, rows_outside=rows_outside)
+                sizes = replace(tile, oc_vectors=oc_vectors, ow_tile=matrices * pixels)
+                wanted = Tiling(case, sizes)
+                if oc_vectors <= vectors and wanted.matrices_of_pixels >= matrices:
+                    yield wanted
 
 
 def _pixels_of_matrices(view: ConvWorkload, most: int) -> list[int]:
@@ -146,8 +168,8 @@ def _may_be_narrower(case: Case, rate: Rate) -> bool:
     return whole and workload.group_in > 1
 
 
-def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> Iterator[Blocking]:
-    """Generate the blockings in vectors of one width."""
+def _in_vectors(case: Case, rate: Rate, contiguous: int) -> Iterator[Tiling]:
+    """Generate the tiles in vectors of one width."""
     workload, input_layout = case.words, case.word_layout
     lanes, channels = rate.lanes, workload.group_in
     vectors = ceil(workload.out_channels / lanes)
@@ -192,12 +214,7 @@ def _in_vectors(case: Case, rate: Rate, contiguous: int, blocks: list[int]) -> I
                 tiles = ceil(view.out_width / ow_tile)
                 if ow_tile > ceil(view.out_width / tiles):
                     continue  # As many tiles of less width leave less for the last one to lack.
-                for oh_block in _oh_blocks(view, flat.channel_tiles.tiles, case.threads):
-                    for rows_outside in (False, True):
-                        base = replace(flat.blocking, oh_block=oh_block, rows_outside=rows_outside)
-                        yield base
-                        for ic_block in blocks:
-                            yield replace(base, ic_block=ic_block, loop_order=IC_OUTSIDE)
+                yield flat
 
 
 def _widths_in_groups(case: Case, rate: Rate) -> list[int]:
@@ -225,5 +242,21 @@ def _widths_in_groups(case: Case, rate: Rate) -> list[int]:
 
 def choose(case: Case) -> Blocking:
     """Return the blocking with the fewest cycles in the model."""
-    # Of equals, min() takes the first: candidates come with the plainer one first.
-    return min(candidates(case), key=lambda b: estimate(Tiling(case, b)).cycles)
+    found = []
+    for place, tile in enumerate(_tiles(case)):
+        counted = None if tile.matrix else at_hand(tile)
+        least = least_cycles(tile, counted) if counted else 0.0
+        found.append((least, place, tile, counted))
+    # The most promising first, until nothing that is left can be better.
+    found.sort(key=itemgetter(0, 1))
+    best: tuple[float, int, int, Blocking] | None = None
+    for least, place, tile, counted in found:
+        if best and least > best[0]:
+            break
+        for order, blocking in enumerate(_orders(tile)):
+            cycles = estimate(Tiling(case, blocking), counted=counted).cycles
+            # Of equals, the first: candidates come with the plainer one first.
+            if best is None or (cycles, place, order) < best[:3]:
+                best = cycles, place, order, blocking
+    assert best
+    return best[3]

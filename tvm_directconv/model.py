@@ -52,7 +52,30 @@ class Estimate:
         return self.ideal / self.cycles
 
 
-def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
+class AtHand(NamedTuple):
+    """What is counted with all data at hand, which is the same in all orders of a tile.
+
+    Attributes
+    ----------
+    row, narrower : list of tuple
+        The tiles of a row, and those of the narrower tiles of output channels: how many are alike,
+        how wide each is, and the cycles of its products for a row of the kernel and an input
+        channel.
+    """
+
+    row: list[tuple[int, int, float]]
+    narrower: list[tuple[int, int, float]]
+
+
+def at_hand(tiling: Tiling, step_cycles: StepCycles | None = None) -> AtHand:
+    """Count what is the same in all orders of a tile; see :func:`estimate`."""
+    narrower = _products(tiling.narrower, None) if tiling.channel_tiles.narrower else []
+    return AtHand(_products(tiling, step_cycles), narrower)
+
+
+def estimate(
+    tiling: Tiling, step_cycles: StepCycles | None = None, counted: AtHand | None = None
+) -> Estimate:
     """Count the cycles of a convolution.
 
     Parameters
@@ -61,6 +84,8 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
         A case as a blocking cuts it.
     step_cycles : callable, optional
         Knows better than the model what a tile's compiled code takes; see :data:`StepCycles`.
+    counted : AtHand, optional
+        What :func:`at_hand` returns for the tile, where it is known already.
 
     Returns
     -------
@@ -68,13 +93,14 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
     """
     if tiling.matrix:
         return _in_matrices(tiling)
+    counted = counted or at_hand(tiling, step_cycles)
     case, b, constants = tiling.case, tiling.blocking, tiling.case.device.model
     tiles = tiling.channel_tiles
     stored = constants.stored_sums if b.loop_order == IC_OUTSIDE else 1
-    of_whole = stored * _task_cycles(tiling, tiles.tiles, step_cycles)
+    of_whole = stored * _task_cycles(tiling, tiles.tiles, counted.row)
     of_narrower = 0.0
     if tiles.narrower:
-        of_narrower = stored * _task_cycles(tiling.narrower, tiles.tiles, None)
+        of_narrower = stored * _task_cycles(tiling.narrower, tiles.tiles, counted.narrower)
     run = 1 if b.rows_outside else tiling.row_blocks  # of tasks, before the next tile's turn
     whole = run * (tiles.tiles - tiles.narrower)  # tasks, before those of the narrower tiles
 
@@ -87,6 +113,20 @@ def estimate(tiling: Tiling, step_cycles: StepCycles | None = None) -> Estimate:
     largest = of_first(ceil(tasks / case.threads))
     ideal = case.workload.flops / case.peak.flops_per_cycle / case.threads
     return Estimate(largest, ideal, of_first(tasks) / case.threads / largest)
+
+
+def least_cycles(tiling: Tiling, counted: AtHand) -> float:
+    """Return a number of cycles that no order of a tile goes below: those with all data at hand."""
+    tiles, view, case = tiling.channel_tiles, tiling.view, tiling.case
+    row = of_narrower = _row_cycles(tiling, _sizes(tiling), _CACHED, counted.row)
+    if tiles.narrower:
+        narrower = tiling.narrower
+        found = _row_cycles(narrower, _sizes(narrower), _CACHED, counted.narrower)
+        of_narrower = min(row, found)
+    rows = (tiles.tiles - tiles.narrower) * row + tiles.narrower * of_narrower
+    cycles = view.batch * view.out_height * rows / case.threads
+    # Less what rounding may make of the same sum in another order.
+    return cycles * min(1.0, case.device.model.stored_sums) * (1 - 1e-9)
 
 
 def _in_matrices(tiling: Tiling) -> Estimate:
@@ -125,13 +165,13 @@ def _in_matrices(tiling: Tiling) -> Estimate:
     return Estimate(largest * cycles, ideal, tasks / case.threads / largest)
 
 
-def _task_cycles(tiling: Tiling, oc_tiles: int, step_cycles: StepCycles | None) -> float:
+def _task_cycles(tiling: Tiling, oc_tiles: int, products: list[tuple[int, int, float]]) -> float:
     """Return the cycles of one task, where there are `oc_tiles` tiles of output channels."""
     b, view, constants = tiling.blocking, tiling.view, tiling.case.device.model
     size = _sizes(tiling)
     traffic = _traffic(tiling, size, oc_tiles)
     visits = view.group_in // tiling.channels_at_once * b.oh_block
-    computed = visits * _row_cycles(tiling, size, traffic, step_cycles)
+    computed = visits * _row_cycles(tiling, size, traffic, products)
     weights = size.task_weights * traffic.weights
     # Some cold traffic is not seen to hide behind anything: lines of the output where sums are
     # stored between blocks, which the first of them waits for, and the pixels of strided images
@@ -217,6 +257,9 @@ class _Traffic(NamedTuple):
     first_input: float
 
 
+_CACHED = _Traffic(*[0.0] * len(_Traffic._fields))
+
+
 def _traffic(tiling: Tiling, size: _Sizes, oc_tiles: int) -> _Traffic:
     """Return what bytes take: how many others lie between two readings decides about the cache."""
     b, view, device = tiling.blocking, tiling.view, tiling.case.device
@@ -256,43 +299,51 @@ def _traffic(tiling: Tiling, size: _Sizes, oc_tiles: int) -> _Traffic:
     )
 
 
+def _products(tiling: Tiling, step_cycles: StepCycles | None) -> list[tuple[int, int, float]]:
+    """Return the tiles of a row as :class:`AtHand` has them."""
+    view = tiling.view
+
+    def cycles(columns: range) -> float:
+        inside = taps_inside(view, 1, columns)
+        taken = step_cycles(tuple(inside)) if step_cycles else None
+        if taken is None:
+            # Most columns of the kernel see as many columns of the tile.
+            whole = len(columns) == tiling.blocking.ow_tile
+            steps = {taps: _step_cycles(tiling, taps, whole) for taps in set(inside)}
+            taken = sum(steps[taps] for taps in inside)
+        return taken
+
+    tiles, _, left, right = tiling.row
+    right = min(right, len(tiles) - left)
+    found = [(1, len(t), cycles(t)) for t in tiles[:left] + tiles[len(tiles) - right :]]
+    if inner := tiles[left : len(tiles) - right]:
+        found.append((len(inner), len(inner[0]), cycles(inner[0])))
+    return found
+
+
 def _row_cycles(
-    tiling: Tiling, size: _Sizes, traffic: _Traffic, step_cycles: StepCycles | None
+    tiling: Tiling, size: _Sizes, traffic: _Traffic, products: list[tuple[int, int, float]]
 ) -> float:
     """Return the cycles of one visit to each tile of a row, sums at hand or in the cache."""
     b, view, device = tiling.blocking, tiling.view, tiling.case.device
     sum_bytes = b.lanes * tiling.case.precision.sum.bytes
-    channels, stored = tiling.channels_at_once, tiling.sums_are_stored
+    stored, channels = tiling.sums_are_stored, tiling.channels_at_once
     weights_again = size.tile_weights * traffic.weights_again
     input_again = size.tile_input * traffic.input_again
     # Rows of the kernel that lie in the padding are skipped, columns in border tiles as well.
     rows_inside = sum(taps_inside(view, 0, range(view.out_height))) / view.out_height
     rows_inside = min(rows_inside, tiling.word_rows)  # Words are multiplied as a whole.
-
-    def tile_cycles(columns: range) -> float:
-        width = len(columns)
+    cycles = 0.0
+    for times, width, taken in products:
         sums = width * b.oc_vectors
         memory = weights_again + input_again * width / b.ow_tile
         memory += sums * sum_bytes * traffic.sums_again
         # Once per visit: sums are set or loaded, stored, and addresses computed.
         overhead = sums / device.loads_per_cycle * (2 if stored else 1)
         overhead += device.model.visit_cycles
-        inside = taps_inside(view, 1, columns)
-        taken = step_cycles(tuple(inside)) if step_cycles else None
-        if taken is None:
-            # Most columns of the kernel see as many columns of the tile.
-            whole = width == b.ow_tile
-            steps = {taps: _step_cycles(tiling, taps, whole) for taps in set(inside)}
-            taken = sum(steps[taps] for taps in inside)
         computed = channels * rows_inside * taken + overhead
-        return _together(computed, memory, device.model)
-
-    tiles, _, left, right = tiling.row
-    right = min(right, len(tiles) - left)
-    row = sum(map(tile_cycles, tiles[:left] + tiles[len(tiles) - right :]))
-    if inner := tiles[left : len(tiles) - right]:
-        row += len(inner) * tile_cycles(inner[0])
-    return row
+        cycles += times * _together(computed, memory, device.model)
+    return cycles
 
 
 def _step_cycles(tiling: Tiling, width: int, whole: bool) -> float:

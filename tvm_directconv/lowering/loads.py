@@ -1,5 +1,6 @@
 """How steps load the input: several channels at once, and from one address on."""
 
+from itertools import compress
 from math import gcd
 from typing import Any
 
@@ -65,6 +66,7 @@ class _Places:
 
     def __init__(self) -> None:
         self.bases: list[Any] = []
+        self._known: dict[Any, tuple[int, int]] = {}
         self._analyzer = sym.Analyzer()
 
     def of(self, load: TensorLoad) -> tuple[int, int] | None:
@@ -72,6 +74,13 @@ class _Places:
         if load.source.name != INPUT_NAME or load.ty.dtype.lanes > 1:
             return None
         (index,) = load.indices
+        # Each is read for several vectors of outputs.
+        key = tvm_ffi.StructuralKey(index)
+        if key not in self._known:
+            self._known[key] = self._found(index)
+        return self._known[key]
+
+    def _found(self, index: Any) -> tuple[int, int]:
         for number, base in enumerate(self.bases):
             distance = self._analyzer.simplify(index - base)
             if isinstance(distance, IntImm):
@@ -91,12 +100,14 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
     def unconditional(statement: Any) -> bool:
         """Return whether this is a store that loads all that is in it, whatever holds."""
+        if not isinstance(statement, BufferStore):
+            return False
         conditions: list[Call] = []
         tvm_ffi.structural_walk(
             statement,
             (Call, lambda e: conditions.append(e) if e.op.name == "prim.if_then_else" else None),
         )
-        return isinstance(statement, BufferStore) and not conditions
+        return not conditions
 
     def in_vectors(statements: list[Any], lanes: int) -> list[Any]:
         places = _Places()
@@ -111,7 +122,8 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             if isinstance(cast.value, TensorLoad) and places.of(cast.value):
                 converted.append(str(cast.ty.dtype))
 
-        for part in filter(unconditional, statements):
+        at_once = [unconditional(part) for part in statements]
+        for part in compress(statements, at_once):
             tvm_ffi.structural_walk(part, [(TensorLoad, note), (tirx.Cast, note_conversion)])
         vectors: list[Any] = []
         lane_of: dict[tuple[int, int], Any] = {}
@@ -142,8 +154,8 @@ def load_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
 
         entries = [(TensorLoad, replaced), (tirx.Cast, done)]
         changed = [
-            tvm_ffi.structural_map(part, entries) if unconditional(part) else part
-            for part in statements
+            tvm_ffi.structural_map(part, entries) if loaded else part
+            for part, loaded in zip(statements, at_once, strict=True)
         ]
         # After the pins of the first step: before, vectors would be there together with those of
         # the steps that end here, and sums be spilled.

@@ -47,6 +47,8 @@ def begin_with_bias(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         for register, found in biases.items()
         if len(found) == zeros.get(register) == 1
     }
+    if not first:
+        return func
 
     def begun(store: BufferStore) -> BufferStore:
         if store.buffer not in first or not is_zero(store):

@@ -162,8 +162,17 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         entries = [(BufferStore, note), (Evaluate, note_column)]
         tvm_ffi.structural_walk(tile.body, entries, order="pre")
 
+        summed: list[Any] = []
+        for first, _ in sums.values():
+            if not any(first.buffer.same_as(buffer) for buffer in summed):
+                summed.append(first.buffer)
+
+        def is_sum(load: TensorLoad) -> bool:
+            source = load.source
+            return any(source.same_as(buffer) for buffer in summed)
+
         def check(load: TensorLoad) -> None:
-            if any(load.source.same_as(first.buffer) for first, _ in sums.values()):
+            if is_sum(load):
                 # An epilogue would read what is not stored yet.
                 assert key(load.source, load.indices) in sums, "a tile reads no sum of its own"
 
@@ -173,6 +182,8 @@ def promote_accumulators(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return tirx.BufferLoad(register, whole(register))
 
         def load(expression: TensorLoad) -> Any:
+            if not is_sum(expression):
+                return expression
             found = sums.get(key(expression.source, expression.indices))
             return read(found[1]) if found else expression
 
@@ -245,5 +256,11 @@ def after_marks(
     def unused(statement: Evaluate) -> Evaluate:
         return Evaluate(0) if _marked(statement, name) is not None else statement
 
+    marks: list[Any] = []
+    tvm_ffi.structural_walk(
+        func.body, (Evaluate, lambda e: None if _marked(e, name) is None else marks.append(e))
+    )
+    if not marks:
+        return func
     body = tvm_ffi.structural_map(func.body, (SeqStmt, visited))
     return func.with_body(tvm_ffi.structural_map(body, (Evaluate, unused)))

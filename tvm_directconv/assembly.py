@@ -6,6 +6,7 @@ which of their vector loads and stores go to the stack: those are spills. llvm-m
 many cycles such a loop takes on a processor that is not at hand.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -156,6 +157,14 @@ _MCA = ("llvm-mca-22", "llvm-mca-19", "llvm-mca")
 _MCA_OLDEST = 19  # Before, the Neoverse N1 has no model of its own.
 
 
+@lru_cache
+def _version(path: str, _changed: int) -> int:
+    """Return the version of an llvm-mca, 0 of what tells none."""
+    words = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"version (\d+)", words)
+    return int(version[1]) if version else 0
+
+
 def find_mca() -> str:
     """Return the path of an llvm-mca that knows the processors of the device files.
 
@@ -165,9 +174,7 @@ def find_mca() -> str:
         If there is none.
     """
     for path in filter(None, map(shutil.which, _MCA)):
-        words = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
-        version = re.search(r"version (\d+)", words)
-        if version and int(version[1]) >= _MCA_OLDEST:
+        if _version(path, os.stat(path).st_mtime_ns) >= _MCA_OLDEST:
             return path
     raise ToolchainError(
         f"llvm-mca {_MCA_OLDEST} or later was not found: looked for {', '.join(_MCA)} on PATH. "

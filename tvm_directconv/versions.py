@@ -1,5 +1,6 @@
 """The version of this package, those it needs, and what to do when others are installed."""
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from .errors import DirectConvError
@@ -11,6 +12,7 @@ __version__ = version(_PACKAGE)
 _EXACT = ("apache-tvm", "apache-tvm-ffi")
 
 
+@cache
 def pins() -> dict[str, str]:
     """Return the exact versions this package was installed with a demand for."""
     found = {}

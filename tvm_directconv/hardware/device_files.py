@@ -247,6 +247,12 @@ def resolve(name: str, known: Mapping[str, DeviceFile]) -> Device:
     )
 
 
+@functools.cache
+def of_package(name: str) -> Device:
+    """Return the device of a file of this package."""
+    return resolve(name, shipped())
+
+
 def from_file(path: Path) -> Device:
     """Return the device that a user's own file describes."""
     name = path.stem
@@ -271,13 +277,13 @@ def devices() -> list[Device]:
     list of Device
         Those of this package; users' own files are not searched.
     """
-    return [resolve(name, shipped()) for name in device_names()]
+    return [of_package(name) for name in device_names()]
 
 
 def named(name: str) -> Device | None:
     """Return the device that has this name or alias."""
     if name in shipped():
-        return resolve(name, shipped())
+        return of_package(name)
     for candidate in devices():
         if name in candidate.aliases:
             return candidate

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import ArgumentError, DeviceError
 from .architecture import ARM, architecture, titles
 from .device import Device
-from .device_files import named, resolve, shipped
+from .device_files import named, of_package, shipped
 from .target import host_features, llvm
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -55,11 +55,11 @@ def native() -> Device:
     match = None if unnamed else named(cpu)
     for name, file in shipped().items():
         if file.keys.get("told_by") in host_features():
-            match = resolve(name, shipped())
-    for name in match.chain if match else resolve(here.device, shipped()).chain:
+            match = of_package(name)
+    for name in match.chain if match else of_package(here.device).chain:
         if shipped()[name].keys.get("abstract"):
             continue
-        found = resolve(name, shipped())
+        found = of_package(name)
         if "linux" not in triple:
             # Device files speak of Linux; elsewhere object files and ABI differ.
             found = replace(found, triple=triple)

@@ -14,7 +14,7 @@ from ..errors import DeviceError, did_you_mean
 from ..kinds import is_text, shown
 from .architecture import ARM, architecture
 from .device import Device
-from .device_files import FLAGS, device_names, devices, from_file, named, resolve, shipped
+from .device_files import FLAGS, device_names, devices, from_file, named, of_package, shipped
 from .host import native
 from .target import llvm, platform_of
 
@@ -165,7 +165,7 @@ def _device_of(mcpu: str | None, triple: str | None, flags: list[str], text: str
         if arch and arch.told_by_triple:
             telling = {f"+{file.keys.get('told_by')}": name for name, file in shipped().items()}
             names = [telling[flag] for flag in flags if flag in telling]
-            return resolve(names[0] if names else arch.device, shipped())
+            return of_package(names[0] if names else arch.device)
         raise DeviceError(
             f"target {text!r} names no processor (mcpu): TVM would silently compile for the oldest "
             f"one, on x86 to SSE code without FMA. Expected {_choices()}"
@@ -180,7 +180,7 @@ def _device_of(mcpu: str | None, triple: str | None, flags: list[str], text: str
         )
     # The 64-bit cores run 32-bit code too, and the device for that is always the same.
     if arch is ARM and found.schedule == "arm":
-        return resolve(ARM.device, shipped())
+        return of_package(ARM.device)
     return found
 
 

@@ -1,5 +1,6 @@
 """Kernels of a network to object files, those that were compiled before from a cache on disk."""
 
+import functools
 import hashlib
 import json
 import re
@@ -70,13 +71,18 @@ def _readable(name: str, function: Any) -> str:
 
 def _circumstances(device: Device, threads: int) -> str:
     """Return what the code of all kernels depends on, besides their schedules."""
+    target = json.dumps(device.target_options(threads), sort_keys=True)
+    pins = json.dumps(versions.pins(), sort_keys=True)
+    return "\0".join([target, versions.__version__, pins, *_sources()])
+
+
+@functools.cache
+def _sources() -> list[str]:
+    """Return the code that makes code of schedules."""
     passes = sorted(Path(lowering.__path__[0]).glob("*.py"))
     modules = architecture, exponential, compute
     files = [*passes, *(Path(module.__file__ or "") for module in modules)]
-    sources = [path.read_text("utf-8") for path in files]
-    target = json.dumps(device.target_options(threads), sort_keys=True)
-    pins = json.dumps(versions.pins(), sort_keys=True)
-    return "\0".join([target, versions.__version__, pins, *sources])
+    return [path.read_text("utf-8") for path in files]
 
 
 def _digest(function: Any, circumstances: str) -> str:

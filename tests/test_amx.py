@@ -8,18 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 from test_int8 import a_quantization, random_operands_of
+from tvm import tirx
 
 import tvm_directconv as dc
 from tvm_directconv.assembly import innermost_loops
 from tvm_directconv.bench.peak import BurstCode
-from tvm_directconv.candidates import candidates
+from tvm_directconv.candidates import candidates, choose
 from tvm_directconv.case import Case
 from tvm_directconv.deploy.runner import RunReport, run_library
 from tvm_directconv.errors import BlockingError, LibraryError
 from tvm_directconv.hardware.target import host_features
+from tvm_directconv.lowering.marks import UNCHECKED
+from tvm_directconv.lowering.pipeline import PIPELINE
+from tvm_directconv.network.kernels import compile_kernels
 from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.reference import random_operands
+from tvm_directconv.scheduling import scheduled
+from tvm_directconv.tiling import Tiling
 from tvm_directconv.toolchain import find_toolchain
 from tvm_directconv.tuning.runners.problem import Problem
 
@@ -153,6 +160,24 @@ def test_a_system_that_gives_no_permission(
     if RUNS and "amx-tile" not in host_features():
         with pytest.raises(LibraryError, match="does not let this program use matrix registers"):
             emulated(conv, tmp_path, *arrays, refuses=True)
+
+
+def test_kernels_of_networks_ask_for_permission_but_look_at_no_arguments() -> None:
+    case = Case.of("uint8_ic64ih7oc64oh7kh3ph1", DEVICE)
+    kernel = scheduled(Tiling(case, choose(case))).mod[case.symbol]
+    target = case.device.target(1)
+    lengths = []
+    for attributes in ({}, {UNCHECKED: True}):
+        function = kernel.with_attr({"target": target, **attributes})
+        module = tirx.build(tvm.IRModule({case.symbol: function}), target, pipeline=PIPELINE)
+        code = module.inspect_source("ll")
+        assert "does not let this program use matrix registers" in code
+        assert ("Mismatched type on argument" in code) is not bool(attributes)
+        lengths.append(len(code))
+    assert lengths[1] < 0.8 * lengths[0]
+    # That is how kernels of networks are compiled.
+    ((_, code),) = compile_kernels({"conv": kernel}, case.device, 1).values()
+    assert b"this program use matrix registers" in code and b"on argument" not in code
 
 
 @pytest.mark.parametrize(("text", "multiply"), [(ODD[0], "tdpbusd"), (ODD[1], "tdpbssd")])

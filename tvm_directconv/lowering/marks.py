@@ -77,6 +77,9 @@ TYPES, SHAPES = "directconv.types", "directconv.shapes"
 DENORMALS = "directconv.denormals"
 """Function attribute: one of :data:`.denormals.MODES`, the first if there is none."""
 
+UNCHECKED = "directconv.unchecked"
+"""Function attribute: callers are known to give the right arguments, which are not looked at."""
+
 
 def of_instruction(
     instruction: Instruction, precision: Precision, again: bool = False

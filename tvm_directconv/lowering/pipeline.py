@@ -27,7 +27,7 @@ from .outputs import begin_with_bias, store_together
 from .prefetch import prefetch_pixels, prefetch_weights
 from .registers import mark_steps, promote_accumulators
 from .rows import interleave_rows
-from .tensors import block_outputs, finish_in_place, present_shapes
+from .tensors import block_outputs, finish_in_place, present_shapes, trust_arguments
 from .vectors import check_vectors, vectorize
 from .words import flip_signs, multiply_lanes, multiply_words
 
@@ -123,6 +123,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
+        trust_arguments,
         tirx.transform.BF16StorageLegalize(),  # TVM's code for LLVM has no such type.
         check_vectors,  # Before arguments are looked at, in vectors, too.
     ]

@@ -7,15 +7,17 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 from tvm.tirx import (
+    AssertStmt,
     BufferStore,
     DeclBuffer,
+    Evaluate,
     PrimFunc,
     SeqStmt,
 )
 
 from ..compute import BLOCK_NAME, INPUT_NAME, WEIGHT_NAME
 from .borders import part_tails
-from .marks import BLOCK, SHAPES, TYPES
+from .marks import BLOCK, SHAPES, TYPES, UNCHECKED
 from .statements import replaced, sequence, tir_pass
 
 
@@ -108,3 +110,18 @@ def present_shapes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             words.append(DeclBuffer(old, data=new.data))
     found = PrimFunc(seen, sequence([*words, body]), func.ret_type, func.attrs)
     return found.without_attr(SHAPES).without_attr(TYPES)
+
+
+@tir_pass
+def trust_arguments(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Leave out what TVM asks of arguments, where it is known.
+
+    For each argument that is more code than a small kernel's own.
+    """
+    if not func.attrs or UNCHECKED not in func.attrs:
+        return func
+
+    def trusted(check: AssertStmt) -> Any:
+        return Evaluate(0) if check.error_kind.value in ("TypeError", "ValueError") else check
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (AssertStmt, trusted)))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,14 @@ def mutations(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep tests apart from the user's cache, and from all tuning logs but their own."""
+    """Keep tests apart from the user's cache, and from all tuning logs but their own.
+
+    What one worker has compiled, the others find.
+    """
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(run / "cache"))
         patch.setenv("TVM_DIRECTCONV_LOGS", str(tmp_path_factory.mktemp("logs")))
         yield
 

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tvm_directconv as dc
@@ -115,3 +116,45 @@ def test_sizes_that_depend_on_the_input_are_refused(torch: Any, small: Any, tmp_
     torch.export.save(exported, tmp_path / "dynamic.pt2")
     with pytest.raises(ModelError, match="fixed"):
         dc.compile_network(tmp_path / "dynamic.pt2", tmp_path / "a.so")
+
+
+def test_quantised_models_compute_in_whole_numbers(torch: Any, tmp_path: Path) -> None:
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
+    operators = torch.ops.quantized_decomposed
+    random = torch.Generator().manual_seed(0)
+
+    class Quantised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weight = torch.randint(-127, 128, (16, 3, 3, 3), generator=random).to(torch.int8)
+            self.register_buffer("weight", weight)
+            self.register_buffer("scale", torch.rand(16, generator=random) * 0.01 + 0.002)
+            self.register_buffer("zero", torch.zeros(16, dtype=torch.int64))
+            self.bias = torch.nn.Parameter(torch.rand(16, generator=random))
+
+        def passed(self, x: Any, scale: float, zero: int, most: int = 255) -> Any:
+            meaning = scale, zero, 0, most, torch.uint8
+            numbers = operators.quantize_per_tensor(x, *meaning)
+            return operators.dequantize_per_tensor(numbers, *meaning)
+
+        def forward(self, x: Any) -> Any:
+            meaning = self.scale, self.zero, 0, -127, 127, torch.int8
+            weight = operators.dequantize_per_channel(self.weight, *meaning)
+            x = self.passed(x, 0.02, 128)
+            y = torch.relu(torch.nn.functional.conv2d(x, weight, self.bias, padding=1))
+            return self.passed(y, 0.01, 3, 127)
+
+    x = torch.randn(1, 3, 13, 11, generator=random)
+    program = torch.export.export(Quantised(), (x,))
+    torch.export.save(program, tmp_path / "model.pt2")
+    manifest = dc.compile_network(tmp_path / "model.pt2", tmp_path / "model.so", check=False)
+    (workload,) = (layer.workload for layer in manifest.layers if layer.workload)
+    assert workload.startswith("uint8_")
+    found = dc.load_network(tmp_path / "model.so").run(x.numpy())
+    expected = program.module()(x).detach().numpy()
+    # PyTorch multiplies floats, so a number between two steps may become the other one.
+    steps = np.rint((found - expected) / 0.01)
+    assert np.abs(found - expected - 0.01 * steps).max() < 1e-6
+    assert np.abs(steps).max() <= 1 and np.count_nonzero(steps) < 0.01 * steps.size
+    assert expected.max() == np.float32(1.24)  # It is held to 127.

@@ -12,9 +12,10 @@ from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_o
 
 _op = relax.op
 
-# What is computed when compiling if all operands are constant. None of it changes the type; the
-# shape of the result, where an operator is about that, is known.
+# What is computed when compiling if all operands are constant. Shape and type of the result, where
+# an operator is about these, are known.
 _COMPUTED: dict[str, Any] = {
+    "relax.astype": lambda shape, attrs, x: x,
     "relax.reshape": lambda shape, attrs, x: x.reshape(shape),
     "relax.broadcast_to": lambda shape, attrs, x: np.broadcast_to(x, shape),
     "relax.expand_dims": lambda shape, attrs, x: x.reshape(shape),

@@ -859,7 +859,7 @@ def test_a_chain_of_convolutions_is_never_reordered(tmp_path: Path) -> None:
     model = g.model(y)
     network = assert_like_onnxruntime(model, tmp_path, exact=False)
     assert reorders(network) == 0
-    module = after(model, tmp_path, *FUSED, blocked_layout(NATIVE, 1, "model"))
+    module = after(model, tmp_path, *FUSED, blocked_layout(NATIVE, 1, "model", "flush"))
     assert calls(module)[REORDER] == 0
 
 
@@ -869,7 +869,7 @@ def test_results_are_reordered_once(tmp_path: Path) -> None:
     model = g.model(conv, g.node("Softmax", conv, axis=1), g.node("Transpose", conv))
     network = assert_like_onnxruntime(model, tmp_path, exact=False)
     assert reorders(network) == 2  # The input into blocks, the result out of them.
-    module = after(model, tmp_path, *FUSED, blocked_layout(NATIVE, 1, "model"))
+    module = after(model, tmp_path, *FUSED, blocked_layout(NATIVE, 1, "model", "flush"))
     assert calls(module)[REORDER] == 2
 
 

@@ -122,3 +122,9 @@ PRECISIONS = {
     for precision in (FLOAT32, FLOAT16, FLOAT16ACC32, BFLOAT16, UINT8, INT8)
 }
 """By name."""
+
+DTYPES = {"bf16": BFLOAT16, "fp16": FLOAT16ACC32, "fp16acc16": FLOAT16, "fp32": FLOAT32}
+"""What networks of floating-point numbers can be computed in, as people write it.
+
+A model whose weights are of a type is computed, if nothing else is said, in the first that stores
+it."""

@@ -13,6 +13,7 @@ from .. import files
 from ..convolution import SUFFIXES, build
 from ..denormals import MODES
 from ..errors import LibraryError, ModelError
+from ..precision import DTYPES
 from ..specs import is_model
 from ..workload import ConvWorkload
 from ._options import (
@@ -44,6 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=MODES,
         help="numbers below 2^-126, for which processors can take a hundred times as long: flush "
         "has them count as zeros, keep computes with them; default: flush where the processor can",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="what a model's convolutions and dense layers of float32 are computed in, and tensors "
+        "between them are stored in. bf16: bfloat16, sums in float32; fp16: float16, sums in "
+        "float32; fp16acc16: float16, sums in float16; default: as the model has its weights",
+    )
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="one of these that stays float32: the name of its ONNX node, its place as 'layers' "
+        "counts (3, or model.onnx:3), or its descriptor; repeatedly for several",
     )
     parser.add_argument(
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"
@@ -116,6 +132,8 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
             emit=args.emit,
             check=args.check,
             denormals=args.denormals,
+            dtype=args.dtype,
+            keep=args.keep,
             **inputs_of(args),
         )
     finally:
@@ -152,6 +170,12 @@ def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"--{'' if args.check else 'no-'}check is given: expected a model to compile; 'run' "
             "compares a single convolution with its reference"
         )
+    for option in ("dtype", "keep"):
+        if getattr(args, option):
+            raise ModelError(
+                f"--{option} is given: expected a model to compile; the descriptor of a single "
+                "convolution begins with its number type, such as bfloat16_ic256ih56oc256oh56kh3ph1"
+            )
     made = []
     asked = workloads_of(args)
     output = Path(args.output)

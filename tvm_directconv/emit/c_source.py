@@ -40,7 +40,9 @@ def write_weights(weights: Sequence[np.ndarray], path: Path) -> str:
     with open(path, "wb") as file:
         file.write(bytes(WEIGHTS_HEADER))
         for array, offset in zip(weights, offsets, strict=True):
-            data = np.ascontiguousarray(array).data.cast("B") if array.nbytes else b""
+            # NumPy has no buffers of types that are not its own.
+            bytes_of = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            data = bytes_of.data if array.nbytes else b""
             gap = bytes(offset - (file.tell() - WEIGHTS_HEADER))
             for part in (gap, data):
                 file.write(part)

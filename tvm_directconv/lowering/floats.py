@@ -3,6 +3,7 @@
 from math import isnan
 from typing import Any
 
+import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir.expr import Call, TensorLoad, Var
@@ -48,6 +49,32 @@ def _is_limit(expression: Any) -> bool:
     if isinstance(expression, tirx.Broadcast):
         expression = expression.value
     return isinstance(expression, TensorLoad) and expression.source.name == RANGE
+
+
+_ARITHMETIC = (
+    *(tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min),
+    *(tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE),
+)
+
+
+@tir_pass
+def compute_in_single(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Compute with bfloat16 in float32, where anything but a conversion does.
+
+    TVM's pass for it makes single elements of what loads in vectors, as convolutions have them:
+    these convert what they load, and are left alone.
+    """
+    found: list[Any] = []
+
+    def note(operand: Any) -> None:
+        if str(getattr(operand.ty, "dtype", "")).startswith("bfloat16"):  # Pointers have none.
+            found.append(operand)
+
+    kinds = [(kind, lambda e: note(e.a)) for kind in _ARITHMETIC]
+    tvm_ffi.structural_walk(func.body, [(Call, note), (tirx.Select, note), *kinds])
+    if not found:
+        return func
+    return tirx.transform.BF16ComputeLegalize()(tvm.IRModule({"main": func}))["main"]
 
 
 @tir_pass

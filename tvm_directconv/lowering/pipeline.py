@@ -14,6 +14,7 @@ from tvm.tirx import (
 
 from .borders import part_tails, peel_borders, simplify, skip_padding
 from .floats import (
+    compute_in_single,
     convert_numbers,
     expand_exponentials,
     flush_denormals,
@@ -49,6 +50,7 @@ def lowered() -> list[Any]:
         block_outputs,
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
+        compute_in_single,
         present_shapes,
         expand_exponentials,
         part_tails,

@@ -392,7 +392,7 @@ def _draws(ports: Sequence[Port]) -> Iterator[list[np.ndarray]]:
 
 def _drawn(port: Port, rng: np.random.Generator, only_positive: bool, most: int) -> np.ndarray:
     dtype = np.dtype(port.dtype)
-    if dtype.kind == "f":
+    if dtype.kind == "f" or dtype.name == "bfloat16":
         drawn = rng.random(port.shape) if only_positive else rng.standard_normal(port.shape)
         return np.asarray(drawn, dtype)
     if dtype.kind == "b":

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ def compile_network(
     input_values: Mapping[str, Any] | None = None,
     check: bool | None = None,
     denormals: str | None = None,
+    dtype: str | None = None,
+    keep: Collection[str | int] = (),
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -73,6 +75,15 @@ def compile_network(
         ``flush``: numbers below 2^-126 count as zeros, in constants and while the network runs, as
         processors can take a hundred times as long for them; ``keep``: they are computed with. If
         not given, they are flushed where the processor can; RISC-V's cannot.
+    dtype : str, optional
+        What convolutions and dense layers of float32 are computed in, and tensors between them are
+        stored in. ``bf16``: bfloat16, with sums in float32; ``fp16``: float16, with sums in
+        float32; ``fp16acc16``: float16, with sums in float16; ``fp32``: float32. If not given,
+        ``fp16`` or ``bf16`` for ONNX models with such weights, where the device has instructions
+        for it, else ``fp32``.
+    keep : collection of str or int
+        Those that stay float32: the name of the ONNX model's node, the place among all of them as
+        :func:`tvm_directconv.workloads` counts, or the descriptor of the workload.
 
     Returns
     -------
@@ -123,7 +134,9 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    program, precision = plan(model, target, threads, blocking, input_shapes, input_values, mode)
+    program, precision = plan(
+        model, target, threads, blocking, input_shapes, input_values, mode, dtype, keep
+    )
     objects = compile_kernels(program.kernels, target, threads, progress)
     layers, buffers = [], [0]
     for step in program.steps:
@@ -216,22 +229,30 @@ def plan(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
     denormals: str | None = None,
+    dtype: str | None = None,
+    keep: Collection[str | int] = (),
 ) -> tuple[Any, str]:
     """Return the program of a model, and the coarsest type that it computes in.
 
     Parameters and errors are those of :func:`compile_network`.
     """
+    from .passes.convert_precision import checked_dtype, precision_of
     from .pipeline import planned
-    from .rewriter import coarsest_type, compiling
+    from .rewriter import coarsest, compiling, types_of
+
+    checked_dtype(dtype, device)
+    kept = _names(model, keep)
 
     module = import_model(model, input_shapes, input_values)
 
+    stored = precision_of(module, device, dtype).pixel.name
+
     def lowered(module: Any) -> Any:
-        return planned(module, device, threads, blocking, denormals)
+        return planned(module, device, threads, blocking, denormals, dtype, kept)
 
     try:
         with compiling("the network"):
-            return lowered(module), coarsest_type(module)
+            return lowered(module), coarsest({stored, *types_of(module)})
     except ModelError as error:
         if not _is_onnx(model):
             raise
@@ -240,6 +261,22 @@ def plan(
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
 
         raise onnx_failure(model, input_shapes, input_values, lowered, cause) from cause
+
+
+def _names(model: str | Path | Any, keep: Collection[str | int]) -> list[str]:
+    """Return names of convolutions without that of the model before them.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no list of names.
+    """
+    if isinstance(keep, str) or not all(isinstance(name, str | int) for name in keep):
+        raise ArgumentError(
+            f"keep is {shown(keep)}: expected a list of names or places of convolutions"
+        )
+    of_model = f"{model}:" if isinstance(model, str | Path) else ""
+    return [str(name).removeprefix(of_model) for name in keep]
 
 
 def import_model(

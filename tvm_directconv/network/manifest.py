@@ -81,7 +81,7 @@ class Layer:
 
 
 _DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
-_DTYPES += ["float16", "float32", "float64", "bool"]
+_DTYPES += ["float16", "bfloat16", "float32", "float64", "bool"]
 _STRING = Kind("a string", lambda v: v == "" or is_text(v))
 _PORTS: list[Table] = [
     {

@@ -46,11 +46,11 @@ def import_onnx(
     """
     model, graph = _graph(path, shapes, values)
     from .onnx_graph.stage import to_relax
-    from .rewriter import INPUT_NAMES, MAIN, OUTPUT_NAMES
+    from .rewriter import INPUT_NAMES, MAIN, OUTPUT_NAMES, STORED
 
     module = to_relax(graph)
     names = {INPUT_NAMES: graph.inputs, OUTPUT_NAMES: [value.name for value in model.graph.output]}
-    module[MAIN] = module[MAIN].with_attrs(names)
+    module[MAIN] = module[MAIN].with_attrs({**names, STORED: graph.stored})
     return module
 
 

@@ -19,10 +19,11 @@ Importing this module registers them with TVM.
 
 import json
 from dataclasses import asdict, astuple, dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import relax, te, tirx, topi
 from tvm.ir import Op, _ffi_api
 from tvm.ir.expr import Call
 
@@ -47,6 +48,7 @@ ELEMENTWISE = {
     ACTIVATION,
     "relax.abs",
     "relax.add",
+    "relax.astype",
     "relax.ceil",
     "relax.clip",
     "relax.dequantize",
@@ -169,9 +171,9 @@ class Piece:
         return self.first + index % self.groups * each + index // self.groups
 
 
-def conv2d(attributes: ConvAttributes, *operands: Any) -> Any:
-    """Return a call of ``directconv.conv2d``."""
-    return Call(CONV2D, list(operands), attrs={"conv": attributes.to_json()})
+def conv2d(attributes: ConvAttributes, *operands: Any, span: Any = None) -> Any:
+    """Return a call of ``directconv.conv2d``; its span says which node of a model it is."""
+    return Call(CONV2D, list(operands), attrs={"conv": attributes.to_json()}, span=span)
 
 
 def conv_attributes(call: Any) -> ConvAttributes:
@@ -348,7 +350,59 @@ def _channels_kernel(builder: Any, call: Any) -> Any:
     return builder.call_te(gathered, *call.args, primfunc_name_hint="channels")
 
 
-LEGALIZED = {"relax.quantize": _quantize_kernel}
+_SHORT = ("float16", "bfloat16")
+
+
+def _in_single(builder: Any, call: Any, function: Any, name: str) -> Any:
+    """Return the call of a kernel that computes in float32, and rounds its result once."""
+    dtype = dtype_of(call.args[0])
+
+    def computed(x: Any) -> Any:
+        if dtype not in _SHORT:
+            return function(x)
+        return topi.cast(function(topi.cast(x, "float32")), dtype)
+
+    return builder.call_te(computed, call.args[0], primfunc_name_hint=name)
+
+
+def _pool_kernel(builder: Any, call: Any) -> Any:
+    attrs, name = call.attrs, str(call.op.name).removeprefix("relax.nn.")
+
+    def pooled(x: Any) -> Any:
+        return topi.nn.pool2d(
+            x,
+            kernel=attrs.pool_size,
+            stride=attrs.strides,
+            dilation=attrs.dilation,
+            padding=attrs.padding,
+            pool_type=name.partition("_")[0],
+            ceil_mode=attrs.ceil_mode,
+            layout=attrs.layout,
+            count_include_pad=attrs.count_include_pad,
+        )
+
+    return _in_single(builder, call, pooled, name)
+
+
+def _mean_kernel(builder: Any, call: Any) -> Any:
+    shape, axes = shape_of(call.args[0]), call.attrs.axis
+    over = range(len(shape)) if axes is None else [int(axis) for axis in axes]
+    count = prod(shape[axis] for axis in over)
+
+    def mean(x: Any) -> Any:
+        return topi.divide(topi.sum(x, axes, call.attrs.keepdims), count)
+
+    return _in_single(builder, call, mean, "mean")
+
+
+REDUCED = {
+    "relax.nn.avg_pool2d": _pool_kernel,
+    "relax.nn.max_pool2d": _pool_kernel,
+    "relax.mean": _mean_kernel,
+}
+"""TVM's operators that reduce, and their kernels: of numbers of two bytes, in float32."""
+
+LEGALIZED = {"relax.quantize": _quantize_kernel, **REDUCED}
 """TVM's operators that become other kernels than TVM's."""
 
 _register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_kernel)

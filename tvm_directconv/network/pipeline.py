@@ -1,5 +1,6 @@
 """The passes from an imported network to kernels, as ``relax.get_pipeline("tvm_directconv")``."""
 
+from collections.abc import Collection
 from typing import Any
 
 import tvm
@@ -17,6 +18,7 @@ from ..workload import ConvWorkload
 from .kernels import compile_kernels
 from .operators import CONV2D, LEGALIZED, conv_attributes
 from .passes.blocked_layout import blocked_layout
+from .passes.convert_precision import convert_precision
 from .passes.count_work import CountWork
 from .passes.dequantize_late import DequantizeLate
 from .passes.fold_batch_norm import FoldBatchNorm
@@ -52,6 +54,8 @@ def passes(
     threads: int = 1,
     blocking: str | None = None,
     denormals: str | None = None,
+    dtype: str | None = None,
+    keep: Collection[str] = (),
 ) -> list[Any]:
     """Return the passes, in order.
 
@@ -66,13 +70,21 @@ def passes(
         there are any.
     denormals : str, optional
         ``flush`` or ``keep``; see :mod:`tvm_directconv.denormals`.
+    dtype : str, optional
+        One of :data:`tvm_directconv.precision.DTYPES`, in which convolutions of float32 are
+        computed; if not given, what the model's weights are stored in, failing that float32.
+    keep : collection of str
+        Those that are not: the name of the model's node, the place among :func:`convolutions`, from
+        0 on, or the descriptor of the workload.
 
     Raises
     ------
     BlockingError
         If threads or blocking cannot be used.
     ArgumentError
-        If `denormals` is none of the two that the device has.
+        If `denormals` is none of the two that the device has, or there is no such `dtype`.
+    DeviceError
+        If the device has no instruction for it.
     """
     check_threads(threads)
     if blocking not in (None, "auto", "model"):
@@ -84,7 +96,8 @@ def passes(
     mode = checked_mode(denormals, target_device)
     return [
         *_first_passes(),
-        blocked_layout(target_device, threads, blocking),
+        convert_precision(target_device, dtype, keep),
+        blocked_layout(target_device, threads, blocking, mode),
         relax.transform.LegalizeOps(LEGALIZED, skip_ops=["relax.concat", "relax.reshape"]),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
@@ -100,9 +113,11 @@ def planned(
     threads: int = 1,
     blocking: str | None = None,
     denormals: str | None = None,
+    dtype: str | None = None,
+    keep: Collection[str] = (),
 ) -> Program:
     """Return the program of an imported network; parameters as for :func:`passes`."""
-    for transform in passes(device, threads, blocking, denormals):
+    for transform in passes(device, threads, blocking, denormals, dtype, keep):
         module = transform(module)
     return program_of(module, device, checked_mode(denormals, device))
 
@@ -130,6 +145,8 @@ def pipeline(
     threads: int = 1,
     blocking: str | None = None,
     denormals: str | None = None,
+    dtype: str | None = None,
+    keep: Collection[str] = (),
 ) -> Any:
     """Return the pass from a network to what :func:`tvm.relax.build` has only to link.
 
@@ -141,7 +158,7 @@ def pipeline(
     device : Device or str, optional
         For which processor; if not given, for that of the current target, failing that for this
         machine's.
-    threads, blocking, denormals
+    threads, blocking, denormals, dtype, keep
         As for :func:`passes`.
     """
 
@@ -152,7 +169,7 @@ def pipeline(
             check_target(target, found)
         toolchain = find_toolchain(found.triple)
         module = prepared(module)
-        program = planned(module, found, threads, blocking, denormals)
+        program = planned(module, found, threads, blocking, denormals, dtype, keep)
         objects = compile_kernels(program.kernels, found, threads)
         return vm_module(program, objects, toolchain, found.target(threads), module[MAIN])
 

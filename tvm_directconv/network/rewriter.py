@@ -2,13 +2,13 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Op
+from tvm.ir import Op, SourceName, Span
 from tvm.ir.expr import Call, GenericConst, Var
 from tvm.tirx import IntImm
 
@@ -20,6 +20,9 @@ MAIN = "main"
 
 INPUT_NAMES, OUTPUT_NAMES = "directconv.inputs", "directconv.outputs"
 """Attributes of that function: what the model calls its inputs and outputs."""
+
+STORED = "directconv.stored"
+"""Attribute of that function: the type that the model has its weights in, if that is known."""
 
 errors.go_through_tvm()
 
@@ -35,6 +38,17 @@ def op_name(expression: Any) -> str:
     if isinstance(expression, Call) and isinstance(expression.op, Op):
         return str(expression.op.name)
     return ""
+
+
+def named(call: Any, name: str) -> Any:
+    """Return a call that knows which node of a model it comes from."""
+    span = Span(SourceName(name), 0, 0, 0, 0)
+    return Call(call.op, call.args, attrs=call.attrs, ty_args=call.ty_args, span=span)
+
+
+def node_of(call: Any) -> str:
+    """Return the name of the model's node that a call comes from, empty if it is not known."""
+    return str(call.span.source_name.name) if call.span else ""
 
 
 def shape_of(expression: Any) -> tuple[int, ...]:
@@ -158,14 +172,18 @@ def check_straight(value: Any) -> None:
         )
 
 
-def coarsest_type(module: tvm.IRModule) -> str:
-    """Return the coarsest type of floating-point numbers in a network, float32 if none is."""
+def types_of(module: tvm.IRModule) -> set[str]:
+    """Return the types of elements in a network."""
     function = module[MAIN]
     variables = [
         *function.params,
         *(b.var for block in function.body.blocks for b in block.bindings),
     ]
-    types = {str(part.dtype) for variable in variables for part in _tensor_types(variable.ty)}
+    return {str(part.dtype) for variable in variables for part in _tensor_types(variable.ty)}
+
+
+def coarsest(types: Collection[str]) -> str:
+    """Return the coarsest type of floating-point numbers among some, float32 if none is."""
     return next((name for name in ("bfloat16", "float16") if name in types), "float32")
 
 

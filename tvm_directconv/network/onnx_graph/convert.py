@@ -14,11 +14,21 @@ import numpy as np
 from onnx import helper
 from tvm import relax
 from tvm.ir import is_prim_expr
-from tvm.ir.expr import GenericConst, Var
+from tvm.ir.expr import Call, GenericConst, Var
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from ...errors import ModelError, said_by
-from ..rewriter import MAIN, check_static, constant, dtype_of, is_static, shape_of
+from ..rewriter import (
+    MAIN,
+    Rewriter,
+    check_static,
+    constant,
+    dtype_of,
+    is_static,
+    named,
+    shape_of,
+    variables_in,
+)
 from .graph import Graph, shape_in
 from .nodes import CONVERTERS, FORM, Node, default_of, schema_of
 
@@ -99,6 +109,7 @@ def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[st
     builder = relax.BlockBuilder()
     importer = frontend.ONNXGraphImporter({}, "float32")
     values: dict[str, Any] = {}
+    origins: dict[Any, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of names that are no identifiers.
         for name in inputs:
@@ -120,6 +131,7 @@ def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[st
                 for node in nodes:
                     made = _converted(graph, node, list(map(value, node.inputs)), builder, importer)
                     values |= dict(zip(node.outputs, made, strict=False))
+                    _note(builder, origins, made, node.name)
                 results = list(map(value, outputs))
             except BaseException as error:  # A builder wants its function to be ended.
                 failed = error
@@ -127,7 +139,32 @@ def _module(graph: Graph, nodes: list[Node], inputs: list[str], outputs: list[st
         builder.emit_func_output(result)
     if failed:
         raise failed
-    return builder.get()
+    return _Named(builder.get(), origins).run()
+
+
+def _note(builder: Any, origins: dict[Any, str], results: list[Any], name: str) -> None:
+    """Note of all variables that a node has made, from its results on, that they are its own."""
+    found = variables_in(relax.Tuple(results))
+    while found:
+        variable = found.pop()
+        value = builder.lookup_binding(variable)
+        if value is not None and variable not in origins:
+            origins[variable] = name
+            found += variables_in(value)
+
+
+class _Named(Rewriter):
+    """Let calls know which node they come from."""
+
+    def __init__(self, module: Any, origins: dict[Any, str]) -> None:
+        super().__init__(module)
+        self._origins = origins
+
+    def rewrite(self, variable: Any, value: Any) -> Any:
+        """See :meth:`Rewriter.rewrite`."""
+        if isinstance(value, Call) and variable in self._origins:
+            return named(value, self._origins[variable])
+        return value
 
 
 def _converted(

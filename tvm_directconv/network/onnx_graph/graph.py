@@ -6,7 +6,7 @@ computed if all its inputs are known, and otherwise given to the rule for its op
 adds takes the same way.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, prod
@@ -37,7 +37,7 @@ _SMALL = 1024
 Larger results are left to TVM."""
 
 _RANDOM = defs.OpSchema.NodeDeterminism.NonDeterministic
-_HALF, _SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+_SHORT, _SINGLE = (TensorProto.FLOAT16, TensorProto.BFLOAT16), TensorProto.FLOAT
 _COMPUTED = {
     TensorProto.FLOAT,
     TensorProto.DOUBLE,
@@ -51,7 +51,7 @@ _COMPUTED = {
     TensorProto.UINT32,
     TensorProto.UINT64,
 }
-"""Element types of tensors inside of a network; half precision is computed in single."""
+"""Element types of tensors inside of a network; numbers of 16 bits become single precision."""
 
 
 class Graph:
@@ -74,6 +74,8 @@ class Graph:
         What is left to compute, in order.
     inputs, outputs : list of str
         Tensors that are the network's inputs and outputs, in the model's order.
+    stored : str
+        The type of floating-point numbers that most elements of its constants have.
 
     Raises
     ------
@@ -100,6 +102,7 @@ class Graph:
         for tensor in [*graph.initializer, *map(_dense, graph.sparse_initializer)]:
             if tensor.name not in values:
                 self.set_known(tensor.name, _array(tensor))
+        self.stored = _most_stored(model)
         self.inputs = [value.name for value in graph.input if value.name not in self.known]
         for value in graph.input:
             if value.name not in self.known:
@@ -317,7 +320,7 @@ class Graph:
                 raise Refusal(f"its result is of type {_type_name(element)}")
         for name in filter(None, node.inputs):
             element = self.types[name].tensor_type.elem_type if name in self.types else _SINGLE
-            if element and element not in _COMPUTED and element != _HALF:
+            if element and element not in (*_COMPUTED, *_SHORT):
                 raise Refusal(f"its input is of type {_type_name(element)}")
         self.nodes.append(node)
 
@@ -464,7 +467,7 @@ class Graph:
         if too_large := _too_large(value.type):
             raise ModelError(f"input {value.name!r} {too_large}")
         kind = value.type.tensor_type.elem_type
-        if kind == _HALF:
+        if kind in _SHORT:
             self._aliases[value.name] = self.emit("Cast", value.name, to=_SINGLE)
         elif kind not in _COMPUTED:
             raise ModelError(
@@ -481,12 +484,13 @@ class Graph:
             raise ModelError(
                 f"output {value.name!r} has shape {shape_in(kind)}: it has no elements"
             )
-        if value.type.tensor_type.elem_type != _HALF:
+        declared = value.type.tensor_type.elem_type
+        if declared not in _SHORT:
             return name
-        half = self._fresh(name)
-        self.types[half] = helper.make_tensor_type_proto(_HALF, self.shape(name))
-        self.nodes.append(Node("Cast", [name], [half], {"to": _HALF}, value.name))
-        return half
+        short = self._fresh(name)
+        self.types[short] = helper.make_tensor_type_proto(declared, self.shape(name))
+        self.nodes.append(Node("Cast", [name], [short], {"to": declared}, value.name))
+        return short
 
 
 _DECIDING: dict[str, tuple[int, ...]] = {
@@ -577,7 +581,20 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray:
         value = numpy_helper.to_array(tensor)
     except Exception as error:  # Of any kind, where it is damaged.
         raise ModelError(f"the constant {tensor.name!r} is damaged ({said_by(error)})") from error
-    return value.astype(np.float32) if tensor.data_type == _HALF else value
+    return value.astype(np.float32) if tensor.data_type in _SHORT else value
+
+
+def _most_stored(model: onnx.ModelProto) -> str:
+    """Return the type of floating-point numbers that most elements of constants have."""
+    tensors = [*model.graph.initializer]
+    for node in model.graph.node:
+        tensors += [a.t for a in node.attribute if node.op_type == "Constant" and a.HasField("t")]
+    elements = Counter({kind: 0 for kind in (_SINGLE, *_SHORT)})
+    for tensor in tensors:
+        if tensor.data_type in elements:
+            elements[tensor.data_type] += prod(tensor.dims)
+    ((kind, _),) = elements.most_common(1)  # The first one of equals.
+    return str(helper.tensor_dtype_to_np_dtype(kind))
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
@@ -591,10 +608,10 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
 
 
 def _in_single(name: str, value: Any) -> Any:
-    """Return an attribute with single precision in place of half."""
-    if isinstance(value, TensorProto) and value.data_type == _HALF:
+    """Return an attribute with single precision in place of 16 bits."""
+    if isinstance(value, TensorProto) and value.data_type in _SHORT:
         return numpy_helper.from_array(_array(value), value.name)
-    return _SINGLE if name in ("to", "dtype", "output_dtype") and value == _HALF else value
+    return _SINGLE if name in ("to", "dtype", "output_dtype") and value in _SHORT else value
 
 
 def _has_graph(node: Node) -> bool:

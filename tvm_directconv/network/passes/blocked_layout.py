@@ -51,7 +51,7 @@ _POOLS = {
 }
 
 
-def blocked_layout(device: Device, threads: int, blocking: str | None) -> Any:
+def blocked_layout(device: Device, threads: int, blocking: str | None, denormals: str) -> Any:
     """Return the pass that chooses layouts and block sizes for a device.
 
     Parameters
@@ -62,9 +62,13 @@ def blocked_layout(device: Device, threads: int, blocking: str | None) -> Any:
         By how many threads the network is computed.
     blocking : str, optional
         Where block sizes come from; see :func:`tvm_directconv.resolution.resolve_blocking`.
+    denormals : str
+        What becomes of them, which not every instruction can; see :mod:`tvm_directconv.denormals`.
     """
 
-    return rewriting("directconv.BlockedLayout", device, threads, blocking)(BlockedLayout)
+    return rewriting("directconv.BlockedLayout", device, threads, blocking, denormals)(
+        BlockedLayout
+    )
 
 
 class BlockedLayout(Rewriter):
@@ -76,12 +80,18 @@ class BlockedLayout(Rewriter):
     """
 
     def __init__(
-        self, module: tvm.IRModule, device: Device, threads: int, blocking: str | None
+        self,
+        module: tvm.IRModule,
+        device: Device,
+        threads: int,
+        blocking: str | None,
+        denormals: str,
     ) -> None:
         super().__init__(module)
         self._device = device
         self._threads = threads
         self._blocking = blocking
+        self._denormals = denormals
         # From variables of the original to their forms, by block; None is the plain form.
         self._forms: dict[Any, dict[int | None, Any]] = {}
 
@@ -189,7 +199,7 @@ class BlockedLayout(Rewriter):
                 if block is not None
                 else default_input_layout(workload, self._device)
             )
-        case = Case.of(workload, self._device, self._threads, layout, epilogue)
+        case = Case.of(workload, self._device, self._threads, layout, epilogue, self._denormals)
         manifest = ConvManifest.of(*resolve_blocking(self._blocking, case))
         weights, block = _constant(weight), manifest.output_layout.block
         assert block is not None

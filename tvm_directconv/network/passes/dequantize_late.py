@@ -18,6 +18,18 @@ _MOVING = ("relax.reshape", "relax.permute_dims")
 _OF_TWO = ("relax.add", "relax.multiply")
 
 
+def moves(call: Any) -> bool:
+    """Return whether an operator only moves the numbers of its first operand."""
+    return op_name(call) in _MOVING
+
+
+def chooses(call: Any) -> bool:
+    """Return whether an operator only chooses among the numbers of its first operand."""
+    return op_name(call) in _CHOOSING or (
+        op_name(call) == "relax.image.resize2d" and call.attrs.method == "nearest_neighbor"
+    )
+
+
 @rewriting("directconv.DequantizeLate")
 class DequantizeLate(Rewriter):
     """Move dequantisation behind operators that give the same on whole numbers.
@@ -55,7 +67,7 @@ class DequantizeLate(Rewriter):
             argument if place in kept else self._folded(argument)
             for place, argument in enumerate(found.args)
         ]
-        bound = self.emit(_called(found, arguments), like=variable)
+        bound = self.emit(called(found, arguments), like=variable)
         if kept:
             self._sums.add(bound)
         return bound
@@ -78,7 +90,7 @@ class DequantizeLate(Rewriter):
         source = self._of(call.args[0]) if call.args else None
         if source is None:
             return call
-        if name in _MOVING:
+        if moves(call):
             return self._placed(variable, call, source)
         if not source.meaning.by_tensor:
             return call
@@ -86,10 +98,8 @@ class DequantizeLate(Rewriter):
             zero = constant(np.asarray(source.meaning.zero_point.reshape(())))
             limited = self.emit(relax.op.maximum(source.numbers, zero))
             return Quantized(limited, source.meaning)
-        if name in _CHOOSING or (
-            name == "relax.image.resize2d" and call.attrs.method == "nearest_neighbor"
-        ):
-            chosen = _called(call, [source.numbers, *call.args[1:]])
+        if chooses(call):
+            chosen = called(call, [source.numbers, *call.args[1:]])
             return Quantized(self.emit(chosen), source.meaning)
         return call
 
@@ -111,7 +121,7 @@ class DequantizeLate(Rewriter):
                 parts = [self._again(part, meaning) for part in made.args[0].fields]
                 return relax.op.concat(parts, int(made.attrs.axis))
             if name in (*_MOVING, *_CHOOSING):
-                return _called(made, [self._again(made.args[0], meaning), *made.args[1:]])
+                return called(made, [self._again(made.args[0], meaning), *made.args[1:]])
         return meaning.quantize(x)
 
     def _alone(self, x: Any) -> bool:
@@ -151,7 +161,7 @@ class DequantizeLate(Rewriter):
             meaning = meaning.along(places[0])
         values = source.value
         if values is None:
-            moved = _called(call, [source.numbers, *call.args[1:]])
+            moved = called(call, [source.numbers, *call.args[1:]])
             return Quantized(self.emit(moved), meaning)
         values = values.transpose(order) if moving else values.reshape(after)
         return Quantized(constant(values), meaning)
@@ -187,9 +197,9 @@ class DequantizeLate(Rewriter):
         return constant(found.meaning.real(found.value))
 
 
-def _called(call: Any, arguments: list[Any]) -> Any:
+def called(call: Any, arguments: list[Any]) -> Any:
     """Return a call of other arguments."""
-    return Call(call.op, arguments, attrs=call.attrs, ty_args=call.ty_args)
+    return Call(call.op, arguments, attrs=call.attrs, ty_args=call.ty_args, span=call.span)
 
 
 def weights_of(weight: Quantized) -> np.ndarray | None:

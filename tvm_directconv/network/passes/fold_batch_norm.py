@@ -77,7 +77,7 @@ class FoldBatchNorm(Rewriter):
         self._note(variable, conv)
         x = conv.call.args[0]
         weight = constant(conv.weight.astype(np.float32))
-        convolved = Call(conv.call.op, [x, weight], attrs=conv.call.attrs)
+        convolved = Call(conv.call.op, [x, weight], attrs=conv.call.attrs, span=conv.call.span)
         if not conv.shift.any():
             return convolved
         shift = constant(conv.shift.astype(np.float32).reshape(1, -1, 1, 1))

@@ -316,7 +316,8 @@ class FuseConvolutions(Rewriter):
         workload = replace(workload_of(call), dtype=_precision(chain))
         attributes = ConvAttributes(workload, chain.epilogue(), quantization=chain.quantization())
         weight = constant(chain.weight)
-        return conv2d(attributes, self._input(chain, call), weight, *self._operands(chain))
+        operands = [self._input(chain, call), weight, *self._operands(chain)]
+        return conv2d(attributes, *operands, span=call.span)
 
     def _dense(self, chain: _Chain, call: Any) -> Any:
         x, matrix = call.args
@@ -344,7 +345,8 @@ class FuseConvolutions(Rewriter):
             quantization=chain.quantization(),
         )
         weights = constant(chain.weight.T.reshape(out_channels, in_channels, 1, 1))
-        result = conv2d(attributes, pixels, weights, *self._operands(chain))
+        operands = [pixels, weights, *self._operands(chain)]
+        result = conv2d(attributes, *operands, span=call.span)
         if rows > 1:
             result = relax.op.permute_dims(self.emit(result), (0, 2, 3, 1))
         return relax.op.reshape(self.emit(result), (*leading, out_channels))

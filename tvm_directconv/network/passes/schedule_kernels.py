@@ -33,7 +33,7 @@ def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
         functions = {}
         for variable, function in module.functions.items():
             if isinstance(function, PrimFunc) and KERNEL in function.attrs:
-                function = _convolution(function, device, threads)
+                function = _convolution(function, device, threads, denormals)
             elif isinstance(function, PrimFunc):
                 function = schedule_general(function, lanes, threads)
             if isinstance(function, PrimFunc):
@@ -44,10 +44,17 @@ def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
     return tvm.transform.module_pass(transform, opt_level=0, name="directconv.ScheduleKernels")
 
 
-def _convolution(function: Any, device: Device, threads: int) -> Any:
+def _convolution(function: Any, device: Device, threads: int, denormals: str) -> Any:
     text = function.attrs[KERNEL]
     attributes = ConvAttributes.from_json(text)
     assert attributes.blocking is not None
-    case = Case(attributes.workload, device, threads, attributes.input_layout, attributes.epilogue)
+    case = Case(
+        attributes.workload,
+        device,
+        threads,
+        attributes.input_layout,
+        attributes.epilogue,
+        denormals,
+    )
     (result,) = scheduled(Tiling(case, attributes.blocking)).mod.functions.values()
     return result.with_attr(KERNEL, text).without_attr("global_symbol").without_attr("target")

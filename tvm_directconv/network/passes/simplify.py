@@ -8,7 +8,17 @@ from tvm.ir.expr import GenericConst, Var
 from tvm.tirx import FloatImm
 from tvm_ffi import structural_walk
 
-from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of, value_of
+from ..rewriter import (
+    Rewriter,
+    constant,
+    dtype_of,
+    named,
+    node_of,
+    op_name,
+    rewriting,
+    shape_of,
+    value_of,
+)
 
 _op = relax.op
 
@@ -181,7 +191,8 @@ class Simplify(Rewriter):
             return call
         rows, columns = weight.shape[2:]
         each = weight.transpose(1, 2, 3, 0).reshape(-1, weight.shape[0], 1, 1)
-        made = self.emit(_op.nn.conv2d(call.args[0], constant(each)))
+        convolved = _op.nn.conv2d(call.args[0], constant(each))
+        made = self.emit(named(convolved, node_of(call)))
         split = self.emit(_op.reshape(made, (n, channels, rows, columns, height, width)))
         placed = self.emit(_op.permute_dims(split, (0, 1, 4, 2, 5, 3)))
         return _op.reshape(placed, (n, channels, *output))
@@ -237,16 +248,14 @@ class Simplify(Rewriter):
                 else constant(array.reshape(n, c, 1, w))
             )
         left, right = (int(p) for p in attrs.padding)
-        rows = self.emit(
-            _op.nn.conv2d(
-                *operands,
-                strides=(1, int(attrs.strides[0])),
-                padding=(0, left, 0, right),
-                dilation=(1, int(attrs.dilation[0])),
-                groups=attrs.groups,
-            )
+        rows = _op.nn.conv2d(
+            *operands,
+            strides=(1, int(attrs.strides[0])),
+            padding=(0, left, 0, right),
+            dilation=(1, int(attrs.dilation[0])),
+            groups=attrs.groups,
         )
-        return _op.reshape(rows, shape_of(variable))
+        return _op.reshape(self.emit(named(rows, node_of(call))), shape_of(variable))
 
 
 def _single(expression: Any) -> Any:

@@ -1,6 +1,8 @@
 """Quantised networks: whole numbers from the first quantisation to the last, as ONNX Runtime's."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +12,8 @@ from quantized_models import MODELS, OPERATORS, QDQ, Quantized, by_onnxruntime
 
 import tvm_directconv as dc
 from tvm_directconv.deploy.emulated import emulated
+from tvm_directconv.errors import LibraryError, ModelError
+from tvm_directconv.quantization import Quantization
 
 SHAPE = (1, 3, 23, 19)
 
@@ -85,3 +89,65 @@ def test_bits_are_the_same_on_all_processors(
     model = g.made(*MODELS[name](g))
     threads = 2 if device in ("haswell", "cortex-a72") else 1
     assert_equal(as_computed(model, device, tmp_path, threads), by_onnxruntime(model, x=image()))
+
+
+def between(g: Quantized, *weight: int, bias: str = "") -> str:
+    """Return a convolution of the image, in floats between quantisations."""
+    kernel = g.node("DequantizeLinear", *g.weight(*weight), axis=0)
+    return str(g.node("Conv", g.real(g.image()), kernel, *filter(None, [bias])))
+
+
+def test_what_is_no_number_becomes_the_least(tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *SHAPE)
+    roots = g.quantized(g.node("Sqrt", between(g, 16, 3, 3, 3)))
+    table = g.quantized(g.node("Sqrt", g.real(g.conv(g.image(), 8, 3, 3, 3))))
+    model = g.made(roots, table)
+    expected = by_onnxruntime(model, x=image())
+    assert all((array == 0).mean() > 0.3 for array in expected)
+    assert_equal(compiled(model, tmp_path).run(image()), expected)
+
+
+def test_biases_of_floats_are_counted_in_units_of_sums(tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *SHAPE)
+    y = g.quantized(between(g, 16, 3, 3, 3, bias=g.constant(g.rng.normal(0, 0.3, 16))))
+    model = g.made(y)
+    network = compiled(model, tmp_path, check=True)
+    assert sum("uint8" in layer.workload for layer in network.manifest.layers) == 1
+    difference = network.run(image()).astype(int) - by_onnxruntime(model, x=image())[0]
+    assert np.abs(difference).max() <= 1 and np.count_nonzero(difference) < 0.01 * difference.size
+
+
+def test_a_wrong_zero_point_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = Quantized(QDQ, np.uint8, *SHAPE)
+    path = saved(g.made(*MODELS["residual"](g)), tmp_path)
+    right = Quantization.output_range
+
+    def wrong(self: Quantization, *arguments: Any) -> np.ndarray:
+        return right(replace(self, output_zero_point=self.output_zero_point + 1), *arguments)
+
+    monkeypatch.setattr(Quantization, "output_range", wrong)
+    with pytest.raises(LibraryError, match="the library is wrong"):
+        dc.compile_network(path, tmp_path / "wrong.so")
+
+
+def test_weights_that_an_instruction_does_not_multiply_are_refused(tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *SHAPE)
+    weight = g.constant(np.full((16, 3, 3, 3), -128), dtype=np.int8)
+    kernel = g.node("DequantizeLinear", weight, g.constant(0.002), g.constant(0, dtype=np.int8))
+    model = g.made(g.quantized(g.node("Conv", g.real(g.image()), kernel), 3))
+    assert_equal(compiled(model, tmp_path).run(image()), by_onnxruntime(model, x=image()))
+    with pytest.raises(ModelError, match=r"conv3 cannot .* cortex-a72: the weight has -128"):
+        dc.compile_network(saved(model, tmp_path), tmp_path / "a.so", "cortex-a72")
+
+
+def test_weights_with_a_zero_point_are_whole_numbers_if_they_fit(tmp_path: Path) -> None:
+    for zero, types in ((128, ["uint8"]), (117, [""])):
+        g = Quantized(QDQ, np.uint8, *SHAPE)
+        weight = g.constant(g.rng.integers(0, 255, (16, 3, 3, 3), endpoint=True), dtype=np.uint8)
+        point = g.constant(zero, dtype=np.uint8)
+        kernel = g.node("DequantizeLinear", weight, g.constant(0.002), point)
+        model = g.made(g.quantized(g.node("Conv", g.real(g.image()), kernel)))
+        network = compiled(model, tmp_path)
+        assert_equal(network.run(image()), by_onnxruntime(model, x=image()))
+        layers = [layer.workload for layer in network.manifest.layers if layer.workload]
+        assert [layer.partition("_")[0] if "_" in layer else "" for layer in layers] == types

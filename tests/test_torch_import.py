@@ -148,7 +148,7 @@ def test_quantised_models_compute_in_whole_numbers(torch: Any, tmp_path: Path) -
     x = torch.randn(1, 3, 13, 11, generator=random)
     program = torch.export.export(Quantised(), (x,))
     torch.export.save(program, tmp_path / "model.pt2")
-    manifest = dc.compile_network(tmp_path / "model.pt2", tmp_path / "model.so", check=False)
+    manifest = dc.compile_network(tmp_path / "model.pt2", tmp_path / "model.so")
     (workload,) = (layer.workload for layer in manifest.layers if layer.workload)
     assert workload.startswith("uint8_")
     found = dc.load_network(tmp_path / "model.so").run(x.numpy())

@@ -2,16 +2,18 @@
 
 The reference is ONNX Runtime for ONNX files, without its optimizations: it computes the model as it
 is written, operator by operator, so a fusion that is wrong there is not held against us, and it is
-ready soonest. For files of ``torch.export`` it is PyTorch.
+ready soonest. Quantised models it computes in whole numbers only with them. For files of
+``torch.export`` it is PyTorch.
 
 An error is the root mean square of the differences over that of the reference's output. That sees a
 single wrong number in a million, and a few numbers that flip where values tie, as indices of maxima
 do, do not make it large. Rounding explains ``16 eps sqrt(steps)`` of float32, where sums are long,
-and ``2 eps sqrt(steps)`` of coarser types, which each step rounds to. If there is more, the
-reference is asked how much it moves itself when inputs and weights are moved by as much as rounding
-does: networks that amplify that, and quantised ones, in which it tips values over, may differ by
-some times as much. If there is more still, ONNX's own implementation decides: runtimes do not
-follow the standard everywhere.
+and ``2 eps sqrt(steps)`` of coarser types, which each step rounds to. Where the reference computes
+floats between quantisations, some numbers in a hundred may be another one: ``2^-9 sqrt(steps)``. If
+there is more, the reference is asked how much it moves itself when inputs and weights are moved by
+as much as rounding does: networks that amplify that, and quantised ones, in which it tips values
+over, may differ by some times as much. If there is more still, ONNX's own implementation decides:
+runtimes do not follow the standard everywhere.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +39,7 @@ _SEED = 0
 _EPSILON = 2.0**-23
 # What a step may lose: in the sums of a convolution, as float32; and where it rounds to its type.
 _SUMS = 16 * _EPSILON
-_ROUNDED = {"float32": _SUMS, "float16": 2 * 2.0**-10, "bfloat16": 2 * 2.0**-7}
+_ROUNDED = {"float32": _SUMS, "float16": 2 * 2.0**-10, "bfloat16": 2 * 2.0**-7, "int8": 2.0**-9}
 # How far numbers are moved to see how the reference moves; how often; and how many times as much a
 # library may differ.
 _MOVED, _TIMES, _MORE = 32 * _EPSILON, 3, 4
@@ -73,7 +75,7 @@ def check_library(
     values : mapping or None
         Inputs of the model that are constants in the library.
     precision : str
-        The coarsest type of floating-point numbers in the model.
+        The coarsest type that the model's numbers are rounded to.
     asked : bool or None
         True to check it in an emulator, too, and to fail if it cannot be checked; None to check it
         where that is possible; False not to.
@@ -93,7 +95,7 @@ def check_library(
         return Check(note="it was not asked for")
     try:
         run = _runs(library, manifest, asked, link)
-        return _compared(manifest, _reference(model, values), precision, run)
+        return _compared(manifest, _reference(model, values, precision), precision, run)
     except Unavailable as reason:
         if asked:
             raise ModelError(
@@ -149,7 +151,7 @@ def _runs(
 class _OnnxReference:
     """ONNX Runtime, and a file that it reads."""
 
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, values: Mapping[str, Any], optimized: bool) -> None:
         try:
             import onnxruntime
         except Exception as error:  # It may be installed for another NumPy.
@@ -160,6 +162,7 @@ class _OnnxReference:
 
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._path = path
+        self._optimized = optimized
         self._known = input_values_of(path, values)
 
     def runner(
@@ -173,7 +176,7 @@ class _OnnxReference:
             If ONNX Runtime cannot run it; the function that is returned does so, too.
         """
         source = str(self._path) if moved is None else _moved_onnx(self._path, moved)
-        made = self._tried(session, source)
+        made = self._tried(session, source, optimized=self._optimized)
         names = [port.name for port in manifest.inputs]
         outputs = [port.name for port in manifest.outputs]
         return lambda inputs: self._tried(
@@ -247,12 +250,14 @@ class _TorchReference:
         raise Unavailable("PyTorch says itself what is right")
 
 
-def _reference(model: Any, values: Mapping[str, Any] | None) -> _OnnxReference | _TorchReference:
+def _reference(
+    model: Any, values: Mapping[str, Any] | None, precision: str
+) -> _OnnxReference | _TorchReference:
     if not isinstance(model, str | Path):
         raise Unavailable("there is nothing to compare a Relax module with")
     if Path(model).suffix == ".pt2":
         return _TorchReference(Path(model))
-    return _OnnxReference(Path(model), values or {})
+    return _OnnxReference(Path(model), values or {}, optimized=precision == "int8")
 
 
 def _moved_onnx(path: Path, rng: np.random.Generator) -> bytes:

@@ -18,6 +18,7 @@ from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
 from ..kinds import shown
 from ..manifest import manifest_path
+from ..precision import FLOAT32, INT8
 from ..workload import ConvWorkload, model_layer_name
 from .check import check_library
 from .manifest import Check, Layer, NetworkManifest
@@ -232,12 +233,13 @@ def plan(
     dtype: str | None = None,
     keep: Collection[str | int] = (),
 ) -> tuple[Any, str]:
-    """Return the program of a model, and the coarsest type that it computes in.
+    """Return the program of a model, and the coarsest type that its numbers are rounded to.
 
     Parameters and errors are those of :func:`compile_network`.
     """
     from .passes.convert_precision import checked_dtype, precision_of
     from .pipeline import planned
+    from .quantized import is_quantized
     from .rewriter import coarsest, compiling, types_of
 
     checked_dtype(dtype, device)
@@ -245,14 +247,17 @@ def plan(
 
     module = import_model(model, input_shapes, input_values)
 
-    stored = precision_of(module, device, dtype).pixel.name
+    types = {precision_of(module, device, dtype).pixel.name, *types_of(module)}
+    rounded = coarsest(types)
+    if rounded == FLOAT32.name and is_quantized(module):
+        rounded = INT8.name
 
     def lowered(module: Any) -> Any:
         return planned(module, device, threads, blocking, denormals, dtype, kept)
 
     try:
         with compiling("the network"):
-            return lowered(module), coarsest({stored, *types_of(module)})
+            return lowered(module), rounded
     except ModelError as error:
         if not _is_onnx(model):
             raise

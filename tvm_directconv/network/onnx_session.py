@@ -11,7 +11,7 @@ _LARGEST = 2**31 - 1
 """Bytes of an ONNX file."""
 
 
-def session(source: str | bytes, simplified: Path | None = None) -> Any:
+def session(source: str | bytes, simplified: Path | None = None, optimized: bool = False) -> Any:
     """Return ONNX Runtime's session of a model, on one core each of those that may be used.
 
     Parameters
@@ -21,6 +21,8 @@ def session(source: str | bytes, simplified: Path | None = None) -> Any:
     simplified : Path, optional
         Where the model is written to without what it needs not compute, such as batch norms after
         convolutions. If not given, nothing is left out.
+    optimized : bool
+        Whether operators are fused, as for users: it computes in whole numbers only then.
 
     Returns
     -------
@@ -35,7 +37,9 @@ def session(source: str | bytes, simplified: Path | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    )
     if simplified:
         options.graph_optimization_level = levels.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(simplified)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from .rewriter import constant, op_name, shape_of, value_of
+from .rewriter import Rewriter, constant, op_name, shape_of, value_of
 
 DEQUANTIZE, QUANTIZE = "relax.dequantize", "relax.quantize"
 
@@ -68,10 +68,14 @@ class Meaning:
         return (numbers.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
-        """Return the numbers that stand for what is next to values, of whole tensors."""
+        """Return the numbers that stand for what is next to values, of whole tensors.
+
+        What is no number becomes the least one.
+        """
         scale, zero_point = self.scale.item(), self.zero_point.item()
         info = np.iinfo(self.zero_point.dtype)
         found = np.rint(values.astype(np.float32) / np.float32(scale)) + zero_point
+        found = np.nan_to_num(found, nan=info.min, posinf=np.inf, neginf=-np.inf)
         return np.clip(found, info.min, info.max).astype(info.dtype)
 
     def quantize(self, x: Any) -> Any:
@@ -131,3 +135,8 @@ def meaning_of(call: Any) -> Meaning | None:
         return None
     rank = len(shape_of(call.args[0]))
     return Meaning(scale, zero_point, int(call.attrs.axis) % max(rank, 1))
+
+
+def is_quantized(module: Any) -> bool:
+    """Return whether anything of a network is quantised."""
+    return any(op_name(value) == QUANTIZE for _, value in Rewriter(module).bindings)

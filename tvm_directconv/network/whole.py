@@ -226,7 +226,10 @@ def quantize(x: Any, scale: Any, zero_point: Any, axis: int, dtype: str) -> Any:
         zero = at_axis(zero_point, at).astype("int32")
         low, high = (tirx.const(limit, "int32") - zero for limit in (least, most))
         value = x(*at).astype("float32") / at_axis(scale, at).astype("float32")
-        value = limited(value, low.astype("float32"), high.astype("float32"))
+        low, high = low.astype("float32"), high.astype("float32")
+        # As by ONNX Runtime, what is no number becomes the least one.
+        value = tirx.Select(value > low, value, low)
+        value = tirx.Select(value < high, value, high)
         return (rounded(value) + (zero - ROUNDING_BITS)).astype(dtype)
 
     return te.compute(x.shape, element, name="quantize")

@@ -11,6 +11,7 @@ from tvm.ir.expr import Call, Var
 from ...case import Case, default_input_layout
 from ...conv_manifest import ConvManifest
 from ...epilogue import BIAS
+from ...errors import ArgumentError, ModelError
 from ...hardware.device import Device
 from ...layout import ActivationLayout
 from ...precision import FLOAT32
@@ -37,6 +38,7 @@ from ..rewriter import (
     REORDERS,
     Rewriter,
     constant,
+    node_of,
     op_name,
     rewriting,
     shape_of,
@@ -203,7 +205,13 @@ class BlockedLayout(Rewriter):
         manifest = ConvManifest.of(*resolve_blocking(self._blocking, case))
         weights, block = _constant(weight), manifest.output_layout.block
         assert block is not None
-        manifest.check_weight(weights)
+        try:
+            manifest.check_weight(weights)
+        except ArgumentError as error:
+            raise ModelError(
+                f"{node_of(call) or workload} cannot be compiled for {self._device.name}: {error}. "
+                "Quantise with symmetric weights, as tvm-directconv quantize does"
+            ) from None
         given = dict(zip((operand.name for operand in epilogue.asked), others, strict=True))
         bias = _constant(given[BIAS.name]) if BIAS.name in given else None
         meaning = attributes.quantization or Quantization()

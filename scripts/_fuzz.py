@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from onnx_quantized import qlinear_conv
+from quantized_models import OPERATORS, QDQ, Quantized, by_onnxruntime, grown
 
 import tvm_directconv as dc
 from tvm_directconv.deploy.emulated import emulated
@@ -40,7 +41,7 @@ class Wrong(Exception):
 def main() -> int:
     warnings.simplefilter("ignore", dc.ModelWarning)
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
-    parser.add_argument("what", choices=("layers", "quantized", "networks"))
+    parser.add_argument("what", choices=CASES)
     parser.add_argument("--count", type=int, default=100, help="of cases; default: 100")
     parser.add_argument("--first", type=int, default=0, help="number of the first; default: 0")
     parser.add_argument(
@@ -49,9 +50,7 @@ def main() -> int:
     parser.add_argument("--device", action="append", help="instead of those; may be given again")
     args = parser.parse_args()
     devices = args.device or (list(EMULATED) if args.emulate else runnable())
-    case: Callable[..., str] = {"layers": layer, "quantized": quantized, "networks": network}[
-        args.what
-    ]
+    case = CASES[args.what]
     outcomes: Counter[str] = Counter()
     failures = []
     with tempfile.TemporaryDirectory(prefix="tvm_directconv-") as scratch:
@@ -679,6 +678,49 @@ def network(
     if difference(found, standard):
         raise Wrong(wrong)
     return "right by the standard, not by ONNX Runtime"
+
+
+def quantized_network(
+    rng: np.random.Generator, device: str, emulate: bool, scratch: Path, described: list[str]
+) -> str:
+    """Compare a quantised network with ONNX Runtime, bit by bit."""
+    import onnx
+
+    form, dtype = pick(rng, ((QDQ, np.uint8), (OPERATORS, np.uint8), (OPERATORS, np.int8)))
+    shape = 1, pick(rng, (1, 3, 4, 13, 24)), pick(rng, SIZES[2:]), pick(rng, SIZES[2:])
+    g = Quantized(form, dtype, *shape, seed=int(rng.integers(2**31)))
+    model = g.made(*grown(g, int(rng.integers(2, 12))))
+    described += [form, np.dtype(dtype).name, str(shape)]
+    described += [
+        node.op_type for node in model.graph.node if "quantize" not in node.op_type.lower()
+    ]
+    x = rng.standard_normal(shape).astype(np.float32)
+    wanted = by_onnxruntime(model, x=x)
+    path, library = scratch / "model.onnx", scratch / "model.so"
+    onnx.save(model, str(path))
+    threads = pick(rng, (1, 1, 2))
+    m = dc.compile_network(path, library, device, threads=threads, check=False)
+    if emulate:
+        shapes, types = [port.shape for port in m.outputs], [port.dtype for port in m.outputs]
+        options = {"output_types": types, "scratch_bytes": m.arena_bytes}
+        found, _, _ = emulated(library, m, "main", [x], shapes, **options)
+    else:
+        result = dc.load_network(library).run(x)
+        found = list(result) if isinstance(result, tuple) else [result]
+    for one, right in zip(found, wanted, strict=True):
+        if one.dtype != right.dtype or not np.array_equal(one, right):
+            different = np.count_nonzero(one != right)
+            raise Wrong(f"{different} of {right.size} outputs differ from ONNX Runtime's")
+    return "right"
+
+
+CASES: dict[str, Callable[..., str]] = {
+    "layers": layer,
+    "quantized": quantized,
+    "networks": network,
+    "quantized-networks": quantized_network,
+}
+"""What is made at random, compiled and compared, by name."""
 
 
 def difference(found: list[np.ndarray], wanted: list[np.ndarray]) -> str:

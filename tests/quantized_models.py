@@ -232,3 +232,96 @@ MODELS: dict[str, Callable[[Quantized], list[Tensor]]] = {
     model.__name__: model for model in (residual, narrow, inception, squeeze, moved)
 }
 """What grows of an image, by name."""
+
+
+def grown(g: Quantized, steps: int) -> list[Tensor]:
+    """Let a random model grow by so many operators; return what nothing reads."""
+    rng = g.rng
+    sizes = {}  # of tensors: channels, rows, columns
+    ends = {}
+
+    def note(made: Tensor, channels: int, rows: int, columns: int, *read: Tensor) -> None:
+        sizes[made] = channels, rows, columns
+        ends[made] = made
+        for each in read:
+            ends.pop(each, None)
+
+    _, channels, rows, columns = (d.dim_value for d in _sizes(g))
+    note(g.image(), channels, rows, columns)
+
+    def convolved(x: Tensor) -> None:
+        channels, rows, columns = sizes[x]
+        kernel = [
+            int(rng.choice([k for k in (1, 1, 2, 3, 3, 5) if k <= n])) for n in (rows, columns)
+        ]
+        pads = [int(rng.integers(0, kernel[axis % 2])) for axis in range(4)]
+        stride = [int(rng.choice([1, 1, 2])) for _ in range(2)]
+        groups = int(rng.choice([n for n in (1, 1, 1, 2, 4, channels) if channels % n == 0]))
+        out = channels if groups == channels else groups * int(rng.integers(1, 40 // groups + 2))
+        relu = bool(rng.integers(2))
+        y = g.conv(
+            x,
+            out,
+            channels // groups,
+            *kernel,
+            group=groups,
+            pads=pads,
+            strides=stride,
+            relu=relu,
+            zero=g.info.min if relu else None,
+        )
+        after = [
+            (n + pads[axis] + pads[axis + 2] - kernel[axis]) // stride[axis] + 1
+            for axis, n in enumerate((rows, columns))
+        ]
+        note(y, out, *after, x)
+
+    def combined(x: Tensor) -> None:
+        alike = [y for y in sizes if sizes[y] == sizes[x]]
+        y = alike[int(rng.integers(len(alike)))]
+        kind = str(rng.choice(["Add", "Add", "Mul"]))
+        note(g.of(kind, *rng.permutation([x, y]).tolist(), spread=2), *sizes[x], x, y)
+
+    def joined(x: Tensor) -> None:
+        alike = [y for y in sizes if sizes[y][1:] == sizes[x][1:]]
+        parts = [x, *(alike[int(rng.integers(len(alike)))] for _ in range(int(rng.integers(1, 3))))]
+        channels = sum(sizes[part][0] for part in parts)
+        if channels <= 100:
+            note(g.of("Concat", *parts, axis=1, spread=1.5), channels, *sizes[x][1:], *parts)
+
+    def pooled(x: Tensor) -> None:
+        channels, rows, columns = sizes[x]
+        if min(rows, columns) < 3:
+            return
+        window = {
+            "kernel_shape": [3, 2],
+            "strides": [int(rng.integers(1, 3)), 1],
+            "pads": [1, 0, 1, 1],
+        }
+        after = [(rows + 2 - 3) // window["strides"][0] + 1, columns]
+        if rng.integers(2):
+            y = g.kept("MaxPool", x, **window)
+        else:
+            y = g.of("AveragePool", x, **window, count_include_pad=int(rng.integers(2)), spread=0.7)
+        note(y, channels, *after, x)
+
+    def squeezed(x: Tensor) -> None:
+        channels = sizes[x][0]
+        y = g.of("GlobalAveragePool", x, spread=0.5)
+        y = g.conv(y, channels, channels, 1, 1)
+        note(g.of("Mul", x, y), *sizes[x], x)
+
+    def passed(x: Tensor) -> None:
+        note(g.of("LeakyRelu", x, alpha=float(rng.uniform(0.01, 0.5))), *sizes[x], x)
+
+    kinds = [convolved] * 6 + [combined] * 3 + [joined, pooled, pooled, squeezed, passed]
+    for _ in range(steps):
+        tensors = list(sizes)[-4:]
+        kinds[int(rng.integers(len(kinds)))](tensors[int(rng.integers(len(tensors)))])
+    if len(ends) == 1 and next(iter(sizes)) in ends:
+        convolved(next(iter(sizes)))
+    return list(ends)
+
+
+def _sizes(g: Quantized) -> Any:
+    return g.inputs["x"].type.tensor_type.shape.dim

@@ -286,6 +286,7 @@ def _compared(case: Case, found: Outcome, network: _Network, library: Any) -> Ou
         weight_bytes=0,
         im2col_bytes=0,
         reorders=0,
+        conversions=0,
         layers=(),
         multiply_adds=0,
         unscheduled=(),

@@ -29,12 +29,19 @@ class Tensor:
 class Quantized(Graph):
     """A quantised model that grows node by node.
 
-    Operators stand between DequantizeLinear and QuantizeLinear, or are those on whole numbers.
+    Operators stand between DequantizeLinear and QuantizeLinear, or are those on whole numbers. The
+    input is quantised, or of whole numbers itself.
     """
 
-    def __init__(self, form: str, dtype: Any, *shape: int, seed: int = 1) -> None:
+    def __init__(
+        self, form: str, dtype: Any, *shape: int, seed: int = 1, whole: bool = False
+    ) -> None:
         super().__init__(x=shape)
         self.form, self.dtype = form, np.dtype(dtype)
+        self.whole = whole
+        if whole:
+            kind = helper.np_dtype_to_tensor_dtype(self.dtype)
+            self.inputs["x"] = helper.make_tensor_value_info("x", kind, shape)
         self.rng = np.random.default_rng(seed)
         self.info = np.iinfo(self.dtype)
 
@@ -53,7 +60,7 @@ class Quantized(Graph):
         return str(self.node("DequantizeLinear", *x.names))
 
     def image(self, zero: int | None = None) -> Tensor:
-        return self.quantized("x", 1, zero)
+        return Tensor("x", *self.meaning(1, zero)) if self.whole else self.quantized("x", 1, zero)
 
     def weight(self, *shape: int, axis: int = 0) -> list[str]:
         """Add weights and what they stand for, for each channel."""

@@ -17,6 +17,7 @@ from conftest import change_manifest
 from hostile import damaged, refusals, remodelled, rewritten, spliced
 from onnx_models import Graph, saved
 from PIL import Image
+from quantized_models import QDQ, Quantized
 
 import tvm_directconv as dc
 from tvm_directconv import cache
@@ -68,9 +69,10 @@ def layer_manifest(folder: Path) -> Case:
 
 
 def network_manifest(folder: Path) -> Case:
-    g = Graph(x=(1, 8, 4, 4))
+    g = Quantized(QDQ, np.uint8, 1, 8, 4, 4, whole=True)
     path = folder / "a.so"
-    dc.compile_network(saved(g.model(g.conv("x", 8, 8, 1, 1)), folder), path, blocking="model")
+    model = g.made(g.conv(g.image(), 8, 8, 1, 1))
+    dc.compile_network(saved(model, folder), path, blocking="model")
     right = Path(f"{path}.json")
     return right.read_bytes(), placed(right, lambda _: NetworkManifest.read(path))
 
@@ -105,6 +107,8 @@ def sealed_network_manifest(folder: Path) -> Case:
         network = dc.load_network(folder / "a.so")
         if sum(port.nbytes for port in network.manifest.inputs) > 2**28:
             raise DirectConvError("more than a test should ask for")
+        for port in network.manifest.inputs:
+            port.quantize(np.zeros(port.shape))
         return network.run(*(np.zeros(port.shape, port.dtype) for port in network.manifest.inputs))
 
     return right, sealed(folder / "a.so.json", use)

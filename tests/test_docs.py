@@ -193,7 +193,7 @@ def follow(words: list[str]) -> None:
         _parse(words[1:])  # It takes hours.
     elif words[0] == "tvm-directconv":
         command(*words[1:])
-    elif words[0] in ("aarch64-linux-gnu-gcc", "cc", "make", "./app"):
+    elif words[0] in ("aarch64-linux-gnu-gcc", "cc", "make", "./app", "qemu-aarch64"):
         subprocess.run(words, check=True)
     else:
         assert words[:3] in NOT_FOLLOWED or words[0] == "scripts/test", words

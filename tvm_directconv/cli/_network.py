@@ -15,6 +15,7 @@ from ..errors import ArgumentError
 from ..images import IMAGES, Pixels, is_image, read_image, takes_images
 from ..kinds import printable
 from ..manifest import NETWORK, manifest_path, sort_of
+from ..network.check import drawn
 from ..network.manifest import NetworkManifest
 from ..network.network import Network, load_network
 from ..reference import max_error
@@ -166,7 +167,7 @@ def _inputs(manifest: NetworkManifest, args: argparse.Namespace) -> list[np.ndar
     if args.input:
         return read_arrays(args.input, manifest.inputs)
     rng = np.random.default_rng(args.seed)
-    return [rng.standard_normal(port.shape).astype(port.dtype) for port in manifest.inputs]
+    return [drawn(port, rng) for port in manifest.inputs]
 
 
 def _image(manifest: NetworkManifest, path: str, pixels: Pixels) -> np.ndarray:
@@ -176,7 +177,8 @@ def _image(manifest: NetworkManifest, path: str, pixels: Pixels) -> np.ndarray:
             f"--input is the image {path!r}, but the network's inputs are "
             f"{'; '.join(map(str, manifest.inputs))}: expected one of shape 1x3xHxW or 1xHxWx3"
         )
-    return read_image(path, port.shape, pixels)
+    image = read_image(path, port.shape, pixels)
+    return image if port.scale is None else port.quantize(image)
 
 
 def read_arrays(path: str, ports: tuple[Port, ...]) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from .. import files
 from ..convolution import SUFFIXES, build
 from ..denormals import MODES
 from ..errors import LibraryError, ModelError
+from ..network.manifest import NetworkManifest
 from ..precision import DTYPES
 from ..specs import is_model
 from ..workload import ConvWorkload
@@ -139,13 +140,12 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         status_line("")
     seconds = time.perf_counter() - begin
-    convolutions = [layer for layer in manifest.layers if layer.workload]
     size = _size(Path(args.output))
     _tell(
         args,
         f"{args.output}: {size:,} bytes in {time_of(seconds)}, for "
-        f"{manifest.device}, {len(manifest.layers)} steps with {len(convolutions)} convolutions, "
-        f"{manifest.reorders} reorders",
+        f"{manifest.device}, {len(manifest.layers)} steps with {_convolutions(manifest)}, "
+        f"{manifest.reorders} reorders, {manifest.conversions} conversions of types",
     )
     rows = [{"memory": name, "bytes": f"{size:,}"} for name, size in manifest.memory().items()]
     rows += [
@@ -161,6 +161,17 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
         "memory": manifest.memory(),
         **asdict(manifest),
     }
+
+
+def _convolutions(manifest: NetworkManifest) -> str:
+    """Return how many convolutions there are, and of which types if not all are of floats."""
+    found = manifest.types
+    text = f"{sum(count for count, _ in found.values())} convolutions"
+    if set(found) <= {"float32"}:
+        return text
+    whole = sum(work for _, work in found.values()) or 1
+    shares = (f"{count} in {t}: {work / whole:.1%}" for t, (count, work) in found.items())
+    return f"{text} ({'; '.join(shares)} of their multiply-adds)"
 
 
 def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:

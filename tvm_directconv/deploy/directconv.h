@@ -13,6 +13,7 @@
 #ifndef TVM_DIRECTCONV_H
 #define TVM_DIRECTCONV_H
 
+#include <math.h>
 #include <stddef.h>
 
 #ifdef __cplusplus
@@ -92,6 +93,24 @@ int directconv_check_weights(const directconv_weights *weights);
 
 /* Give the memory back. */
 void directconv_unmap(directconv_weights *weights);
+
+/* ---- Quantised numbers: q stands for scale * (q - zero_point). ---- */
+
+/* The number that stands for what is next to a value, half to even. Values beyond the range become
+ * its least or its greatest number; NaN, the least. */
+static inline int directconv_quantize(float value, float scale, int zero_point, int least,
+                                      int greatest) {
+    const float low = (float)(least - zero_point), high = (float)(greatest - zero_point);
+    float found = value / scale;
+    if (!(found > low)) found = low;
+    if (found > high) found = high;
+    return (int)lrintf(found) + zero_point;
+}
+
+/* What a number stands for. */
+static inline float directconv_dequantize(int number, float scale, int zero_point) {
+    return scale * (float)(number - zero_point);
+}
 
 #ifdef __cplusplus
 }

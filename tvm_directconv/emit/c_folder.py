@@ -78,6 +78,11 @@ class Argument:
         return self.port.nbytes // np.dtype(self.port.dtype).itemsize
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it is known what its numbers stand for."""
+        return self.port.scale is not None
+
+    @property
     def contents(self) -> str:
         """What a file with its values has to hold."""
         shape = " x ".join(map(str, self.port.shape)) or "1"
@@ -189,6 +194,7 @@ def header(
             f"/* {'Output' if a.is_output else 'Input'} {_comment(a.port.name)}: {a.port.dtype}, "
             f"{shape}; {_comment(a.note)}. */",
             f"#define {prefix}_{a.name.upper()}_ELEMENTS {a.elements}",
+            *(_quantization(name, a) if a.is_quantized else []),
             "",
         ]
     if program.arena_bytes:
@@ -217,6 +223,33 @@ def header(
         "",
     ]
     return "\n".join(lines)
+
+
+def _quantization(name: str, argument: Argument) -> list[str]:
+    """Return what a header says of quantised numbers, and what makes them of others."""
+    port, c_type = argument.port, argument.c_type
+    prefix = f"{name.upper()}_{argument.name.upper()}"
+    limits = np.iinfo(port.dtype)
+    meaning = f"{prefix}_SCALE, {prefix}_ZERO_POINT"
+    lines = [
+        "/* A number q stands for scale * (q - zero point). */",
+        f"#define {prefix}_SCALE {port.scale:.9e}f",
+        f"#define {prefix}_ZERO_POINT ({port.zero_point})",
+    ]
+    if argument.is_output:
+        return [
+            *lines,
+            f"static inline float {name}_dequantize_{argument.name}({c_type} number) {{",
+            f"    return directconv_dequantize(number, {meaning});",
+            "}",
+        ]
+    return [
+        *lines,
+        f"static inline {c_type} {name}_quantize_{argument.name}(float value) {{",
+        f"    return ({c_type})directconv_quantize(",
+        f"        value, {meaning}, {limits.min}, {limits.max});",
+        "}",
+    ]
 
 
 def _source(
@@ -257,7 +290,9 @@ def _example(
     outputs = [a for a in arguments if a.is_output]
     buffers = _buffers(program, arguments, name.upper())
     read = [
-        f"    read_input(argv[{n}], {a.variable}, sizeof {a.variable}, "
+        f"    read_{a.name}(argv[{n}]);"
+        if a.is_quantized
+        else f"    read_input(argv[{n}], {a.variable}, sizeof {a.variable}, "
         f'"{np.dtype(a.port.dtype).str}",\n               "{a.contents}");'
         for n, a in enumerate(inputs, start=1)
     ]
@@ -288,21 +323,47 @@ def _example(
         results += [
             f"    if (argc > {n}) write_output(argv[{n}], {a.variable}, sizeof {a.variable});",
             f'    print_largest_{a.c_type}("{a.name}", {a.variable}, {name.upper()}_'
-            f"{a.name.upper()}_ELEMENTS);",
+            f"{a.name.upper()}_ELEMENTS, {_meaning(name, a)});",
         ]
-    printer = (DEPLOY / "folder" / "printer.c").read_text(encoding="utf-8")
+    printer, reader = (
+        (DEPLOY / "folder" / f"{part}.c").read_text(encoding="utf-8")
+        for part in ("printer", "quantized")
+    )
+    readers = [_filled(reader, {"name": name, **_reading(a)}) for a in inputs if a.is_quantized]
     types = sorted({a.c_type for a in outputs})
     words = [f"{a.name}.in" for a in inputs] + [f"[{a.name}.out]" for a in outputs]
     return {
         "usage": shortened(" ".join([name, *words]), _MENTIONED),
         "buffers": "\n".join(buffers),
         "printers": "\n".join(printer.replace("@type@", c_type) for c_type in types),
+        "float": np.dtype(np.float32).str,
+        "readers": "\n".join(readers),
         "read": "\n".join(read),
         "inputs": str(len(inputs)),
         "outputs": str(len(outputs)),
         "threads": str(threads),
         "call": _call(name, program, arguments, weights),
         "results": "\n".join(results),
+    }
+
+
+def _meaning(name: str, argument: Argument) -> str:
+    """Return scale and zero point of an output, in C."""
+    if not argument.is_quantized:
+        return "0, 0"
+    prefix = f"{name.upper()}_{argument.name.upper()}"
+    return f"{prefix}_SCALE, {prefix}_ZERO_POINT"
+
+
+def _reading(argument: Argument) -> dict[str, str]:
+    """Return what stands for the placeholders of ``deploy/folder/quantized.c``."""
+    return {
+        "input": argument.name,
+        "variable": argument.variable,
+        "elements": str(argument.elements),
+        "type": np.dtype(argument.port.dtype).str,
+        "float": np.dtype(np.float32).str,
+        "contents": argument.contents,
     }
 
 
@@ -362,6 +423,8 @@ def write_folder(
     name = name_of(folder)
     triple = target_port(target["mtriple"])
     arguments = arguments_of(program, notes)
+    inputs_quantized = any(a.is_quantized for a in arguments if not a.is_output)
+    parts = {"weights": bool(program.weights), "quantized": inputs_quantized}
     kernels = {f"{symbol}.o": code for symbol, code in objects.values()}
     values = {
         "name": name,
@@ -392,7 +455,7 @@ def write_folder(
         _write(draft / f"{name}.c", _source(name, program, arguments, symbols, weights_id))
         for file in ("main.c", "Makefile", "CMakeLists.txt"):
             template = (DEPLOY / "folder" / file).read_text(encoding="utf-8")
-            _write(draft / file, _filled(template, values, bool(program.weights)))
+            _write(draft / file, _filled(template, values, parts))
         written = [path for path in draft.rglob("*") if path.is_file()]
         found = {path: folder / path.relative_to(draft) for path in written}
         files.place(found)
@@ -400,9 +463,15 @@ def write_folder(
             old.unlink()
 
 
-def _filled(template: str, values: Mapping[str, str], has_weights: bool) -> str:
+def _filled(
+    template: str, values: Mapping[str, str], parts: Mapping[str, bool] | None = None
+) -> str:
+    """Return a template with values in its places, and those of its parts that there are."""
     text = re.sub(
-        r"@if weights@\n(.*?)@end@\n", r"\1" if has_weights else "", template, flags=re.DOTALL
+        r"@if (\w+)@\n(.*?)@end@\n",
+        lambda match: match[2] if (parts or {})[match[1]] else "",
+        template,
+        flags=re.DOTALL,
     )
     return re.sub(r"@(\w+)@", lambda match: values[match[1]], text)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ArgumentError
 from ..kinds import printable
 from ..layout import ALIGNMENT
 
@@ -30,16 +31,59 @@ class Port:
     shape : tuple of int
     dtype : str
         As NumPy has it.
+    scale : float or None
+        Of quantised numbers q, which stand for ``scale * (q - zero_point)``; None if they stand for
+        themselves, or if it is not the same for all of them.
+    zero_point : int
+        The number that stands for 0.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    scale: float | None = None
+    zero_point: int = 0
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def quantize(self, values: np.ndarray) -> np.ndarray:
+        """Return the numbers that stand for what is next to values, half to even.
+
+        Values beyond the range of the type become its least or greatest number; NaN, the least.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no scale.
+        """
+        scale, limits = self._scale(), np.iinfo(self.dtype)
+        least, most = (np.float32(n - self.zero_point) for n in (limits.min, limits.max))
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = np.asarray(values, np.float32) / scale
+        found = np.fmin(np.fmax(found, least), most)
+        return (np.rint(found).astype(np.int32) + self.zero_point).astype(self.dtype)
+
+    def dequantize(self, numbers: np.ndarray) -> np.ndarray:
+        """Return what numbers stand for, float32.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no scale.
+        """
+        scale = self._scale()
+        return (np.asarray(numbers, np.int32) - self.zero_point).astype(np.float32) * scale
+
+    def _scale(self) -> np.float32:
+        if self.scale is None or self.dtype not in ("int8", "uint8"):
+            raise ArgumentError(
+                f"{self} has no scale: expected an input or output of a quantised network, whose "
+                "numbers have one scale and one zero point"
+            )
+        return np.float32(self.scale)
 
     def __str__(self) -> str:
         """For messages: ``x: float32 of shape 1x3x224x224``."""
@@ -138,6 +182,8 @@ class Program:
         What it would be if no two tensors shared a place.
     reorders : int
         Operations that only change layouts, within kernels or on their own.
+    conversions : int
+        Those between floats and quantised numbers, but for inputs and outputs.
     multiply_adds : int
         Of all convolutions and products.
     unscheduled : tuple of Unscheduled
@@ -152,6 +198,7 @@ class Program:
     arena_bytes: int = 0
     unshared_bytes: int = 0
     reorders: int = 0
+    conversions: int = 0
     multiply_adds: int = 0
     unscheduled: tuple[Unscheduled, ...] = ()
 

@@ -392,14 +392,17 @@ def _draws(ports: Sequence[Port]) -> Iterator[list[np.ndarray]]:
     """
     for only_positive, most in ((False, 3), (True, 1), (True, 0)):
         rng = np.random.default_rng(_SEED)
-        yield [_drawn(port, rng, only_positive, most) for port in ports]
+        yield [drawn(port, rng, only_positive, most) for port in ports]
 
 
-def _drawn(port: Port, rng: np.random.Generator, only_positive: bool, most: int) -> np.ndarray:
+def drawn(
+    port: Port, rng: np.random.Generator, only_positive: bool = False, most: int = 3
+) -> np.ndarray:
+    """Return random numbers for an input; integers of more than 8 bits go from 0 to the most."""
     dtype = np.dtype(port.dtype)
     if dtype.kind == "f" or dtype.name == "bfloat16":
-        drawn = rng.random(port.shape) if only_positive else rng.standard_normal(port.shape)
-        return np.asarray(drawn, dtype)
+        found = rng.random(port.shape) if only_positive else rng.standard_normal(port.shape)
+        return np.asarray(found, dtype)
     if dtype.kind == "b":
         return np.asarray(rng.random(port.shape) < 0.5)
     if dtype.itemsize == 1:  # Pixels, or numbers that are quantised.

@@ -170,6 +170,7 @@ def compile_network(
         weight_bytes=program.weight_bytes,
         im2col_bytes=max(buffers),
         reorders=program.reorders,
+        conversions=program.conversions,
         layers=tuple(layers),
         multiply_adds=program.multiply_adds,
         unscheduled=program.unscheduled,

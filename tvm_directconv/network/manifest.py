@@ -9,7 +9,18 @@ from typing import Any
 from .. import manifest as manifests
 from ..denormals import FLUSH, MODE
 from ..emit.program import Port, Unscheduled, memory_of
-from ..kinds import COUNT, TEXT, THREADS, Kind, Table, is_number, is_text, is_whole, or_null
+from ..kinds import (
+    COUNT,
+    TEXT,
+    THREADS,
+    Kind,
+    Table,
+    is_number,
+    is_positive,
+    is_text,
+    is_whole,
+    or_null,
+)
 from ..manifest import manifest_path
 from ..workload import ConvWorkload
 
@@ -80,6 +91,10 @@ class Layer:
         return ConvWorkload.parse(self.workload).flops if self.workload else 0
 
 
+def _is_scale(value: object) -> bool:
+    return is_positive(value) and 2**-149 <= value <= 3.4028234663852886e38  # type: ignore[operator]
+
+
 _DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 _DTYPES += ["float16", "bfloat16", "float32", "float64", "bool"]
 _STRING = Kind("a string", lambda v: v == "" or is_text(v))
@@ -96,6 +111,8 @@ _PORTS: list[Table] = [
             ),
         ),
         "dtype": Kind(f"one of {', '.join(_DTYPES)}", lambda v: v in _DTYPES),
+        "scale": or_null(Kind("a number above 0 of float32", _is_scale)),
+        "zero_point": Kind("a whole number of 8 bits", lambda v: is_whole(v, -128, 255)),
     }
 ]
 _KINDS: Table = {
@@ -108,6 +125,7 @@ _KINDS: Table = {
     "weight_bytes": COUNT,
     "im2col_bytes": COUNT,
     "reorders": COUNT,
+    "conversions": COUNT,
     "denormals": MODE,
     "layers": [
         {
@@ -162,6 +180,9 @@ class NetworkManifest:
         What the largest im2col buffer would take: the memory that is saved.
     reorders : int
         Operations that only change layouts, within other kernels or on their own.
+    conversions : int
+        Tensors between operators that are made quantised numbers of floats, floats of these, or
+        numbers of another scale; what convolutions do of that does not count.
     layers : tuple of Layer
         The steps, in order.
     multiply_adds : int
@@ -184,6 +205,7 @@ class NetworkManifest:
     weight_bytes: int
     im2col_bytes: int
     reorders: int
+    conversions: int
     layers: tuple[Layer, ...]
     multiply_adds: int
     unscheduled: tuple[Unscheduled, ...]
@@ -194,6 +216,17 @@ class NetworkManifest:
     def unscheduled_share(self) -> float:
         """How much of the multiply-adds general code does, from 0 to 1."""
         return sum(u.multiply_adds for u in self.unscheduled) / (self.multiply_adds or 1)
+
+    @property
+    def types(self) -> dict[str, tuple[int, int]]:
+        """How many convolutions are computed in each type, and their multiply-adds."""
+        found: dict[str, tuple[int, int]] = {}
+        for layer in self.layers:
+            if layer.workload:
+                dtype = ConvWorkload.parse(layer.workload).precision.pixel.name
+                count, multiply_adds = found.get(dtype, (0, 0))
+                found[dtype] = count + 1, multiply_adds + layer.flops // 2
+        return found
 
     def memory(self) -> dict[str, int]:
         """Return where every byte of a run is, in bytes."""
@@ -216,7 +249,7 @@ class NetworkManifest:
         found = manifests.read(path, digest, manifests.NETWORK, _KINDS)
         values = {field.name: found[field.name] for field in fields(cls)}
         for key in ("inputs", "outputs"):
-            ports = (Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in found[key])
+            ports = (_known(Port, {**p, "shape": tuple(p["shape"])}) for p in found[key])
             values[key] = tuple(ports)
         values["layers"] = tuple(_known(Layer, layer) for layer in found["layers"])
         values["unscheduled"] = tuple(_known(Unscheduled, u) for u in found["unscheduled"])

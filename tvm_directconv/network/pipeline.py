@@ -23,6 +23,7 @@ from .passes.count_work import CountWork
 from .passes.dequantize_late import DequantizeLate
 from .passes.fold_batch_norm import FoldBatchNorm
 from .passes.fuse_convolutions import FuseConvolutions
+from .passes.note_scales import NoteScales
 from .passes.recognize_activations import RecognizeActivations
 from .passes.rows_as_images import RowsAsImages
 from .passes.schedule_kernels import schedule_kernels
@@ -39,6 +40,7 @@ def _first_passes() -> list[Any]:
     """Return those after which a network's convolutions are what will be compiled."""
     return [
         Simplify,
+        NoteScales,
         DequantizeLate,
         RowsAsImages,
         RecognizeActivations,

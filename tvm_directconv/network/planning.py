@@ -34,6 +34,7 @@ from .rewriter import (
     MAIN,
     OUTPUT_NAMES,
     REORDERS,
+    SCALES,
     WORK,
     Rewriter,
     check_straight,
@@ -109,17 +110,24 @@ class _Reader(Rewriter):
         inputs = []
         attrs = self.function.attrs
         names = [str(name) for name in attrs[INPUT_NAMES]] if INPUT_NAMES in attrs else []
+        scales = json.loads(attrs[SCALES])
         for number, parameter in enumerate(self.function.params):
             shape, dtype = shape_of(parameter), dtype_of(parameter)
             self._values[parameter] = self.plan.value(shape, dtype, f"input{number}")
-            inputs.append(Port(names[number] if names else str(parameter.name), shape, dtype))
+            name, meaning = names[number] if names else str(parameter.name), scales["inputs"]
+            inputs.append(Port(name, shape, dtype, *(meaning[number] or ())))
         for variable, value in self.bindings:
             self._values[variable] = self._read(variable, value)
         results = self._operand(self.function.body.body)
         results = results if isinstance(results, list) else [results]
         names = [str(name) for name in attrs[OUTPUT_NAMES]] if OUTPUT_NAMES in attrs else []
         outputs = [
-            Port(names[number] if names else f"output{number}", value.shape, value.dtype)
+            Port(
+                names[number] if names else f"output{number}",
+                value.shape,
+                value.dtype,
+                *(scales["outputs"][number] or ()),
+            )
             for number, value in enumerate(results)
         ]
         for number, value in enumerate(results):
@@ -241,6 +249,7 @@ class _Reader(Rewriter):
             arena_bytes,
             packed([value.nbytes for value in sharing])[1],
             int(self.function.attrs[REORDERS]) if REORDERS in self.function.attrs else 0,
+            work["conversions"],
             work["multiply_adds"],
             tuple(Unscheduled(**entry) for entry in work["unscheduled"]),
         )

@@ -29,6 +29,9 @@ errors.go_through_tvm()
 WORK = "directconv.work"
 """Attribute of that function: what it multiplies and adds; see ``passes/count_work.py``."""
 
+SCALES = "directconv.scales"
+"""Attribute of that function: what inputs and outputs stand for; see ``passes/note_scales.py``."""
+
 REORDERS = "directconv.reorders"
 """Attribute of that function: how many operations only change layouts."""
 

@@ -3,6 +3,9 @@
  * usage: @usage@
  *
  * Files hold raw values in the order of the shapes in @name@.h; inputs may be NumPy's .npy, too.
+@if quantized@
+ * Inputs that are quantised may be floats, too; of outputs, what numbers stand for is printed.
+@end@
  */
 #define _POSIX_C_SOURCE 199309L
 #include <stdio.h>
@@ -53,6 +56,24 @@ static void read_input(const char *path, void *data, size_t bytes, const char *t
     fclose(file);
 }
 
+@if quantized@
+/* Whether a file holds floats, which are to be quantised, instead of an input's own numbers. */
+static int holds_floats(const char *path, long bytes) {
+    static const char expected[] = "{'descr': '@float@',";
+    char start[128] = "";
+    FILE *file = fopen(path, "rb");
+    if (!file) stop(path, "cannot be opened");
+    int found = 0;
+    if (fread(start, 1, sizeof start - 1, file) > 10 && memcmp(start, "\x93NUMPY", 6) == 0)
+        found = strncmp(start + 10, expected, sizeof expected - 1) == 0;
+    else
+        found = fseek(file, 0, SEEK_END) == 0 && ftell(file) == bytes;
+    fclose(file);
+    return found;
+}
+
+@readers@
+@end@
 static void write_output(const char *path, const void *data, size_t bytes) {
     FILE *file = fopen(path, "wb");
     if (!file || fwrite(data, 1, bytes, file) != bytes || fclose(file) != 0)

@@ -1,4 +1,5 @@
-static void print_largest_@type@(const char *name, const @type@ *values, size_t count) {
+static void print_largest_@type@(const char *name, const @type@ *values, size_t count,
+                                 double scale, int zero_point) {
     size_t best[TOP], found = 0;
     for (size_t i = 0; i < count; i++) {
         size_t at = found < TOP ? found++ : TOP;
@@ -7,6 +8,10 @@ static void print_largest_@type@(const char *name, const @type@ *values, size_t 
         if (at < TOP) best[at] = i;
     }
     printf("%s: largest of %zu values\n", name, count);
-    for (size_t i = 0; i < found; i++)
-        printf("%10zu  %g\n", best[i], (double)values[best[i]]);
+    for (size_t i = 0; i < found; i++) {
+        double value = (double)values[best[i]];
+        printf("%10zu  %g", best[i], value);
+        if (scale > 0) printf("  stands for %g", scale * (value - zero_point));
+        printf("\n");
+    }
 }

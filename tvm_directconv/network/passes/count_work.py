@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import tvm
+from tvm.ir.expr import Call
 from tvm.s_tir import SBlock
 from tvm.tirx import Add, BufferStore, Mul
 from tvm_ffi import structural_walk
@@ -15,18 +16,21 @@ from tvm_ffi import structural_walk
 from ...emit.program import Unscheduled
 from ...errors import WorkloadError
 from ..operators import CONV2D, conv_attributes
+from ..quantized import DEQUANTIZE, QUANTIZE
 from ..rewriter import MAIN, WORK, Rewriter, dtype_of, op_name, shape_of, value_of
 from .fuse_convolutions import workload_of
 
 
 def _count_work(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     network = Rewriter(module)
-    total = 0
+    total = conversions = 0
     found: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
     for variable, value in network.bindings:
         name = op_name(value)
         if name == CONV2D:
             total += conv_attributes(value).workload.flops // 2
+        elif name in (QUANTIZE, DEQUANTIZE):
+            conversions += _is_inside(network, variable, value)
         elif name in _COUNTS and (count := _COUNTS[name](module, variable, value)):
             total += count
             found[_operator(value), _shapes(value), _reason(network, value)].append(count)
@@ -34,17 +38,37 @@ def _count_work(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         Unscheduled(*what, len(counts), sum(counts))
         for what, counts in sorted(found.items(), key=lambda item: -sum(item[1]))
     ]
-    text = json.dumps({"multiply_adds": total, "unscheduled": list(map(asdict, unscheduled))})
+    work = {
+        "multiply_adds": total,
+        "unscheduled": list(map(asdict, unscheduled)),
+        "conversions": conversions,
+    }
+    text = json.dumps(work)
     functions = dict(module.functions.items())
     functions[module.get_global_var(MAIN)] = module[MAIN].with_attr(WORK, text)
     return tvm.IRModule(functions)
 
 
 CountWork = tvm.transform.module_pass(_count_work, opt_level=0, name="directconv.CountWork")
-"""Pass that writes into an attribute of the network, as JSON, what it multiplies and adds.
+"""Pass that writes into an attribute of the network, as JSON, what it multiplies and adds,
+and how many tensors it converts between floats and quantised numbers.
 
 Run it when the convolutions that will be ours are: it says why the others are not.
 """
+
+
+def _is_inside(network: Rewriter, variable: Any, call: Any) -> bool:
+    """Return whether a tensor between operators is converted: no input, and no output.
+
+    What is dequantised to be quantised again counts once.
+    """
+    source = call.args[0]
+    if source in network.function.params or op_name(network.definitions.get(source)) == DEQUANTIZE:
+        return False
+    return not all(
+        reader is None or not isinstance(network.definitions[reader], Call)
+        for reader in network.readers[variable]
+    )
 
 
 def _kernel_axis(call: Any, axis: str) -> int:

@@ -11,7 +11,7 @@ from ..quantized import QUANTIZE, Meaning, Quantized, dequantized, meaning_of
 from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of
 
 _PRODUCTS = ("relax.nn.conv2d", "relax.matmul")
-# What moves numbers, or chooses among them, whatever these are.
+# What chooses among numbers, or moves them, whatever these are.
 _CHOOSING = ("relax.nn.max_pool2d", "relax.strided_slice")
 _MOVING = ("relax.reshape", "relax.permute_dims")
 # Operators of two tensors that there are in whole numbers, and of sums with biases.

@@ -26,6 +26,7 @@ from tvm_directconv.cli._options import TOLERANCE, add_inputs, inputs_of, thread
 from tvm_directconv.cli._output import render, status_line
 from tvm_directconv.emit.program import Port
 from tvm_directconv.hardware.host import cpu_of
+from tvm_directconv.network.check import drawn
 from tvm_directconv.network.manifest import NetworkManifest
 from tvm_directconv.toolchain import find_toolchain, target_port
 
@@ -337,7 +338,7 @@ def values(ports: Sequence[Port], path: str | None) -> list[np.ndarray]:
     """Return the inputs: from a file, or random ones."""
     if path is None:
         rng = np.random.default_rng(0)
-        return [rng.standard_normal(port.shape).astype(port.dtype) for port in ports]
+        return [drawn(port, rng) for port in ports]
     arrays = read_arrays(path, tuple(ports))
     for port, array in zip(ports, arrays, strict=True):
         if array.dtype != port.dtype:

@@ -71,6 +71,12 @@ def test_whole_numbers_in_and_out(
             found = np.fromfile(folder / output, dtype)
             np.testing.assert_array_equal(found.reshape(right.shape), right)
             (folder / output).unlink()
+    (folder / "short").write_bytes(b"0123")
+    done = subprocess.run(
+        machine.toolchain.command("./net", "short"), cwd=folder, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"of {port.dtype}, 1 x 3 x 23 x 19, 1311 bytes, or of float32, 5244" in done.stderr
     at, number, *words, real = text.splitlines()[1].split()
     assert int(number) == expected[0].max() == expected[0].flat[int(at)]
     assert words == ["stands", "for"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import LibraryError
 from ..hardware.lookup import device as find_device
+from ..network.check import drawn
 from ..network.network import load_network
 from ._network import is_network
 from ._options import positive
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = network.manifest
     burst = Burst(find_device(manifest.device), manifest.threads)
     rng = np.random.default_rng(0)
-    inputs = [rng.standard_normal(p.shape).astype(p.dtype) for p in manifest.inputs]
+    inputs = [drawn(port, rng) for port in manifest.inputs]
     network.profile(*inputs, repeat=1)
     measured, peaks = [], []
     for _ in range(args.repeat):

@@ -363,7 +363,7 @@ def _reading(argument: Argument) -> dict[str, str]:
         "elements": str(argument.elements),
         "type": np.dtype(argument.port.dtype).str,
         "float": np.dtype(np.float32).str,
-        "contents": argument.contents,
+        "contents": f"{argument.contents}, or of float32, {4 * argument.elements} bytes",
     }
 
 

@@ -6,6 +6,6 @@ static void read_@input@(const char *path) {
                    "@contents@");
         return;
     }
-    read_input(path, real, sizeof real, "@float@", "@elements@ of float32");
+    read_input(path, real, sizeof real, "@float@", "@contents@");
     for (size_t i = 0; i < @elements@; i++) @variable@[i] = @name@_quantize_@input@(real[i]);
 }

@@ -15,7 +15,7 @@ import pytest
 from conftest import compiled
 from test_runner import compile_c
 
-from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, convolution, device
+from tvm_directconv import Blocking, CompiledConv, ConvWorkload, build, conv_manifest, device
 from tvm_directconv.bench.compare import Comparison, Failure
 from tvm_directconv.case import Case, channel_block
 from tvm_directconv.cli import main
@@ -98,7 +98,7 @@ def test_layers_of_whole_numbers(
     both = make(name, command).measure(second, first, 2, thorough=True)
     assert isinstance(both, Comparison), both
     assert len(both.over_incumbent) == 2
-    monkeypatch.setattr(convolution, "corrected_bias", lambda *_: np.zeros((20, 3, 3), np.int32))
+    monkeypatch.setattr(conv_manifest, "corrected_bias", lambda *_: np.zeros((20, 3, 3), np.int32))
     wrong = make(name, command).measure(second, None, 2)
     assert isinstance(wrong, Failure) and wrong.kind == "wrong_result"
     # The last block has vectors that nothing is stored to, if it has more of them.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -307,9 +308,9 @@ def _compared(case: Case, found: Outcome, network: _Network, library: Any) -> Ou
         try:
             # What is cancelled in a sum leaves rounding errors of its largest terms.
             noise = 0.0
-            if wanted.dtype.kind == "f":
+            if wanted.dtype.kind == "f" or wanted.dtype == "bfloat16":
                 largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0)
-                noise = 4 * float(np.finfo(wanted.dtype).eps) * float(largest)
+                noise = 4 * float(ml_dtypes.finfo(wanted.dtype).eps) * float(largest)
             np.testing.assert_allclose(result, wanted, case.rtol, max(case.atol, noise))
         except AssertionError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

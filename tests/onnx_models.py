@@ -128,10 +128,13 @@ def random_inputs(ports: Any, seed: int = 3) -> list[np.ndarray]:
     return [rng.integers(-4, 4, p.shape, endpoint=True).astype(p.dtype) for p in ports]
 
 
-def by_onnxruntime(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return ONNX Runtime's outputs, computed without its own optimizations."""
+def by_onnxruntime(
+    model: onnx.ModelProto, inputs: Sequence[np.ndarray], optimized: bool = False
+) -> list[np.ndarray]:
+    """Return ONNX Runtime's outputs, computed without its own optimizations if not asked for."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnx_models
 from onnx import TensorProto, helper
 from onnx_models import Graph
 
@@ -160,14 +160,9 @@ class Quantized(Graph):
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def by_onnxruntime(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
+def by_onnxruntime(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     """Return ONNX Runtime's outputs, as its users run it: in whole numbers where it can."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, inputs))
+    return onnx_models.by_onnxruntime(model, [x], optimized=True)
 
 
 # --- Models -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 from .epilogue import ACTIVATIONS, BIAS, RANGE, SCALE, SCALES, Epilogue, Operand
 from .layout import ActivationLayout, WeightLayout
 from .quantization import OF_SUMS, ROUNDING_BITS, border_classes, border_counts
-from .rounding import limited, multiply_added, rounded
+from .rounding import limited, products_added, rounded
 from .workload import ConvWorkload
 
 BLOCK_NAME = "conv"
@@ -197,10 +197,10 @@ def conv2d(
     def added_up(value: Any, residual: Any) -> Any:
         """Return the sum of a requantised output and a residual, requantised."""
         of_output, of_residual, shift, least, most = (limits[3 + i] for i in range(OF_SUMS))
-        products = [(value, of_output), (residual, of_residual)]
-        total = shift
-        for whole, factor in products if epilogue.residual_first else reversed(products):
-            total = multiply_added(total, whole, factor, fused)
+        products = [(residual, of_residual), (value, of_output)]
+        if epilogue.residual_first:
+            products.reverse()
+        total = products_added(shift, products, fused)
         return rounded(limited(total, least, most)) - ROUNDING_BITS
 
     def finished(batch: Any, oc: Any, oh: Any, ow: Any, lane: Any) -> Any:

@@ -4,6 +4,7 @@ No result may depend on whether a product and a sum are rounded once or twice, w
 decide. So something always stands between the two, or they are one operation here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from .epilogue import SCALES
@@ -24,23 +25,25 @@ def rounded(value: Any) -> Any:
     return tirx.reinterpret("int32", value + tirx.const(ROUNDING, SCALES.name))
 
 
-def multiply_added(total: Any, whole: Any, factor: Any, fused: bool) -> Any:
-    """Return ``total + whole * factor``, rounded once, of a whole number of 8 bits.
+def products_added(total: Any, products: Iterable[tuple[Any, Any]], fused: bool) -> Any:
+    """Return a sum with products added one after the other, each addition rounded once.
 
     Parameters
     ----------
-    total, factor : Expr
+    total : Expr
         float32.
-    whole : Expr
-        Of any type.
+    products : iterable of (Expr, Expr)
+        Pairs of a whole number of 8 bits, of any type, and a factor, float32.
     fused : bool
         Whether the processor has a multiply-add that rounds once.
     """
     from tvm import tirx
 
-    if fused:
-        value = whole.astype(SCALES.name)
-        return tirx.call_llvm_pure_intrin(SCALES.name, "llvm.fma", value, factor, total)
-    # Here, both product and sum are exact.
-    value, factor, total = (each.astype("float64") for each in (whole, factor, total))
-    return (total + value * factor).astype(SCALES.name)
+    for whole, factor in products:
+        if fused:
+            value = whole.astype(SCALES.name)
+            total = tirx.call_llvm_pure_intrin(SCALES.name, "llvm.fma", value, factor, total)
+        else:  # Here, both product and sum are exact.
+            value, by, wide = (each.astype("float64") for each in (whole, factor, total))
+            total = (wide + value * by).astype(SCALES.name)
+    return total

@@ -1,7 +1,9 @@
 """What long commands are doing: live on a terminal; elsewhere, of a tuner, plain lines."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -9,37 +11,30 @@ from rich.live import Live
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from ..tuning.layer import Layer
-from ..tuning.tune import Tuner
 from ._output import is_quiet, note, time_of
+
+if TYPE_CHECKING:
+    from ..tuning.layer import Layer
+    from ..tuning.tune import Tuner
 
 _EVERY = 16  # trials: without a terminal, a line when something happens or so many have passed.
 
 
-class Bar:
-    """A bar on a terminal; nothing elsewhere. A context manager."""
+@contextlib.contextmanager
+def bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on a terminal, nothing elsewhere.
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        hidden = is_quiet() or not console.is_terminal
-        self._bars = RichProgress(console=console, transient=True, disable=hidden)
-        self._task = self._bars.add_task("", total=None)
+    Yields what moves it, which is told what is done, and how much of it, and how much there is.
+    """
+    console = Console(stderr=True)
+    hidden = is_quiet() or not console.is_terminal
+    with RichProgress(console=console, transient=True, disable=hidden) as bars:
+        task = bars.add_task("", total=None)
 
-    def __enter__(self) -> "Bar":
-        self._bars.start()
-        return self
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what, completed=done, total=total)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """Show what is done, and how much of it."""
-        self._bars.update(self._task, description=what, completed=done, total=total)
+        yield show
 
 
 class Progress:
@@ -70,7 +65,7 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def show(self, tuner: Tuner) -> None:
+    def show(self, tuner: "Tuner") -> None:
         """Show the state of a tuner."""
         if self._live:
             self._live.update(_table(tuner), refresh=True)
@@ -83,7 +78,7 @@ class Progress:
                 note(f"[{time_of(tuner.seconds)}] {facts}{_left(tuner)}")
 
 
-def _row(layer: Layer) -> dict[str, Any]:
+def _row(layer: "Layer") -> dict[str, Any]:
     """Return what is known of a layer, for people."""
     record = layer.record
     seconds = record.seconds_p50 if record else None
@@ -98,7 +93,7 @@ def _row(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _table(tuner: Tuner) -> Table:
+def _table(tuner: "Tuner") -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.caption = f"{time_of(tuner.seconds)}{_left(tuner)}; log {tuner.log}"
     rows = [_row(layer) for layer in tuner.layers]
@@ -110,6 +105,6 @@ def _table(tuner: Tuner) -> Table:
     return table
 
 
-def _left(tuner: Tuner) -> str:
+def _left(tuner: "Tuner") -> str:
     left = tuner.seconds_left
     return "" if left is None else f", about {time_of(left)} left"

@@ -11,7 +11,7 @@ from ..network.noise import QuantizationReport
 from ..network.quantize import METHODS, PERCENTILE, TYPES, quantize_network
 from ._options import add_inputs, add_pixels, inputs_of, pixels_of, rate
 from ._output import add_format, as_json, render, time_of
-from ._progress import Bar
+from ._progress import bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantise a model and say what that has done to it."""
     begin = time.perf_counter()
-    with Bar() as bar:
+    with bar() as show:
         report = quantize_network(
             args.model,
             args.output,
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             per_channel=args.per_channel,
             exclude=args.exclude,
             pixels=pixels_of(args),
-            progress=bar.show,
+            progress=show,
             **inputs_of(args),
         )
     seconds = time.perf_counter() - begin

@@ -33,7 +33,7 @@ from ..layout import ActivationLayout
 from ..quantization import Quantization
 from ..workload import ConvWorkload
 from .rewriter import dtype_of, shape_of, value_of
-from .whole import Whole, quantize
+from .whole import Whole, pooled, quantize, window_of
 
 CONV2D = "directconv.conv2d"
 ACTIVATION = "directconv.activation"
@@ -366,22 +366,13 @@ def _in_single(builder: Any, call: Any, function: Any, name: str) -> Any:
 
 
 def _pool_kernel(builder: Any, call: Any) -> Any:
-    attrs, name = call.attrs, str(call.op.name).removeprefix("relax.nn.")
+    name = str(call.op.name).removeprefix("relax.nn.")
+    window = window_of(call.attrs, str(call.attrs.layout))
 
-    def pooled(x: Any) -> Any:
-        return topi.nn.pool2d(
-            x,
-            kernel=attrs.pool_size,
-            stride=attrs.strides,
-            dilation=attrs.dilation,
-            padding=attrs.padding,
-            pool_type=name.partition("_")[0],
-            ceil_mode=attrs.ceil_mode,
-            layout=attrs.layout,
-            count_include_pad=attrs.count_include_pad,
-        )
+    def pool(x: Any) -> Any:
+        return pooled(x, name.partition("_")[0], window)
 
-    return _in_single(builder, call, pooled, name)
+    return _in_single(builder, call, pool, name)
 
 
 def _mean_kernel(builder: Any, call: Any) -> Any:

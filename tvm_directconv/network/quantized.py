@@ -1,11 +1,14 @@
 """What whole numbers of a network stand for, as ``relax.quantize`` and ``relax.dequantize`` say."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.ir.expr import Var
 
+from ..epilogue import ROUNDED
 from .rewriter import Rewriter, constant, op_name, shape_of, value_of
 
 DEQUANTIZE, QUANTIZE = "relax.dequantize", "relax.quantize"
@@ -31,6 +34,11 @@ class Meaning:
     def by_tensor(self) -> bool:
         """Whether it is the same for all elements."""
         return self.scale.size == self.zero_point.size == 1
+
+    @property
+    def of_bytes(self) -> bool:
+        """Whether numbers of 8 bits stand for whole tensors, as kernels make and read them."""
+        return self.by_tensor and str(self.zero_point.dtype) in ROUNDED
 
     def is_that_of(self, other: "Meaning") -> bool:
         """Return whether both are of whole tensors, and the same."""
@@ -121,6 +129,13 @@ def dequantized(call: Any) -> Quantized | None:
         return None
     meaning = meaning_of(call)
     return Quantized(call.args[0], meaning) if meaning else None
+
+
+def dequantized_by(expression: Any, definitions: Mapping[Any, Any]) -> Quantized | None:
+    """Return what a variable with one of these definitions dequantises, if it does."""
+    if not isinstance(expression, Var) or expression not in definitions:
+        return None
+    return dequantized(definitions[expression])
 
 
 def meaning_of(call: Any) -> Meaning | None:

@@ -196,6 +196,13 @@ def _tensor_types(kind: Any) -> list[Any]:
     return [kind]
 
 
+def noted(module: tvm.IRModule, name: str, text: str) -> tvm.IRModule:
+    """Return a module whose network has an attribute."""
+    functions = dict(module.functions.items())
+    functions[module.get_global_var(MAIN)] = module[MAIN].with_attr(name, text)
+    return tvm.IRModule(functions)
+
+
 def is_static(kind: Any) -> bool:
     """Return whether a type is that of a tensor of known shape, or a tuple of such."""
     if isinstance(kind, relax.TupleType):

@@ -5,7 +5,7 @@ QLinearGlobalAveragePool and QLinearAveragePool. Functions of single numbers are
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from tvm import te, tirx, topi
 from ..epilogue import Epilogue
 from ..precision import NUMBER_TYPES
 from ..quantization import OF_SUMS, ROUNDING_BITS, Quantization
-from ..rounding import limited, multiply_added, rounded
+from ..rounding import limited, products_added, rounded
 from .quantized import Meaning
 
 
@@ -34,7 +34,7 @@ class Whole:
     activation : str
         What sums are held to; see :data:`~tvm_directconv.epilogue.ACTIVATIONS`.
     window : mapping
-        Of pools, with the names that TVM has for their attributes.
+        Of pools; see :func:`window_of`.
     fused : bool
         Whether the processor has a multiply-add that rounds once.
     """
@@ -70,13 +70,17 @@ class Whole:
     @property
     def limits(self) -> tuple[int, int]:
         """The least and the greatest number of the type."""
-        number = NUMBER_TYPES[self.dtype]
-        assert number.least is not None
-        return number.least, number.largest_exact
+        return _limits_of(self.dtype)
 
     def computed(self, *operands: Any) -> Any:
         """Return the result of tensors of TE."""
         return FUNCTIONS[self.function](self, *operands)
+
+
+def _limits_of(dtype: str) -> tuple[int, int]:
+    number = NUMBER_TYPES[dtype]
+    assert number.least is not None
+    return number.least, number.largest_exact
 
 
 def _single(value: Any) -> Any:
@@ -121,9 +125,9 @@ def _add(whole: Whole, *operands: Any) -> Any:
     of_a, of_b, shift, least, most = map(_single, numbers)
 
     def element(one: Any, other: Any) -> Any:
-        total = multiply_added(shift, other, of_b, whole.fused)
-        total = limited(multiply_added(total, one, of_a, whole.fused), least, most)
-        return (rounded(total) - ROUNDING_BITS).astype(whole.dtype)
+        products = (other, of_b), (one, of_a)
+        total = products_added(shift, products, whole.fused)
+        return (rounded(limited(total, least, most)) - ROUNDING_BITS).astype(whole.dtype)
 
     return _broadcast(operands, element)
 
@@ -168,6 +172,31 @@ def _mean(whole: Whole, x: Any) -> Any:
     return te.compute(shape, element, name="whole")
 
 
+def window_of(attrs: Any, layout: str) -> dict[str, Any]:
+    """Return the attributes of a pool, in a layout, with the names that TVM has for them."""
+    found = {
+        name: [int(size) for size in getattr(attrs, name)]
+        for name in ("pool_size", "strides", "padding", "dilation")
+    }
+    flags = {name: bool(getattr(attrs, name)) for name in ("ceil_mode", "count_include_pad")}
+    return {**found, **flags, "layout": layout}
+
+
+def pooled(x: Any, kind: str, window: Mapping[str, Any]) -> Any:
+    """Return a pool, ``avg`` or ``max``, of windows as :func:`window_of` has them."""
+    return topi.nn.pool2d(
+        x,
+        kernel=window["pool_size"],
+        stride=window["strides"],
+        dilation=window["dilation"],
+        padding=window["padding"],
+        pool_type=kind,
+        ceil_mode=window["ceil_mode"],
+        layout=window["layout"],
+        count_include_pad=window["count_include_pad"],
+    )
+
+
 def _average(whole: Whole, x: Any) -> Any:
     """Average windows, in float32 and in the order of ONNX Runtime."""
     (of_x, of_y), (x_zero, y_zero) = map(np.float32, whole.scales), whole.zero_points
@@ -177,21 +206,10 @@ def _average(whole: Whole, x: Any) -> Any:
         value = (x(*at).astype("int32") - x_zero).astype("float32") * _single(of_x)
         return limited(value, least, most)  # Between product and sum.
 
-    window = whole.window
-    pooled = topi.nn.pool2d(
-        te.compute(x.shape, real, name="real"),
-        window["pool_size"],
-        window["strides"],
-        window["dilation"],
-        window["padding"],
-        pool_type="avg",
-        ceil_mode=window["ceil_mode"],
-        layout=window["layout"],
-        count_include_pad=window["count_include_pad"],
-    )
+    found = pooled(te.compute(x.shape, real, name="real"), "avg", whole.window)
     return te.compute(
-        pooled.shape,
-        lambda *at: _saturated(whole, pooled(*at) / _single(of_y) + _single(y_zero)),
+        found.shape,
+        lambda *at: _saturated(whole, found(*at) / _single(of_y) + _single(y_zero)),
         name="whole",
     )
 
@@ -214,7 +232,7 @@ def quantize(x: Any, scale: Any, zero_point: Any, axis: int, dtype: str) -> Any:
     axis : int
     dtype : str
     """
-    least, most = Whole("quantize", dtype).limits
+    least, most = _limits_of(dtype)
 
     def at_axis(part: Any, at: tuple[Any, ...]) -> Any:
         if not isinstance(part, te.Tensor):
@@ -244,5 +262,5 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 """What is computed, by name, of a :class:`Whole` and tensors of TE."""
 
-ELEMENTWISE = ("add", "multiply", "look_up")
+ELEMENTWISE = ("add", "multiply")
 """Those that look at one element of each tensor."""

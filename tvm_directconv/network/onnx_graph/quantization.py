@@ -253,21 +253,23 @@ def of_one(graph: Graph, node: Node) -> str:
     return _between(graph, kind, [(x, x_scale, x_zero, 0)], (y_scale, y_zero), **given)
 
 
+def _tensors(names: list[str]) -> list[tuple[str, str, str, int]]:
+    """Return operands, which are each numbers, a scale and a zero point."""
+    return [(*names[at : at + 3], 0) for at in range(0, len(names), 3)]  # type: ignore[misc]
+
+
 @rule("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
 def of_two(graph: Graph, node: Node) -> str:
     """Add or multiply the numbers that whole ones stand for."""
-    given = node.inputs[:6]
-    operands = [(given[at], given[at + 1], given[at + 2], 0) for at in (0, 3)]
     kind = node.kind.rpartition(".QLinear")[2]
-    return _between(graph, kind, operands, (node.inputs[6], node.input(7)))
+    return _between(graph, kind, _tensors(node.inputs[:6]), (node.inputs[6], node.input(7)))
 
 
 @rule("com.microsoft.QLinearConcat")
 def of_several(graph: Graph, node: Node) -> str:
     """Put the numbers together that whole ones stand for."""
     y_scale, y_zero, *given = node.inputs
-    operands = [(given[at], given[at + 1], given[at + 2], 0) for at in range(0, len(given), 3)]
-    return _between(graph, "Concat", operands, (y_scale, y_zero), **node.attributes)
+    return _between(graph, "Concat", _tensors(given), (y_scale, y_zero), **node.attributes)
 
 
 @rule("com.microsoft.QGemm")

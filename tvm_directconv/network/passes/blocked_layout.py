@@ -237,10 +237,13 @@ class BlockedLayout(Rewriter):
                 (value := value_of(number)) is not None and value.size == 1 for number in kept
             ):
                 return None
-        operands = [*(self._operand(operand, shape, block) for operand in changed), *kept]
-        if any(operand is None for operand in operands):
-            return None
-        return Call(call.op, operands, attrs=call.attrs)
+        operands = self._operands(changed, shape, block)
+        return operands and Call(call.op, [*operands, *kept], attrs=call.attrs)
+
+    def _operands(self, given: Any, shape: tuple[int, ...], block: int) -> list[Any] | None:
+        """Return the operands of an element-wise operator in blocks; None if one cannot be."""
+        operands = [self._operand(operand, shape, block) for operand in given]
+        return None if any(operand is None for operand in operands) else operands
 
     def _operand(self, operand: Any, shape: tuple[int, ...], block: int) -> Any:
         """Return an operand of an element-wise operator in blocks; None if it cannot be."""
@@ -264,20 +267,14 @@ class BlockedLayout(Rewriter):
 
     def _whole(self, variable: Any, call: Any, block: int) -> Any:
         attributes = whole_attributes(call)
-        if attributes.function == "look_up":
-            x, table = call.args
-            return whole(attributes, self._in(x, block), table)
         if attributes.function in WHOLE_ELEMENTWISE:
-            operands = [self._operand(operand, shape_of(variable), block) for operand in call.args]
-            return (
-                None
-                if any(operand is None for operand in operands)
-                else whole(attributes, *operands)
-            )
+            operands = self._operands(call.args, shape_of(variable), block)
+            return operands and whole(attributes, *operands)
         if attributes.window:
             window = {**attributes.window, "layout": f"NCHW{block}c"}
             attributes = replace(attributes, window=window)
-        return whole(attributes, self._in(call.args[0], block))
+        x, *tables = call.args
+        return whole(attributes, self._in(x, block), *tables)
 
     def _pool(self, call: Any, block: int) -> Any:
         attrs = call.attrs

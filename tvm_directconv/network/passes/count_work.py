@@ -17,7 +17,7 @@ from ...emit.program import Unscheduled
 from ...errors import WorkloadError
 from ..operators import CONV2D, conv_attributes
 from ..quantized import DEQUANTIZE, QUANTIZE
-from ..rewriter import MAIN, WORK, Rewriter, dtype_of, op_name, shape_of, value_of
+from ..rewriter import WORK, Rewriter, dtype_of, noted, op_name, shape_of, value_of
 from .fuse_convolutions import workload_of
 
 
@@ -43,10 +43,7 @@ def _count_work(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         "unscheduled": list(map(asdict, unscheduled)),
         "conversions": conversions,
     }
-    text = json.dumps(work)
-    functions = dict(module.functions.items())
-    functions[module.get_global_var(MAIN)] = module[MAIN].with_attr(WORK, text)
-    return tvm.IRModule(functions)
+    return noted(module, WORK, json.dumps(work))
 
 
 CountWork = tvm.transform.module_pass(_count_work, opt_level=0, name="directconv.CountWork")

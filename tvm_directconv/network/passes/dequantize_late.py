@@ -120,7 +120,7 @@ class DequantizeLate(Rewriter):
             if name == "relax.concat" and isinstance(made.args[0], relax.Tuple):
                 parts = [self._again(part, meaning) for part in made.args[0].fields]
                 return relax.op.concat(parts, int(made.attrs.axis))
-            if name in (*_MOVING, *_CHOOSING):
+            if moves(made) or chooses(made):
                 return called(made, [self._again(made.args[0], meaning), *made.args[1:]])
         return meaning.quantize(x)
 

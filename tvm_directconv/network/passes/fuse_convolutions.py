@@ -6,16 +6,23 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir.expr import Var
 
-from ...epilogue import ACTIVATIONS, ROUNDED, Epilogue
+from ...epilogue import ACTIVATIONS, Epilogue
 from ...errors import WorkloadError
 from ...layout import ActivationLayout
 from ...precision import FLOAT32
 from ...quantization import Quantization
 from ...workload import ConvWorkload
 from ..operators import ACTIVATION, ConvAttributes, conv2d
-from ..quantized import DEQUANTIZE, QUANTIZE, Meaning, Quantized, dequantized, meaning_of
+from ..quantized import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Meaning,
+    Quantized,
+    dequantized,
+    dequantized_by,
+    meaning_of,
+)
 from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of, value_of
 from .dequantize_late import weights_of
 from .fold_batch_norm import channelwise
@@ -128,8 +135,7 @@ class FuseConvolutions(Rewriter):
                 self._inner |= chain.inner
 
     def _dequantized(self, expression: Any) -> Quantized | None:
-        call = self.definitions.get(expression) if isinstance(expression, Var) else None
-        return dequantized(call) if call is not None else None
+        return dequantized_by(expression, self.definitions)
 
     def _started(self, variable: Any, call: Any) -> _Chain | None:
         """Return the beginning of a chain, None if a call is no convolution of ours."""
@@ -228,7 +234,7 @@ class FuseConvolutions(Rewriter):
         following = self._next(chain.end)
         call = self.definitions.get(following)
         meaning = meaning_of(call) if op_name(call) == QUANTIZE else None
-        if meaning is None or not _fits(meaning):
+        if meaning is None or not meaning.of_bytes:
             return
         chain.output = meaning
         chain.take(following)
@@ -275,8 +281,8 @@ class FuseConvolutions(Rewriter):
         kinds = {m.zero_point.dtype for m in (meaning, residual.meaning, total)}
         if (
             own.meaning.is_that_of(meaning)
-            and _fits(residual.meaning)
-            and _fits(total)
+            and residual.meaning.of_bytes
+            and total.of_bytes
             and len(kinds) == 1
             and shape_of(residual.numbers) == shape_of(chain.end)
             and ACTIVATIONS[activation].limits
@@ -364,11 +370,6 @@ def _other(call: Any, variable: Any) -> Any:
     """Return the other one of two operands; the same one if it is both."""
     one, other = call.args
     return other if one.same_as(variable) or one == variable else one
-
-
-def _fits(meaning: Meaning | None) -> bool:
-    """Return whether kernels can make or add numbers that stand for this."""
-    return bool(meaning and meaning.by_tensor and str(meaning.zero_point.dtype) in ROUNDED)
 
 
 def workload_of(call: Any) -> ConvWorkload:

@@ -3,13 +3,12 @@
 import json
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir.expr import Var
 
 from ..quantized import DEQUANTIZE, QUANTIZE, Meaning, dequantized, meaning_of
-from ..rewriter import MAIN, SCALES, Rewriter, op_name
+from ..rewriter import SCALES, Rewriter, noted, op_name
 from .dequantize_late import chooses, moves
 
 
@@ -18,9 +17,7 @@ def _note_scales(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     inputs = [_read(network, parameter) for parameter in network.function.params]
     outputs = [_made(network, result) for result in _results(network)]
     text = json.dumps({"inputs": list(map(_pair, inputs)), "outputs": list(map(_pair, outputs))})
-    functions = dict(module.functions.items())
-    functions[module.get_global_var(MAIN)] = module[MAIN].with_attr(SCALES, text)
-    return tvm.IRModule(functions)
+    return noted(module, SCALES, text)
 
 
 NoteScales = tvm.transform.module_pass(_note_scales, opt_level=0, name="directconv.NoteScales")
@@ -32,9 +29,7 @@ quantisation becomes a part of other operators.
 
 
 def _pair(meaning: Meaning | None) -> list[Any] | None:
-    if meaning is None or not meaning.by_tensor:
-        return None
-    if meaning.zero_point.dtype not in (np.int8, np.uint8):
+    if meaning is None or not meaning.of_bytes:
         return None
     return [float(meaning.scale.item()), int(meaning.zero_point.item())]
 

@@ -6,12 +6,12 @@ import numpy as np
 from tvm import relax
 from tvm.ir.expr import Var
 
-from ...epilogue import ACTIVATIONS, ROUNDED
+from ...epilogue import ACTIVATIONS
 from ..elementwise import evaluated, is_known
 from ..operators import whole
-from ..quantized import QUANTIZE, Meaning, Quantized, dequantized, meaning_of
+from ..quantized import QUANTIZE, Meaning, Quantized, dequantized, dequantized_by, meaning_of
 from ..rewriter import Rewriter, constant, op_name, rewriting, shape_of, value_of
-from ..whole import Whole
+from ..whole import Whole, window_of
 
 _LIMITS = {row.relax: name for name, row in ACTIVATIONS.items() if row.relax and row.limits}
 # More operators than a function of one number is written in.
@@ -32,7 +32,7 @@ class WholeOperators(Rewriter):
             return constant(found.meaning.real(found.value))
         if op_name(value) == QUANTIZE:
             meaning = meaning_of(value)
-            if meaning is not None and _fits(meaning):
+            if meaning is not None and meaning.of_bytes:
                 computed = self._computed(value.args[0], meaning)
                 if computed is not None:
                     return computed
@@ -40,12 +40,10 @@ class WholeOperators(Rewriter):
 
     def _of(self, expression: Any, meaning: Meaning) -> Quantized | None:
         """Return what an expression dequantises, of the same type as the result."""
-        call = self.definitions.get(expression) if isinstance(expression, Var) else None
-        found = dequantized(call) if call is not None else None
-        same = found and _fits(found.meaning)
-        if not found or not same or found.meaning.zero_point.dtype != meaning.zero_point.dtype:
+        found = dequantized_by(expression, self.definitions)
+        if found is None or not found.meaning.of_bytes:
             return None
-        return found
+        return found if found.meaning.zero_point.dtype == meaning.zero_point.dtype else None
 
     def _computed(self, variable: Any, meaning: Meaning) -> Any:
         """Return the call that computes what is quantised, None if it is no such operator."""
@@ -125,10 +123,6 @@ class WholeOperators(Rewriter):
         return whole(attributes, self.copied(operand.numbers), constant(table))
 
 
-def _fits(meaning: Meaning) -> bool:
-    return meaning.by_tensor and str(meaning.zero_point.dtype) in ROUNDED
-
-
 def _of_pixels(call: Any) -> bool:
     """Return whether a mean is that of all pixels of a channel."""
     axes = call.attrs.axis
@@ -138,13 +132,3 @@ def _of_pixels(call: Any) -> bool:
         and sorted(int(axis) % 4 for axis in axes) == [2, 3]
         and bool(call.attrs.keepdims)
     )
-
-
-def window_of(attrs: Any, layout: str) -> dict[str, Any]:
-    """Return the attributes of a pool, in a layout."""
-    found = {
-        name: [int(size) for size in getattr(attrs, name)]
-        for name in ("pool_size", "strides", "padding", "dilation")
-    }
-    flags = {name: bool(getattr(attrs, name)) for name in ("ceil_mode", "count_include_pad")}
-    return {**found, **flags, "layout": layout}

@@ -160,9 +160,11 @@ class Quantized(Graph):
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def by_onnxruntime(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+def by_onnxruntime(
+    model: onnx.ModelProto, x: np.ndarray, optimized: bool = True
+) -> list[np.ndarray]:
     """Return ONNX Runtime's outputs, as its users run it: in whole numbers where it can."""
-    return onnx_models.by_onnxruntime(model, [x], optimized=True)
+    return onnx_models.by_onnxruntime(model, [x], optimized)
 
 
 # --- Models -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Quantised networks: whole numbers from the first quantisation to the last, as ONNX Runtime's."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,26 @@ def test_biases_of_floats_are_counted_in_units_of_sums(tmp_path: Path) -> None:
     assert np.abs(difference).max() <= 1 and np.count_nonzero(difference) < 0.01 * difference.size
 
 
-def test_a_wrong_zero_point_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    g = Quantized(QDQ, np.uint8, *SHAPE)
-    path = saved(g.made(*MODELS["residual"](g)), tmp_path)
+def requantised(g: Quantized) -> onnx.ModelProto:
+    """Return a model in which a quantisation follows another one between two convolutions."""
+    twice = g.quantized(g.real(g.conv(g.image(), 16, 3, 3, 3)), 2)
+    return g.made(g.conv(twice, 8, 16, 1, 1))
+
+
+def test_either_mode_of_onnxruntime_may_be_right(tmp_path: Path) -> None:
+    model = requantised(Quantized(QDQ, np.uint8, *SHAPE))
+    (plain,), (fast,) = (by_onnxruntime(model, image(), optimized) for optimized in (False, True))
+    assert np.count_nonzero(plain != fast) > plain.size / 10
+    check = dc.compile_network(saved(model, tmp_path), tmp_path / "a.so").check
+    assert check.by.endswith("without optimizations") and "itself differs from" in check.note
+    assert_equal(dc.load_network(tmp_path / "a.so").run(image()), [plain])
+
+
+@pytest.mark.parametrize("made", [lambda g: g.made(*MODELS["residual"](g)), requantised])
+def test_a_wrong_zero_point_is_noticed(
+    made: Callable[[Quantized], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(made(Quantized(QDQ, np.uint8, *SHAPE)), tmp_path)
     right = Quantization.output_range
 
     def wrong(self: Quantization, *arguments: Any) -> np.ndarray:

@@ -246,6 +246,26 @@ def test_several_channels_at_once_and_nothing_spills(device: str) -> None:
         assert loops and not [loop for loop in loops if loop.spills]
 
 
+@pytest.mark.parametrize(
+    ("device", "move", "most"), [("cortex-a72", r"tbl\b", 1), ("armv7", r"vdup\.16\b", 2)]
+)
+def test_pixels_are_loaded_as_vectors_where_products_are_added_in_16_bits(
+    device: str, move: str, most: int
+) -> None:
+    code = dc.build("int8_ic64ih28oc64oh28kh1", device, blocking="model").assembly()
+    loops = innermost_loops(code, dc.device(device).triple)
+    loop = max(loops, key=lambda loop: sum("mull" in line for line in loop.body))
+    counts = {
+        kind: sum(bool(re.match(kind, line)) for line in loop.body)
+        for kind in (r"v?s?mull", r"v?s?mlal", r"sadalp|vpadal", move)
+    }
+    products, again, sums, moved = counts.values()
+    assert products == again == sums > 0
+    # Of four vectors of output channels, each pixel is permuted once, and not in other ways.
+    assert moved == most * products // 4
+    assert not [line for line in loop.body if re.match(r"ext|uzp|zip|vmov|dup", line)]
+
+
 PAIRS = (
     ("int8_ic64ih7oc72oh7kh3ph1", None),  # Of seven columns, one is alone; narrower tiles.
     ("uint8_ic24ih13oc20oh13kh3ph1", "NHWC"),

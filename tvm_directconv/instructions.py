@@ -92,6 +92,8 @@ class Instruction:
         How many registers the weights of a vector take.
     temporaries : int
         How many registers it needs between its parts.
+    moves : float
+        What a pixel takes, once it is loaded, to reach the operand; as a part of the instruction.
     of_rows : bool
         Whether it multiplies words of rows of the kernel, too, which depthwise convolutions have in
         place of input channels. Instructions of several parts would take these words apart again.
@@ -119,6 +121,7 @@ class Instruction:
     least_weight: int = -128
     weight_registers: int = 1
     temporaries: int = 0
+    moves: float = 0
     pixels: int = 1
     words: int = 1
     of_rows: bool = False
@@ -246,19 +249,22 @@ def _mmla(name: str, precision: Precision) -> Instruction:
     )
 
 
-def _smull(name: str, features: tuple[str, ...], temporaries: int) -> Instruction:
+def _smull(name: str, features: tuple[str, ...], temporaries: int, moves: int) -> Instruction:
     return Instruction(
         name,
         features,
         INT8,
         4,
+        (BROADCAST, LANE),
         depth=4,
         neighbours=2,
         intrinsic=SMULL,
+        weights_first=True,
         also=UINT8,
         flips=True,
         least_weight=-127,
         temporaries=temporaries,
+        moves=moves / 3,
     )
 
 
@@ -346,9 +352,10 @@ INSTRUCTIONS = {
         _vpmaddwd("vpmaddwd ymm, words", ("avx2",), 256),
         _vpmaddwd("pmaddwd xmm, words", ("sse4.1",), 128),
         # Products of the first two channels, to which those of the others are added: 16 bits have
-        # room for both unless all four numbers are -128. Then pairs of these are added up.
-        _smull("smull+sadalp v.4s", ("neon",), temporaries=12),
-        _smull("vmull.s8+vpadal q", ("neon", "vfp4"), temporaries=3),
+        # room for both unless all four numbers are -128. Then pairs of these are added up. Pixels
+        # are permuted by one table for each lane, or put into both halves of a register.
+        _smull("smull+sadalp v.4s", ("neon",), temporaries=13, moves=1),
+        _smull("vmull.s8+vpadal q", ("neon", "vfp4"), temporaries=3, moves=2),
         # 16 pixels of 16 words each, with weights of 16 output channels.
         _tdp("tdpbusd", "amx-int8", UINT8),
         _tdp("tdpbssd", "amx-int8", INT8),

@@ -390,7 +390,7 @@ class Tiling:
         return (self.blocking.oc_vectors + sum(self.pixel_loads(columns))) / conversion.per_cycle
 
     def pixel_moves(self, columns: int) -> float:
-        """Return how often two loads are joined in a step of so many columns."""
+        """Return how often loads are joined or permuted in a step of so many columns."""
         if self.case.rows > 1:
             # To pairs, and these to words. What is shifted is so before.
             shifted = self.rate.instruction.shifts(self.case.precision)
@@ -399,7 +399,7 @@ class Tiling:
         if self.pixel_operand == PAIR:
             return ceil(columns / 2)
         if self.pixel_operand != VECTOR:
-            return 0
+            return columns * self.rate.instruction.moves
         return self._operands(columns) * self._own_pixels.moves
 
     def _operands(self, columns: int) -> float:

@@ -1,5 +1,6 @@
 """Instructions that multiply words: several input channels of a pixel with their weights."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import tvm_ffi
@@ -44,23 +45,31 @@ _MADD_OF_LANES = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.5
 _SMULL = """
 declare <8 x i16> @llvm.{mull}(<8 x i8>, <8 x i8>)
 declare <4 x i32> @llvm.{add}
-define <4 x i32> @{name}(<4 x i32> %s, <4 x i32> %xs, <4 x i32> %ws) alwaysinline {{
-  %x = bitcast <4 x i32> %xs to <8 x i16>
+define <4 x i32> @{name}(<4 x i32> %s, <4 x i32> %ws, <{m} x i32> %xs) alwaysinline {{
+  %h = bitcast <{m} x i32> %xs to <{m2} x i16>
+{fours}
   %w = bitcast <4 x i32> %ws to <16 x i8>
-  %x0 = shufflevector <8 x i16> %x, <8 x i16> poison,
-      <4 x i32> <i32 0, i32 2, i32 4, i32 6>
-  %x1 = shufflevector <8 x i16> %x, <8 x i16> poison,
-      <4 x i32> <i32 1, i32 3, i32 5, i32 7>
-  %xl = bitcast <4 x i16> %x0 to <8 x i8>
-  %xh = bitcast <4 x i16> %x1 to <8 x i8>
-  %wl = shufflevector <16 x i8> %w, <16 x i8> poison,
-      <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
-  %wh = shufflevector <16 x i8> %w, <16 x i8> poison,
-      <8 x i32> <i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15>
+  %wl = shufflevector <16 x i8> %w, <16 x i8> poison, <8 x i32> <{low}>
+  %wh = shufflevector <16 x i8> %w, <16 x i8> poison, <8 x i32> <{high}>
 {products}
 {pairs}
   ret <4 x i32> %r
 }}
+"""
+# Both pairs of a word, each four times. LLVM does not see that it is two things: it would take them
+# apart, and the halves of the weights with them, which the second multiplication takes as they are.
+_FOURS = """
+  %f = shufflevector <{m2} x i16> %h, <{m2} x i16> poison, <8 x i32> <{lower}, {upper}>
+  %fb = bitcast <8 x i16> %f to <16 x i8>
+  %x = call <16 x i8> asm "", "=w,0"(<16 x i8> %fb) memory(none)
+  %xl = shufflevector <16 x i8> %x, <16 x i8> poison, <8 x i32> <{low}>
+  %xh = shufflevector <16 x i8> %x, <16 x i8> poison, <8 x i32> <{high}>
+"""
+_FOURS_APART = """
+  %f = shufflevector <{m2} x i16> %h, <{m2} x i16> poison, <4 x i32> <{lower}>
+  %g = shufflevector <{m2} x i16> %h, <{m2} x i16> poison, <4 x i32> <{upper}>
+  %xl = bitcast <4 x i16> %f to <8 x i8>
+  %xh = bitcast <4 x i16> %g to <8 x i8>
 """
 _SMULLS = """
   %pl = call <8 x i16> @llvm.{mull}(<8 x i8> %wl, <8 x i8> %xl)
@@ -105,6 +114,7 @@ _WORDS = "directconv_words"  # Begins the names of such functions; the lanes fol
 _FUNCTIONS = {MADDWD: _MADDWD, SMULL: _SMULL, FMLAL: _FMLAL}
 _NEON = {
     AARCH64: {
+        "fours": _FOURS,
         "mull": "aarch64.neon.smull.v8i16",
         "first": "smull $0.8h, $1.8b, $2.8b",
         "other": "smlal $0.8h, $2.8b, $3.8b",
@@ -112,6 +122,7 @@ _NEON = {
         "add": "aarch64.neon.saddlp.v4i32.v8i16(<8 x i16>)",
     },
     ARM: {
+        "fours": _FOURS_APART,
         "mull": "arm.neon.vmulls.v8i16",
         "first": "vmull.s8 ${0:q}, ${1:P}, ${2:P}",
         "other": "vmlal.s8 ${0:q}, ${2:P}, ${3:P}",
@@ -121,9 +132,19 @@ _NEON = {
 }
 
 
-def _code(known: Architecture, marked: Any, name: str, lanes: int, total: str) -> str:
+def _code(
+    known: Architecture,
+    marked: Any,
+    name: str,
+    lanes: int,
+    total: str,
+    lane: int | None = None,
+    pixels: int | None = None,
+) -> str:
     """Return a function that multiplies words of one lane or more and adds the products to sums.
 
+    Its pixels are those of a lane, of a register with so many of them if it is not one for each
+    sum; else each lane has its own.
     Where these may be the same words again and again, LLVM would multiply once. It does not see
     what inline assembly computes.
     """
@@ -143,8 +164,28 @@ def _code(known: Architecture, marked: Any, name: str, lanes: int, total: str) -
             values["madd"] = 'asm sideeffect "vpmaddwd $2, $1, $0", "=v,v,v"'
     if known in _NEON:
         values |= _NEON[known]
+        values |= {"m": pixels or lanes, "m2": 2 * (pixels or lanes)}
+        words = range(4) if lane is None else [lane] * 4
+        values |= {
+            "lower": _indices(2 * word for word in words),
+            "upper": _indices(2 * word + 1 for word in words),
+        }
+        values |= {"low": _indices(range(8)), "high": _indices(range(8, 16))}
+        fours = _FOURS_APART if lane is None else str(values["fours"])
+        values["fours"] = fours.format(**values)
         values["products"] = (_SMULLS_AGAIN if marked["again"] else _SMULLS).format(**values)
+    if pixels and marked["by_lane"]:
+        lanes_of = [n if n < pixels else "poison" for n in range(lanes)]
+        values |= {"m": pixels, "first": _indices(lanes_of)}
+        values["code"] = str(marked["by_lane"]).format(
+            sums="$0", weights="$2", pixels="$3", lane=lane
+        )
+        return _BY_LANE.format(**values)
     return _FUNCTIONS.get(function, _INTRINSIC).format(**values)
+
+
+def _indices(numbers: Iterable[object]) -> str:
+    return ", ".join(f"i32 {number}" for number in numbers)
 
 
 # Pixels are in the first lanes of a register, at least. LLVM sees what is read and written.
@@ -165,9 +206,9 @@ def multiply_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     That is for instructions which LLVM makes of a number in all lanes only, put there before.
     """
     marked = instruction_of(func)
-    if marked is None or not marked["by_lane"]:
+    if marked is None or not (marked["by_lane"] or marked["function"] == SMULL):
         return func
-    assembly = str(marked["by_lane"])
+    known = architecture_of(func)
     called: dict[str, str] = {}
 
     def by_lane(call: Call) -> Any:
@@ -179,16 +220,8 @@ def multiply_lanes(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
             return call
         (lane,), (pixels,) = load.indices, load.source.shape
         name = f"directconv_lane{lane}"
-        called[name] = _BY_LANE.format(
-            name=name,
-            n=splat.ty.dtype.lanes,
-            m=pixels,
-            sum=NUMBER_TYPES[str(load.source.dtype)].llvm,
-            first=", ".join(
-                f"i32 {n}" if n < int(pixels) else "i32 poison" for n in range(splat.ty.dtype.lanes)
-            ),
-            code=assembly.format(sums="$0", weights="$2", pixels="$3", lane=lane),
-        )
+        kind, total = splat.ty.dtype, str(load.source.dtype)
+        called[name] = _code(known, marked, name, kind.lanes, total, int(lane), int(pixels))
         register = tirx.BufferLoad(load.source, whole(load.source))
         return tirx.call_extern(str(call.ty.dtype), name, *others, register)
 
@@ -214,7 +247,7 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     marked = instruction_of(func)
     if marked is None:
         return func
-    called: dict[str, tuple[int, str]] = {}
+    called: dict[str, tuple[int, str, int | None]] = {}
 
     def multiplied(store: BufferStore) -> Any:
         product = product_of(store)
@@ -224,8 +257,9 @@ def multiply_words(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         if marked["weights_first"]:
             operands.reverse()
         kind = store.value.ty.dtype
-        name = f"{_WORDS}{kind.lanes}"
-        called[name] = kind.lanes, str(store.buffer.dtype)
+        same = isinstance(product.x, tirx.Broadcast)
+        name = f"{_WORDS}{kind.lanes}{'_same' * same}"
+        called[name] = kind.lanes, str(store.buffer.dtype), 0 if same else None
         value = tirx.call_extern(str(kind), name, product.total, *operands)
         return BufferStore(store.buffer, value, store.indices)
 

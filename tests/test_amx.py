@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from onnx_models import assert_equal, saved
+from quantized_models import MODELS, QDQ, Quantized, by_onnxruntime
 from test_int8 import a_quantization, random_operands_of
 from tvm import tirx
 
@@ -27,7 +29,7 @@ from tvm_directconv.precision import PRECISIONS
 from tvm_directconv.reference import random_operands
 from tvm_directconv.scheduling import scheduled
 from tvm_directconv.tiling import Tiling
-from tvm_directconv.toolchain import find_toolchain
+from tvm_directconv.toolchain import Toolchain, find_toolchain
 from tvm_directconv.tuning.runners.problem import Problem
 
 DEVICE = "sapphirerapids"
@@ -50,25 +52,30 @@ ODD = (
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunReport]:
-    """Return what runs a convolution for Sapphire Rapids on this processor."""
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Toolchain:
+    """Return what runs programs for Sapphire Rapids on this processor."""
     toolchain = find_toolchain(dc.device(DEVICE).triple)
+    if "amx-tile" in host_features():
+        return toolchain
     library = tmp_path_factory.mktemp("emulator") / "amx_emulator.so"
     options = ["-O2", "-shared", "-fPIC", "-ftls-model=initial-exec", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([*toolchain.cc, *options, str(SOURCE), "-o", str(library), "-ldl"], check=True)
+    return replace(toolchain, emulator=("env", f"LD_PRELOAD={library}"))
+
+
+@pytest.fixture
+def emulated(emulator: Toolchain) -> Callable[..., RunReport]:
+    """Return what runs a convolution for Sapphire Rapids on this processor."""
 
     def run(conv: dc.CompiledConv, folder: Path, *arrays: np.ndarray, **more: object) -> RunReport:
-        m, settings = conv.manifest, [f"LD_PRELOAD={library}"]
-        if more.pop("refuses", False):
-            settings.append("AMX_EMULATOR_REFUSES=1")
-        if "amx-tile" in host_features():
-            settings = []
+        m = conv.manifest
+        settings = ["AMX_EMULATOR_REFUSES=1"] if more.pop("refuses", False) else []
         return run_library(
             conv.export(folder / "conv.so"),
             m.symbol,
             list(arrays),
             [m.output_shape],
-            replace(toolchain, emulator=("env", *settings)),
+            replace(emulator, emulator=(*emulator.emulator, *settings)),
             output_types=[m.output_type.name],
             threads=m.threads,
             **more,
@@ -160,6 +167,30 @@ def test_a_system_that_gives_no_permission(
     if RUNS and "amx-tile" not in host_features():
         with pytest.raises(LibraryError, match="does not let this program use matrix registers"):
             emulated(conv, tmp_path, *arrays, refuses=True)
+
+
+@pytest.mark.parametrize("name", ["residual", "inception"])
+def test_networks(name: str, emulator: Toolchain, tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, 1, 3, 23, 19)
+    model = g.made(*MODELS[name](g))
+    library = tmp_path / "network.so"
+    m = dc.compile_network(saved(model, tmp_path), library, DEVICE, threads=2, check=False)
+    assert b"use matrix registers" in library.read_bytes()
+    if RUNS:
+        x = np.random.default_rng(0).standard_normal(m.inputs[0].shape).astype(np.float32)
+        report = run_library(
+            library,
+            "main",
+            [x],
+            [port.shape for port in m.outputs],
+            emulator,
+            output_types=[port.dtype for port in m.outputs],
+            threads=m.threads,
+            guard="end",
+            scratch_bytes=m.arena_bytes,
+        )
+        assert report.allocated_bytes == 0
+        assert_equal(tuple(report.outputs), by_onnxruntime(model, x=x))
 
 
 def test_kernels_of_networks_ask_for_permission_but_look_at_no_arguments() -> None:

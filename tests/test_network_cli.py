@@ -12,9 +12,11 @@ import pytest
 from conftest import FOREIGN, Command
 from onnx_models import Graph, by_onnxruntime, random_inputs, saved
 from PIL import Image
+from quantized_models import QDQ, Quantized
 
 import tvm_directconv as dc
-from tvm_directconv import manifest
+from tvm_directconv import compile_network, manifest
+from tvm_directconv.bench import peak
 from tvm_directconv.cli import main
 from tvm_directconv.network.network import load_network
 
@@ -236,6 +238,23 @@ def test_profile_for_people(run: Command, form: str) -> None:
     assert "ms a run" in out and "in 2 convolutions" in out and "of the FMA peak" in out
     for layer in load_network("net.so").manifest.layers:
         assert layer.workload in out
+
+
+def test_profile_compares_with_bursts_of_the_same_number_types(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = Quantized(QDQ, np.uint8, 1, 8, 9, 9)
+    whole = g.real(g.conv(g.image(), 16, 8, 3, 3))
+    weight = g.constant(g.rng.standard_normal((8, 16, 1, 1)))
+    model = g.made(g.node("Conv", whole, weight))
+    compile_network(saved(model, tmp_path), tmp_path / "both.so", blocking="model", check=False)
+    speeds = {"uint8": 1000.0, "float32": 10.0}
+    monkeypatch.setattr(peak, "Burst", lambda _d, _t, precision: lambda: speeds[precision.name])
+    _, out, _ = run("profile", str(tmp_path / "both.so"), "--repeat", "1", "--format", "json")
+    layers = {row["workload"].split("_")[0]: row for row in json.loads(out) if row["workload"]}
+    first, second = layers["uint8"], layers["ic16ih7oc8oh7kh1"]
+    assert first["gflops"] == pytest.approx(1000 * first["of_peak"])
+    assert second["gflops"] == pytest.approx(10 * second["of_peak"])
 
 
 def test_profile_without_convolutions(run: Command) -> None:

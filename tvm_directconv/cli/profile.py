@@ -10,6 +10,8 @@ from ..errors import LibraryError
 from ..hardware.lookup import device as find_device
 from ..network.check import drawn
 from ..network.network import load_network
+from ..precision import Precision
+from ..workload import ConvWorkload
 from ._network import is_network
 from ._options import positive
 from ._output import Row, add_format, check_writable, for_people, render, write
@@ -38,25 +40,38 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.output)
     network = load_network(args.library)
     manifest = network.manifest
-    burst = Burst(find_device(manifest.device), manifest.threads)
+    device = find_device(manifest.device)
+    precisions = [
+        ConvWorkload.parse(layer.workload).precision if layer.workload else None
+        for layer in manifest.layers
+    ]
+    bursts = {
+        precision: Burst(device, manifest.threads, precision)
+        for precision in dict.fromkeys(precisions)
+        if precision
+    }
     rng = np.random.default_rng(0)
     inputs = [drawn(port, rng) for port in manifest.inputs]
     network.profile(*inputs, repeat=1)
-    measured, peaks = [], []
+    measured: list[np.ndarray] = []
+    peaks: dict[Precision, list[float]] = {precision: [] for precision in bursts}
     for _ in range(args.repeat):
-        before = burst()
+        before = [burst() for burst in bursts.values()]
         measured.append(network.profile(*inputs, repeat=1)[0])
-        peaks.append((before + burst()) / 2)
+        after = [burst() for burst in bursts.values()]
+        for speeds, *both in zip(peaks.values(), before, after, strict=True):
+            speeds.append(sum(both) / 2)
     seconds = np.array(measured)
-    peak = np.array(peaks)
     total = float(np.median(seconds.sum(axis=1)))
     rows: list[dict[str, Any]] = []
     people: list[Row] = []
-    for number, layer in enumerate(manifest.layers):
+    for number, (layer, precision) in enumerate(zip(manifest.layers, precisions, strict=True)):
         median = float(np.median(seconds[:, number]))
-        speeds = layer.flops / 1e9 / seconds[:, number]
-        gflops = float(np.median(speeds)) if layer.flops else None
-        of_peak = float(np.median(speeds / peak)) if layer.flops else None
+        gflops, of_peak = None, None
+        if precision:
+            reached = layer.flops / 1e9 / seconds[:, number]
+            gflops = float(np.median(reached))
+            of_peak = float(np.median(reached / peaks[precision]))
         share = median / total
         rows.append(
             {
@@ -86,11 +101,15 @@ def run(args: argparse.Namespace) -> int:
     if for_people(args.format):
         convolved = sum(row["seconds_p50"] for row in rows if row["workload"])
         flops = sum(layer.flops for layer in manifest.layers)
+        at_peak = sum(
+            layer.flops / 1e9 / float(np.median(peaks[precision]))
+            for layer, precision in zip(manifest.layers, precisions, strict=True)
+            if precision
+        )
         text += (
             f"\n\n{total * 1e3:.2f} ms a run, {convolved / total:.1%} of it in "
             f"{sum(bool(row['workload']) for row in rows)} convolutions; "
-            f"{flops / total / 1e9:.1f} GFLOP/s, {flops / total / 1e9 / np.median(peak):.1%} of "
-            "the FMA peak"
+            f"{flops / total / 1e9:.1f} GFLOP/s, {at_peak / total:.1%} of the FMA peak"
         )
     write(text, args.output)
     return 0

@@ -46,6 +46,7 @@ SCRIPTS = (
     "scripts/fit_model",
     "scripts/compare_networks",
     "scripts/compare_pools",
+    "scripts/compare_types",
     "scripts/reproduce_paper",
     "scripts/test",
     ".ci/run",

@@ -232,7 +232,7 @@ def _network(case: Case, constant: set[int], folder: Path) -> _Network:
         if number not in constant and value.type.HasField("tensor_type")
     }
     target = device("native")
-    program, _ = plan(path, target, 1, "model", shapes)
+    program, _, _ = plan(path, target, 1, "model", shapes)
     compiled = compile_kernels(program.kernels, target, 1)
     symbols = {kernel: symbol for kernel, (symbol, _) in compiled.items()}
     # As tvm_directconv.emit.library does it, but with a name of its own for each network.

@@ -20,7 +20,7 @@ import tvm_directconv as dc
 from tvm_directconv.emit.program import Port
 from tvm_directconv.errors import ArgumentError
 from tvm_directconv.network.compile import import_model
-from tvm_directconv.network.pipeline import _first_passes
+from tvm_directconv.network.pipeline import first_passes
 from tvm_directconv.network.rewriter import MAIN, SCALES, WORK
 
 SHAPE = (1, 3, 23, 19)
@@ -135,7 +135,7 @@ def test_what_has_no_scale_is_refused() -> None:
 def noted(model: onnx.ModelProto, folder: Path) -> tuple[Any, Any]:
     """Return what is said of ports, and how many conversions there are."""
     module = import_model(saved(model, folder))
-    for transform in _first_passes():
+    for transform in first_passes():
         module = transform(module)
     attributes = module[MAIN].attrs
     return json.loads(attributes[SCALES]), json.loads(attributes[WORK])["conversions"]

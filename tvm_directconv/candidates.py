@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, gcd
 from operator import itemgetter
 
@@ -240,6 +240,7 @@ def _widths_in_groups(case: Case, rate: Rate) -> list[int]:
     return [n for n in whole if n <= most] or [n for n in widths if n <= _MOST_VECTORS]
 
 
+@lru_cache(maxsize=1024)
 def choose(case: Case) -> Blocking:
     """Return the blocking with the fewest cycles in the model."""
     found = []

@@ -135,6 +135,10 @@ class ModelError(DirectConvError, ValueError):
     """A model file cannot be read, or has something that cannot be compiled."""
 
 
+class RangeError(ModelError):
+    """A weight or bias that is infinite in the type that it is to be converted to."""
+
+
 class LogWarning(UserWarning):
     """Something in a tuning log cannot be used and is left out."""
 

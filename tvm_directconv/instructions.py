@@ -36,7 +36,7 @@ VECTOR = "vector"
 PAIR = "pair"
 """Words of two pixels are in one register, one after the other."""
 
-MADDWD, SMULL, FMLAL = "maddwd", "smull", "fmlal"
+MADDWD, SMULL, FMLAL, HALF_SUMS = "maddwd", "smull", "fmlal", "half sums"
 """Functions of :mod:`tvm_directconv.lowering.words`, of several instructions."""
 
 
@@ -367,6 +367,13 @@ INSTRUCTIONS = {
     )
 }
 """By name."""
+
+HALF_SUMMING = tuple(
+    Instruction(f"sums of halves in {lanes}", (feature,), FLOAT16ACC32, lanes, intrinsic=HALF_SUMS)
+    for lanes, feature in ((16, "avx512f"), (8, "f16c"), (4, "f16c"), (4, "neon"))
+)
+"""Products added up in float32, each sum rounded to a half: as instructions of halves do it, where
+there are none. No device has them, they only show what is lost elsewhere."""
 
 
 @dataclass(frozen=True)

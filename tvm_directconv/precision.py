@@ -128,3 +128,6 @@ DTYPES = {"bf16": BFLOAT16, "fp16": FLOAT16ACC32, "fp16acc16": FLOAT16, "fp32": 
 
 A model whose weights are of a type is computed, if nothing else is said, in the first that stores
 it."""
+
+MIXED = "mixed"
+"""The one of these with 16 bits that a processor computes in fastest, as people write it."""

@@ -30,7 +30,7 @@ def library_bytes(path: Path) -> bytes:
         ) from None
 
 
-def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
+def load_library(path: Path, device: str, target: dict[str, Any], forever: bool = True) -> Any:
     """Load the code of a shared library, even if one of the same name was loaded before.
 
     The dynamic linker would take that one for it. It goes by names first, so there is a new name
@@ -43,6 +43,8 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
         Name of what it was compiled for.
     target : dict
         The same for TVM.
+    forever : bool
+        Whether the code stays when nobody has a use for it any more.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def load_library(path: Path, device: str, target: dict[str, Any]) -> Any:
         link = folder / "library.so"
         link.symlink_to(path.resolve())
         try:
-            return tvm_ffi.load_module(link)  # TVM's own function would follow the link.
+            return tvm_ffi.load_module(link, forever)  # TVM's own would follow the link.
         except Exception as error:  # Of what kind, depends on what the dynamic linker meets.
             said = str(error).replace(str(link), path.name).strip().splitlines()
             raise LibraryError(

@@ -13,8 +13,9 @@ from .. import files
 from ..convolution import SUFFIXES, build
 from ..denormals import MODES
 from ..errors import LibraryError, ModelError
-from ..network.manifest import NetworkManifest
-from ..precision import DTYPES
+from ..images import IMAGES
+from ..network.manifest import Mixed, NetworkManifest
+from ..precision import DTYPES, MIXED
 from ..specs import is_model
 from ..workload import ConvWorkload
 from ._options import (
@@ -23,10 +24,13 @@ from ._options import (
     add_epilogue,
     add_input_layout,
     add_logs,
+    add_pixels,
     add_specs,
     add_threads,
     inputs_of,
     logs_of,
+    pixels_of,
+    rate,
     workloads_of,
 )
 from ._output import add_format, as_json, render, status_line, time_of
@@ -49,10 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=(*DTYPES, MIXED),
         help="what a model's convolutions and dense layers of float32 are computed in, and tensors "
         "between them are stored in. bf16: bfloat16, sums in float32; fp16: float16, sums in "
-        "float32; fp16acc16: float16, sums in float16; default: as the model has its weights",
+        "float32; fp16acc16: float16, sums in float16; mixed: the fastest of these on the device; "
+        "default: as the model has its weights",
     )
     parser.add_argument(
         "--keep",
@@ -62,6 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one of these that stays float32: the name of its ONNX node, its place as 'layers' "
         "counts (3, or model.onnx:3), or its descriptor; repeatedly for several",
     )
+    parser.add_argument(
+        "--tolerance",
+        type=rate,
+        metavar="ERROR",
+        help="with a dtype of 16 bits: as many of these stay float32 as it takes for outputs to "
+        "differ from those in float32 by no more than this, such as 0.01 (root mean square, "
+        "relative to the output)",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="SAMPLES",
+        help="inputs that the error is found on: a .npz file with inputs by name, a .npy file, or "
+        f"a folder of such files or images ({', '.join(IMAGES)}); default: random ones",
+    )
+    add_pixels(parser.add_argument_group("images among samples"))
     parser.add_argument(
         "--schedule", metavar="FILE", help="Python file with a schedule of your own"
     )
@@ -122,6 +142,7 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
     from ..network.compile import compile_network
 
     begin = time.perf_counter()
+    pixels = pixels_of(args)
     try:
         manifest = compile_network(
             args.spec[0],
@@ -135,6 +156,12 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
             denormals=args.denormals,
             dtype=args.dtype,
             keep=args.keep,
+            tolerance=args.tolerance,
+            samples=args.samples,
+            pixels=pixels if pixels.given else None,
+            measuring=lambda done, most: status_line(
+                f"finding what is lost in 16 bits, run {done + 1} of at most {most}"
+            ),
             **inputs_of(args),
         )
     finally:
@@ -153,6 +180,10 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
         {"memory": "what im2col would add", "bytes": f"{manifest.im2col_bytes:,}"},
     ]
     _tell(args, render(rows, "table"))
+    if manifest.mixed.dtype:
+        _tell(args, f"{args.dtype}: {manifest.mixed}")
+        if manifest.mixed.kept:
+            _tell(args, render(_kept(manifest.mixed), "table"))
     _tell(args, f"check: {manifest.check}")
     return {
         "output": args.output,
@@ -161,6 +192,20 @@ def _compile_model(args: argparse.Namespace) -> dict[str, Any]:
         "memory": manifest.memory(),
         **asdict(manifest),
     }
+
+
+def _kept(mixed: Mixed) -> list[dict[str, Any]]:
+    """Return the layers that stay float32."""
+    return [
+        {
+            "stays float32": layer.layer,
+            "workload": layer.workload,
+            "error if it alone does not": (
+                "not finite" if layer.error is None else f"{layer.error:.2g}"
+            ),
+        }
+        for layer in mixed.kept
+    ]
 
 
 def _convolutions(manifest: NetworkManifest) -> str:
@@ -181,7 +226,7 @@ def _compile(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"--{'' if args.check else 'no-'}check is given: expected a model to compile; 'run' "
             "compares a single convolution with its reference"
         )
-    for option in ("dtype", "keep"):
+    for option in ("dtype", "keep", "tolerance", "samples", *pixels_of(args).given):
         if getattr(args, option):
             raise ModelError(
                 f"--{option} is given: expected a model to compile; the descriptor of a single "

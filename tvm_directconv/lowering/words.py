@@ -10,7 +10,7 @@ from tvm.tirx import BufferStore, PrimFunc
 
 from ..compute import INPUT_NAME, WEIGHT_NAME
 from ..hardware.architecture import AARCH64, ARM, Architecture
-from ..instructions import FMLAL, MADDWD, SMULL
+from ..instructions import FMLAL, HALF_SUMS, MADDWD, SMULL
 from ..precision import NUMBER_TYPES
 from .loads import LANES_NAME
 from .statements import (
@@ -110,8 +110,20 @@ define <4 x float> @{name}(<4 x float> %s, <4 x half> %xs, <4 x half> %ws) alway
   ret <4 x float> %r
 }}
 """
+# Products of halves are exact in single precision.
+_HALF_SUMS = """
+define <{n} x float> @{name}(<{n} x float> %s, <{n} x half> %xs, <{n} x half> %ws) alwaysinline {{
+  %x = fpext <{n} x half> %xs to <{n} x float>
+  %w = fpext <{n} x half> %ws to <{n} x float>
+  %p = fmul <{n} x float> %x, %w
+  %q = fadd <{n} x float> %s, %p
+  %h = fptrunc <{n} x float> %q to <{n} x half>
+  %r = fpext <{n} x half> %h to <{n} x float>
+  ret <{n} x float> %r
+}}
+"""
 _WORDS = "directconv_words"  # Begins the names of such functions; the lanes follow.
-_FUNCTIONS = {MADDWD: _MADDWD, SMULL: _SMULL, FMLAL: _FMLAL}
+_FUNCTIONS = {MADDWD: _MADDWD, SMULL: _SMULL, FMLAL: _FMLAL, HALF_SUMS: _HALF_SUMS}
 _NEON = {
     AARCH64: {
         "fours": _FOURS,

@@ -16,12 +16,14 @@ from ..denormals import checked_mode
 from ..errors import ArgumentError, LibraryError, ModelError, ModelWarning, path_of
 from ..hardware.device import Device
 from ..hardware.lookup import device as find_device
-from ..kinds import shown
+from ..images import Pixels
+from ..kinds import is_whole, shown
 from ..manifest import manifest_path
 from ..precision import FLOAT32, INT8
 from ..workload import ConvWorkload, model_layer_name
 from .check import check_library
-from .manifest import Check, Layer, NetworkManifest
+from .manifest import Check, Layer, Mixed, NetworkManifest
+from .samples import Given
 
 _LISTED = 4  # kinds of convolutions that a warning names
 
@@ -40,6 +42,10 @@ def compile_network(
     denormals: str | None = None,
     dtype: str | None = None,
     keep: Collection[str | int] = (),
+    tolerance: float | None = None,
+    samples: Given | None = None,
+    pixels: Pixels | None = None,
+    measuring: Callable[[int, int], None] | None = None,
 ) -> NetworkManifest:
     """Compile a model to one shared library, with weights in it and a manifest beside it.
 
@@ -79,12 +85,24 @@ def compile_network(
     dtype : str, optional
         What convolutions and dense layers of float32 are computed in, and tensors between them are
         stored in. ``bf16``: bfloat16, with sums in float32; ``fp16``: float16, with sums in
-        float32; ``fp16acc16``: float16, with sums in float16; ``fp32``: float32. If not given,
-        ``fp16`` or ``bf16`` for ONNX models with such weights, where the device has instructions
-        for it, else ``fp32``.
+        float32; ``fp16acc16``: float16, with sums in float16; ``fp32``: float32; ``mixed``: the one
+        of 16 bits that the device computes in fastest. If not given, ``fp16`` or ``bf16`` for ONNX
+        models with such weights, where the device has instructions for it, else ``fp32``.
     keep : collection of str or int
         Those that stay float32: the name of the ONNX model's node, the place among all of them as
         :func:`tvm_directconv.workloads` counts, or the descriptor of the workload.
+    tolerance : float, optional
+        How far outputs in 16 bits may be from those in float32: the root mean square of the
+        differences over that of the output, on `samples`. Layers that lose most stay float32 until
+        it is less; the manifest has them (``mixed``). It takes a run of the network for each layer
+        if not all can be in 16 bits.
+    samples : str, Path or sequence of mapping, optional
+        Inputs to find that with, as for :func:`tvm_directconv.quantize_network`; random ones if not
+        given.
+    pixels : Pixels, optional
+        What becomes of the pixels of images among `samples`, which are 0 to 1 at first.
+    measuring : callable, optional
+        Told how many variants of the network have run for that, and how many there are at most.
 
     Returns
     -------
@@ -107,7 +125,8 @@ def compile_network(
     BlockingError
         If `threads` or `blocking` cannot be used.
     ArgumentError
-        If `denormals` is none of the two that the device has, or `check` none of the three.
+        If `denormals` is none of the two that the device has, or `check` none of the three; if
+        `samples` do not fit the model, or no layer can be in 16 bits for `tolerance`.
     """
     versions.check()
     from ..emit.c_folder import check_folder, write_folder
@@ -135,8 +154,20 @@ def compile_network(
         if not os.path.isdir(output.parent):
             raise LibraryError(f"cannot write {str(output)!r}: the folder does not exist")
         toolchain = find_toolchain(target.triple)
-    program, precision = plan(
-        model, target, threads, blocking, input_shapes, input_values, mode, dtype, keep
+    program, precision, lost = plan(
+        model,
+        target,
+        threads,
+        blocking,
+        input_shapes,
+        input_values,
+        mode,
+        dtype,
+        keep,
+        tolerance,
+        samples,
+        pixels,
+        measuring,
     )
     objects = compile_kernels(program.kernels, target, threads, progress)
     layers, buffers = [], [0]
@@ -176,6 +207,7 @@ def compile_network(
         unscheduled=program.unscheduled,
         check=Check(note="that comes next"),
         denormals=mode,
+        mixed=lost,
     )
     if manifest.unscheduled:
         warnings.warn(ModelWarning(_said(manifest)), stacklevel=2)
@@ -233,20 +265,43 @@ def plan(
     denormals: str | None = None,
     dtype: str | None = None,
     keep: Collection[str | int] = (),
-) -> tuple[Any, str]:
-    """Return the program of a model, and the coarsest type that its numbers are rounded to.
+    tolerance: float | None = None,
+    samples: Given | None = None,
+    pixels: Pixels | None = None,
+    measuring: Callable[[int, int], None] | None = None,
+) -> tuple[Any, str, Mixed]:
+    """Return the program of a model, the coarsest type that its numbers are rounded to, and why.
 
     Parameters and errors are those of :func:`compile_network`.
     """
+    from .mixed import check_tolerance, mixed
     from .passes.convert_precision import checked_dtype, precision_of
     from .pipeline import planned
     from .quantized import is_quantized
     from .rewriter import coarsest, compiling, types_of
 
-    checked_dtype(dtype, device)
+    check_tolerance(tolerance, samples, pixels, dtype)
+    dtype = checked_dtype(dtype, device)
     kept = _names(model, keep)
 
     module = import_model(model, input_shapes, input_values)
+    found = Mixed()
+    if tolerance is not None:
+        assert dtype is not None
+        with compiling("the network"):
+            more, found = mixed(
+                module,
+                device,
+                threads,
+                dtype,
+                kept,
+                tolerance,
+                samples,
+                pixels or Pixels(),
+                blocking,
+                measuring,
+            )
+        kept += more
 
     types = {precision_of(module, device, dtype).pixel.name, *types_of(module)}
     rounded = coarsest(types)
@@ -258,7 +313,7 @@ def plan(
 
     try:
         with compiling("the network"):
-            return lowered(module), rounded
+            return lowered(module), rounded, found
     except ModelError as error:
         if not _is_onnx(model):
             raise
@@ -269,20 +324,22 @@ def plan(
         raise onnx_failure(model, input_shapes, input_values, lowered, cause) from cause
 
 
-def _names(model: str | Path | Any, keep: Collection[str | int]) -> list[str]:
-    """Return names of convolutions without that of the model before them.
+def _names(model: str | Path | Any, keep: Collection[str | int]) -> list[str | int]:
+    """Return places, and names of convolutions without that of the model before them.
 
     Raises
     ------
     ArgumentError
         If it is no list of names.
     """
-    if isinstance(keep, str) or not all(isinstance(name, str | int) for name in keep):
+    if isinstance(keep, str) or not all(
+        isinstance(name, str) or is_whole(name, 0) for name in keep
+    ):
         raise ArgumentError(
             f"keep is {shown(keep)}: expected a list of names or places of convolutions"
         )
     of_model = f"{model}:" if isinstance(model, str | Path) else ""
-    return [str(name).removeprefix(of_model) for name in keep]
+    return [name.removeprefix(of_model) if isinstance(name, str) else name for name in keep]
 
 
 def import_model(

@@ -62,6 +62,71 @@ class Check:
 
 
 @dataclass(frozen=True)
+class KeptLayer:
+    """A layer that stays float32 because it loses too much in 16 bits.
+
+    Attributes
+    ----------
+    layer : str
+        Name of the model's node, failing that its place among the convolutions.
+    workload : str
+        Descriptor of what it convolves.
+    error : float or None
+        Of the outputs, if this layer alone is in 16 bits; None if they are not finite then.
+    """
+
+    layer: str
+    workload: str
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a network in 16 bits loses on samples, and which layers stay float32 for that.
+
+    Attributes
+    ----------
+    dtype : str
+        The type of the others, empty if no tolerance was given.
+    tolerance : float
+        What the error may be.
+    error : float
+        Root mean square of the differences from outputs of float32, over that of these, of the
+        output where it is largest.
+    error_without : float or None
+        What it is with none of these layers in float32; None if outputs are not finite then.
+    samples : str
+        What it was found with.
+    count : int
+        How many samples these are.
+    kept : tuple of KeptLayer
+        Those that stay float32, the one that loses most first.
+    """
+
+    dtype: str = ""
+    tolerance: float = 0.0
+    error: float = 0.0
+    error_without: float | None = None
+    samples: str = ""
+    count: int = 0
+    kept: tuple[KeptLayer, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.dtype:
+            return "no tolerance was given"
+        text = (
+            f"error {self.error:.2g} in {self.dtype} beside float32 on {self.samples}, tolerance "
+            f"{self.tolerance:g}"
+        )
+        if not self.kept:
+            return text
+        without = "not finite" if self.error_without is None else f"{self.error_without:.2g}"
+        count = len(self.kept)
+        layers = "1 layer that stays" if count == 1 else f"{count} layers that stay"
+        return f"{text}; {without} without {layers} float32"
+
+
+@dataclass(frozen=True)
 class Layer:
     """A step of a network.
 
@@ -153,6 +218,21 @@ _KINDS: Table = {
         "tolerance": Kind("a number from 0", is_number),
         "note": _STRING,
     },
+    "mixed": {
+        "dtype": _STRING,
+        "tolerance": Kind("a number from 0", is_number),
+        "error": Kind("a number from 0", is_number),
+        "error_without": or_null(Kind("a number from 0", is_number)),
+        "samples": _STRING,
+        "count": COUNT,
+        "kept": [
+            {
+                "layer": _STRING,
+                "workload": _STRING,
+                "error": or_null(Kind("a number from 0", is_number)),
+            }
+        ],
+    },
 }
 
 
@@ -193,6 +273,8 @@ class NetworkManifest:
         What came out when the library was run beside another implementation of the model.
     denormals : str
         ``flush`` if they count as zeros, ``keep`` if not.
+    mixed : Mixed
+        Which layers stay float32 because others are to lose little, if that was asked for.
     """
 
     device: str
@@ -211,6 +293,7 @@ class NetworkManifest:
     unscheduled: tuple[Unscheduled, ...]
     check: Check
     denormals: str = FLUSH
+    mixed: Mixed = Mixed()
 
     @property
     def unscheduled_share(self) -> float:
@@ -254,6 +337,8 @@ class NetworkManifest:
         values["layers"] = tuple(_known(Layer, layer) for layer in found["layers"])
         values["unscheduled"] = tuple(_known(Unscheduled, u) for u in found["unscheduled"])
         values["check"] = _known(Check, found["check"])
+        kept = tuple(_known(KeptLayer, layer) for layer in found["mixed"]["kept"])
+        values["mixed"] = _known(Mixed, {**found["mixed"], "kept": kept})
         return cls(**values)
 
 

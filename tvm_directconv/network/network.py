@@ -133,7 +133,7 @@ class Network:
         """Return inputs as kernels read them, and new arrays for outputs."""
         ordered = zip(self.manifest.inputs, self._ordered(inputs, named), strict=True)
         arrays = [_usable(port, array) for port, array in ordered]
-        return arrays, [_aligned(port) for port in self.manifest.outputs]
+        return arrays, [aligned(port) for port in self.manifest.outputs]
 
     def _ordered(
         self, inputs: Sequence[np.ndarray], named: Mapping[str, np.ndarray]
@@ -154,7 +154,7 @@ class Network:
         return list(inputs)
 
 
-def _aligned(port: Port) -> np.ndarray:
+def aligned(port: Port) -> np.ndarray:
     """Return a new array for an input or output."""
     words = aligned_zeros((-(-port.nbytes // 4),))
     return words.view(np.uint8)[: port.nbytes].view(port.dtype).reshape(port.shape)
@@ -174,7 +174,7 @@ def _usable(port: Port, array: np.ndarray) -> np.ndarray:
     flags = array.flags
     if flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0:
         return array
-    copy = _aligned(port)
+    copy = aligned(port)
     copy[...] = array
     return copy
 

@@ -36,7 +36,7 @@ from .vm import vm_module
 NAME = "tvm_directconv"
 
 
-def _first_passes() -> list[Any]:
+def first_passes() -> list[Any]:
     """Return those after which a network's convolutions are what will be compiled."""
     return [
         Simplify,
@@ -57,7 +57,7 @@ def passes(
     blocking: str | None = None,
     denormals: str | None = None,
     dtype: str | None = None,
-    keep: Collection[str] = (),
+    keep: Collection[str | int] = (),
 ) -> list[Any]:
     """Return the passes, in order.
 
@@ -74,8 +74,9 @@ def passes(
         ``flush`` or ``keep``; see :mod:`tvm_directconv.denormals`.
     dtype : str, optional
         One of :data:`tvm_directconv.precision.DTYPES`, in which convolutions of float32 are
-        computed; if not given, what the model's weights are stored in, failing that float32.
-    keep : collection of str
+        computed, or ``mixed`` for the fastest of 16 bits; if not given, what the model's weights
+        are stored in, failing that float32.
+    keep : collection of str or int
         Those that are not: the name of the model's node, the place among :func:`convolutions`, from
         0 on, or the descriptor of the workload.
 
@@ -84,10 +85,23 @@ def passes(
     BlockingError
         If threads or blocking cannot be used.
     ArgumentError
-        If `denormals` is none of the two that the device has, or there is no such `dtype`.
+        If `denormals` is none of the two that the device has, or there is no such `dtype`, or
+        nothing that it is for.
     DeviceError
         If the device has no instruction for it.
     """
+    return [*first_passes(), *later_passes(device, threads, blocking, denormals, dtype, keep)]
+
+
+def later_passes(
+    device: Device | str = "native",
+    threads: int = 1,
+    blocking: str | None = None,
+    denormals: str | None = None,
+    dtype: str | None = None,
+    keep: Collection[str | int] = (),
+) -> list[Any]:
+    """Return those of :func:`passes` that depend on the processor and the number types."""
     check_threads(threads)
     if blocking not in (None, "auto", "model"):
         raise BlockingError(
@@ -97,7 +111,6 @@ def passes(
     target_device = find_device(device)
     mode = checked_mode(denormals, target_device)
     return [
-        *_first_passes(),
         convert_precision(target_device, dtype, keep),
         blocked_layout(target_device, threads, blocking, mode),
         relax.transform.LegalizeOps(LEGALIZED, skip_ops=["relax.concat", "relax.reshape"]),
@@ -116,7 +129,7 @@ def planned(
     blocking: str | None = None,
     denormals: str | None = None,
     dtype: str | None = None,
-    keep: Collection[str] = (),
+    keep: Collection[str | int] = (),
 ) -> Program:
     """Return the program of an imported network; parameters as for :func:`passes`."""
     for transform in passes(device, threads, blocking, denormals, dtype, keep):
@@ -132,7 +145,7 @@ def convolutions(module: Any) -> list[ConvWorkload]:
     module : tvm.IRModule
         The network.
     """
-    for transform in _first_passes():
+    for transform in first_passes():
         module = transform(module)
     return [
         conv_attributes(value).workload
@@ -148,7 +161,7 @@ def pipeline(
     blocking: str | None = None,
     denormals: str | None = None,
     dtype: str | None = None,
-    keep: Collection[str] = (),
+    keep: Collection[str | int] = (),
 ) -> Any:
     """Return the pass from a network to what :func:`tvm.relax.build` has only to link.
 

@@ -23,7 +23,6 @@ Given = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
 """A folder, a file, or inputs by name."""
 
 _ARRAYS = (".npy", ".npz")
-_SORTS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
 _SUFFIXES = (*_ARRAYS, *IMAGES)
 
 
@@ -175,7 +174,7 @@ class Samples:
                 )
             shape, dtype = found[port.name]
             # Whole numbers may be pixels that are still to be scaled: then ranges would be wrong.
-            if _SORTS.get(dtype.kind) != _SORTS[np.dtype(port.dtype).kind]:
+            if _sort(dtype) != _sort(np.dtype(port.dtype)):
                 raise ArgumentError(
                     f"{about} has {port.name!r} of type {dtype}: expected {port}, as the model "
                     "gets it in use"
@@ -232,6 +231,11 @@ def _found(given: Given) -> tuple[str, list[str], Sequence[Any]]:
 def _is_sample(path: Path) -> bool:
     hidden = path.name.startswith(".")
     return not hidden and path.suffix.lower() in _SUFFIXES and path.is_file()
+
+
+def _sort(dtype: np.dtype[Any]) -> str:
+    """Return whether elements are truth values, whole numbers or others, as NumPy has it."""
+    return {"u": "i", "V": "f" if dtype.name == "bfloat16" else "V"}.get(dtype.kind, dtype.kind)
 
 
 def _batch(port: Port) -> int:

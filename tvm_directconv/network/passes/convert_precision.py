@@ -10,10 +10,10 @@ import tvm
 from tvm import relax
 from tvm.ir.expr import Var
 
-from ...errors import ArgumentError, DeviceError, ModelError, did_you_mean
+from ...errors import ArgumentError, DeviceError, RangeError, did_you_mean
 from ...hardware.device import Device
 from ...kinds import shown
-from ...precision import DTYPES, FLOAT32, NumberType, Precision
+from ...precision import DTYPES, FLOAT32, MIXED, NumberType, Precision
 from ...workload import ConvWorkload
 from ..operators import CONV2D, ELEMENTWISE, REDUCED, conv2d, conv_attributes
 from ..rewriter import (
@@ -34,29 +34,52 @@ _SINGLE = FLOAT32.pixel.name
 _LISTED = 4  # names in a message
 
 
-def checked_dtype(dtype: object, device: Device) -> None:
-    """Raise if a device does not compute networks in this.
+def checked_dtype(dtype: object, device: Device) -> str | None:
+    """Return what a device computes networks in, which is the fastest type for ``mixed``.
 
     Raises
     ------
     ArgumentError
-        If it is none of :data:`tvm_directconv.precision.DTYPES`, and not None.
+        If it is none of :data:`tvm_directconv.precision.DTYPES`, nor ``mixed``, and not None.
     DeviceError
         If the device has no instruction for it.
     """
     if dtype is None:
-        return
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return None
+    known = (*DTYPES, MIXED)
+    if not isinstance(dtype, str) or dtype not in known:
         raise ArgumentError(
-            f"dtype is {shown(dtype)}: expected one of {', '.join(DTYPES)}"
-            f"{did_you_mean(str(dtype), DTYPES)}"
+            f"dtype is {shown(dtype)}: expected one of {', '.join(known)}"
+            f"{did_you_mean(str(dtype), known)}"
         )
+    if dtype == MIXED:
+        return _fastest(device)
     if not device.rates(DTYPES[dtype]):
         having = [name for name, other in DTYPES.items() if device.rates(other)]
         raise DeviceError(
             f"device {device.name!r} has no instruction for dtype {dtype}: expected "
             f"{' or '.join(having)}, or a device that has one"
         )
+    return dtype
+
+
+def _fastest(device: Device) -> str:
+    """Return the fastest type of 16 bits, the first of equals."""
+    rates = {
+        name: device.peak(precision).flops_per_cycle
+        for name, precision in DTYPES.items()
+        if device.rates(precision)
+    }
+    found = max(rates, key=lambda name: rates[name])
+    if rates[found] > rates["fp32"]:
+        return found
+    halving = [name for name in rates if name != "fp32"]
+    instead = f"{' or '.join(halving)}, which halve memory, " if halving else ""
+    raise DeviceError(
+        f"device {device.name!r} has no instruction that multiplies bfloat16 (bf16) or float16 "
+        f"(fp16) faster than float32, as dtype {MIXED} wants: expected {instead}fp32, or a device "
+        "that has one"
+    )
 
 
 def precision_of(module: tvm.IRModule, device: Device, dtype: str | None) -> Precision:
@@ -73,7 +96,7 @@ def precision_of(module: tvm.IRModule, device: Device, dtype: str | None) -> Pre
     return found if device.rates(found) else FLOAT32
 
 
-def convert_precision(device: Device, dtype: str | None, keep: Collection[str] = ()) -> Any:
+def convert_precision(device: Device, dtype: str | None, keep: Collection[str | int] = ()) -> Any:
     """Return the pass that computes convolutions of float32 in another precision.
 
     Parameters
@@ -82,25 +105,31 @@ def convert_precision(device: Device, dtype: str | None, keep: Collection[str] =
         For which processor.
     dtype : str, optional
         What is asked for, see :func:`precision_of`.
-    keep : collection of str
+    keep : collection of str or int
         Convolutions and dense layers that stay as they are: the name of the model's node, the place
-        among all of them, from 0 on, or the descriptor of the workload.
+        among all of them, from 0 on, or the descriptor of the workload. Numbers are places only.
 
     Raises
     ------
     ArgumentError, DeviceError
-        See :func:`checked_dtype`.
+        See :func:`checked_dtype`. ArgumentError as well if there is nothing to convert.
     """
-    checked_dtype(dtype, device)
+    dtype = checked_dtype(dtype, device)
 
     def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         precision = precision_of(module, device, dtype)
         if precision != FLOAT32:
-            return ConvertPrecision(module, precision, keep).run()
+            found = ConvertPrecision(module, precision, keep)
+            if dtype is not None and not (found.layers or keep):
+                raise ArgumentError(
+                    f"dtype is {dtype}, but the network has no convolutions or dense layers of "
+                    "float32 that it is for: expected some, or no dtype"
+                )
+            return found.run()
         if keep:
             raise ArgumentError(
-                f"{', '.join(keep)} is to be kept in float32, as everything is: expected another "
-                f"dtype, {' or '.join(name for name in DTYPES if name != 'fp32')}"
+                f"{', '.join(map(str, keep))} is to be kept in float32, as everything is: expected "
+                f"another dtype, {' or '.join(name for name in DTYPES if name != 'fp32')}"
             )
         return module
 
@@ -117,13 +146,14 @@ class ConvertPrecision(Rewriter):
     follows the last convolutions stays float32.
     """
 
-    def __init__(self, module: Any, precision: Precision, kept: Collection[str]) -> None:
+    def __init__(self, module: Any, precision: Precision, kept: Collection[str | int]) -> None:
         super().__init__(module)
         self._precision = precision
         self._stored = precision.pixel.name
         # From variables of the original to their forms, by type; the first is the one in memory.
         self._forms: dict[Any, dict[str, Any]] = {}
         convolutions = [variable for variable, value in self.bindings if op_name(value) == CONV2D]
+        self._convolutions = convolutions
         self._converted = {v for v in convolutions if self._workload(v).precision == FLOAT32}
         self._converted -= self._named(convolutions, kept)
         # What these depend on, without another convolution between.
@@ -134,10 +164,23 @@ class ConvertPrecision(Rewriter):
             ):
                 self._wanted |= {read for read in variables_in(value) if _is(read, _SINGLE)}
 
+    @property
+    def layers(self) -> dict[int, tuple[str, ConvWorkload]]:
+        """Those that are converted, by their places: names of nodes, and what they are before."""
+        return {
+            place: (self._node(place, variable), self._workload(variable))
+            for place, variable in enumerate(self._convolutions)
+            if variable in self._converted
+        }
+
+    def _node(self, place: int, variable: Any) -> str:
+        """Return the name of the model's node, failing that the place."""
+        return node_of(self.definitions[variable]) or str(place)
+
     def _workload(self, variable: Any) -> ConvWorkload:
         return conv_attributes(self.definitions[variable]).workload
 
-    def _named(self, convolutions: Sequence[Any], names: Collection[str]) -> set[Any]:
+    def _named(self, convolutions: Sequence[Any], names: Collection[str | int]) -> set[Any]:
         """Return the convolutions that are meant by names.
 
         Raises
@@ -145,22 +188,37 @@ class ConvertPrecision(Rewriter):
         ArgumentError
             If there is none of a name.
         """
-        meant: dict[str, set[Any]] = defaultdict(set)
+        meant: dict[str | int, set[Any]] = defaultdict(set)
         nodes = []
         for number, variable in enumerate(convolutions):
             workload = self._workload(variable)
             converted = replace(workload, dtype=self._precision.name)
-            nodes.append(node_of(self.definitions[variable]) or str(number))
-            for name in {nodes[-1], str(number), str(workload), str(converted)}:
+            nodes.append(self._node(number, variable))
+            names_of: set[str | int] = {
+                nodes[-1],
+                str(workload),
+                str(converted),
+                str(number),
+                number,
+            }
+            for name in names_of:
                 meant[name].add(variable)
-        if unknown := next((name for name in names if name not in meant), None):
+        for unknown in (name for name in names if name not in meant):
+            texts = [name for name in meant if isinstance(name, str)]
             listed = ", ".join(nodes[:_LISTED]) + ", ..." * (len(nodes) > _LISTED)
             raise ArgumentError(
                 f"there is no convolution {unknown!r} to be kept in float32: expected the name of "
                 f"one ({listed}), its place from 0 to {len(nodes) - 1}, or its descriptor"
-                f"{did_you_mean(unknown, meant, 3)}"
+                f"{did_you_mean(str(unknown), texts, 3)}"
             )
         return {variable for name in names for variable in meant[name]}
+
+    def run(self) -> tvm.IRModule:
+        """See :meth:`Rewriter.run`."""
+        # Before anything is built, as it may be refused.
+        converted = (variable for variable in self._convolutions if variable in self._converted)
+        self._rounded = {v: self._constants(self.definitions[v]) for v in converted}
+        return super().run()
 
     def copied(self, expression: Any) -> Any:
         """Return an expression of tensors of the original's types."""
@@ -191,7 +249,7 @@ class ConvertPrecision(Rewriter):
     def visit(self, variable: Any, value: Any) -> Any:
         """See :meth:`Rewriter.visit`."""
         if variable in self._converted:
-            found, dtype = self._convolved(value), self._stored
+            found, dtype = self._convolved(variable, value), self._stored
         elif op_name(value) == _ASTYPE and self._keeps(variable, value.args[0]):
             return self._cast(variable, value.args[0])
         elif not _is(variable, _SINGLE):
@@ -237,38 +295,42 @@ class ConvertPrecision(Rewriter):
             return relax.op.concat(found, int(call.attrs.axis))
         return called(call, [*found, *map(self.copied, call.args[1:])])
 
-    def _convolved(self, call: Any) -> Any:
-        attributes = conv_attributes(call)
-        precision = self._precision
-        x, weight, *others = call.args
+    def _convolved(self, variable: Any, call: Any) -> Any:
         operands = [
-            self._in(x, self._stored),
-            self._constant("weight", weight, precision.weight, call),
+            self._in(given, self._stored) if rounded is None else rounded
+            for given, rounded in zip(call.args, self._rounded[variable], strict=True)
         ]
-        for operand, given in zip(attributes.epilogue.asked, others, strict=True):
-            operands.append(
-                self._constant(operand.name, given, precision.sum, call)
-                if operand.by_channel
-                else self._in(given, precision.output.name)
-            )
-        workload = replace(attributes.workload, dtype=precision.name)
+        attributes = conv_attributes(call)
+        workload = replace(attributes.workload, dtype=self._precision.name)
         return conv2d(replace(attributes, workload=workload), *operands, span=call.span)
 
-    def _constant(self, what: str, given: Any, number: NumberType, call: Any) -> Any:
-        """Return a constant in another type, rounded to the nearest even.
+    def _constants(self, call: Any) -> list[Any]:
+        """Return the constants among the operands of a convolution in their types, None for others.
 
         Raises
         ------
-        ModelError
-            If it has numbers that become infinite.
+        RangeError
+            If one has numbers that become infinite.
         """
+        precision = self._precision
+        _, weight, *others = call.args
+        rounded = [None, self._constant("weight", weight, precision.weight, call)]
+        for operand, given in zip(conv_attributes(call).epilogue.asked, others, strict=True):
+            by_channel = operand.by_channel
+            rounded.append(
+                self._constant(operand.name, given, precision.sum, call) if by_channel else None
+            )
+        return rounded
+
+    def _constant(self, what: str, given: Any, number: NumberType, call: Any) -> Any:
+        """Return a constant in another type, rounded to the nearest even."""
         values = value_of(given)
         assert values is not None
         with np.errstate(over="ignore"):
             rounded = values.astype(number.name)
         lost = np.isfinite(values) & ~np.isfinite(rounded.astype(np.float32))
         if lost.any():
-            raise ModelError(
+            raise RangeError(
                 f"the {what} of {node_of(call) or conv_attributes(call).workload} has "
                 f"{values[lost][0]:g}, which is infinite in {number}: expected smaller numbers; "
                 "keep this convolution in float32 (--keep), or compile for bf16"

@@ -1,5 +1,6 @@
 """Schedules for all kernels: convolutions by the device's, everything else by the general one."""
 
+from functools import lru_cache
 from typing import Any
 
 import tvm
@@ -33,7 +34,8 @@ def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
         functions = {}
         for variable, function in module.functions.items():
             if isinstance(function, PrimFunc) and KERNEL in function.attrs:
-                function = _convolution(function, device, threads, denormals)
+                text = str(function.attrs[KERNEL])
+                function = _convolution(text, device, threads, denormals)
             elif isinstance(function, PrimFunc):
                 function = schedule_general(function, lanes, threads)
             if isinstance(function, PrimFunc):
@@ -44,8 +46,8 @@ def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
     return tvm.transform.module_pass(transform, opt_level=0, name="directconv.ScheduleKernels")
 
 
-def _convolution(function: Any, device: Device, threads: int, denormals: str) -> Any:
-    text = function.attrs[KERNEL]
+@lru_cache(maxsize=1024)  # Of a network that is compiled again with some layers in another type.
+def _convolution(text: str, device: Device, threads: int, denormals: str) -> Any:
     attributes = ConvAttributes.from_json(text)
     assert attributes.blocking is not None
     case = Case(

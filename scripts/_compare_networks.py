@@ -11,13 +11,20 @@ import numpy as np
 
 from tvm_directconv import DirectConvError
 from tvm_directconv.bench.models import MODELS
-from tvm_directconv.bench.rivals.base import Contestant
+from tvm_directconv.bench.report.page import agreement_of, error_of
+from tvm_directconv.bench.rivals.base import NETWORK_DTYPES, Contestant
 from tvm_directconv.bench.rivals.contestants import NETWORK_CONTESTANTS
 from tvm_directconv.bench.rivals.ours import Ours
-from tvm_directconv.bench.rivals.rounds import Result, network_results
-from tvm_directconv.cli._options import add_blocking, add_threads, positive
+from tvm_directconv.bench.rivals.rounds import (
+    NETWORK_TOLERANCE,
+    UNRELATED,
+    Result,
+    network_results,
+)
+from tvm_directconv.cli._options import add_blocking, add_threads, network_dtype, positive
 from tvm_directconv.cli._output import Row, add_format, for_people, render
 
+BARS = ", ".join(f"{bar:g} ({dtype})" for dtype, bar in NETWORK_TOLERANCE.items())
 NETWORKS = ["alexnet", "vgg16", "googlenet", "resnet50", "mobilenetv1", "mobilenetv2"]
 
 
@@ -25,23 +32,26 @@ def compared(
     network: str, contestants: list[Contestant], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return a row for each contestant, ours first."""
-    results = network_results(network, contestants, [args.threads], args.repeat, say=say)
-    return [row(network, result, results[0].seconds) for result in results]
+    results = network_results(
+        network, contestants, [args.threads], args.repeat, args.dtype, say=say
+    )
+    return [row(network, args.dtype, result, results[0].seconds) for result in results]
 
 
-def row(network: str, result: Result, ours: list[float]) -> dict[str, Any]:
+def row(network: str, dtype: str, result: Result, ours: list[float]) -> dict[str, Any]:
     """Return what JSON has of a contestant; `ours` are the times that it is compared with."""
-    contestant, error = result.contestant, result.max_error
+    contestant, found = result.contestant, result.row(network, dtype)
     here = result.status in ("ok", "wrong")
     seconds = result.seconds or None
     return {
         "network": network,
+        "dtype": dtype,
         "contestant": contestant.name,
         "version": importlib.metadata.version(next(iter(contestant.packages))) if here else None,
         "threads": result.threads,
         **_percentiles("seconds", seconds),
         **_percentiles("over_ours", np.divide(seconds, ours) if seconds and ours else None),
-        "max_error": error if error is not None and np.isfinite(error) else None,
+        **{key: found[key] for key in ("precision", "max_error", "rms_error", "agreement")},
         "wrong": result.status == "wrong" if here else None,
         "peak_bytes": result.peak_bytes if here else None,
         "resident_bytes": result.resident_bytes if here else None,
@@ -58,14 +68,17 @@ def _percentiles(key: str, values: Any) -> dict[str, float | None]:
 
 def for_eyes(row: dict[str, Any]) -> Row:
     """Return a row of JSON as one of a table."""
-    over, error = row["over_ours_p50"], row["max_error"]
+    over = row["over_ours_p50"]
     return {
         "network": row["network"],
+        "type": row["dtype"],
         "contestant": f"{row['contestant']} {row['version']}",
+        "computed in": row["precision"] or "",
         "ms": f"{row['seconds_p50'] * 1e3:.2f}" if row["seconds_p50"] else "",
         "over ours": f"{over:.3f}" if over else "",
         "p20 to p80": f"{row['over_ours_p20']:.3f} to {row['over_ours_p80']:.3f}" if over else "",
-        "max error": ("inf" if error is None else f"{error:.1e}") + " WRONG" * row["wrong"],
+        "error": (error_of(row["rms_error"]) or "inf") + " WRONG" * row["wrong"],
+        "agreement": agreement_of(row["agreement"]),
         "peak MB": f"{row['peak_bytes'] / 1e6:.1f}",
         "resident MB": f"{row['resident_bytes'] / 1e6:.1f}",
     }
@@ -105,9 +118,13 @@ def say(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/compare_networks",
-        description="Time whole networks with random weights, of one image in float32, in turns "
-        "with other libraries. 'over ours' is the median, over the repeats, of a library's time "
-        "over ours: above 1, ours is faster. Memory is what a process "
+        description="Time whole networks with random weights, of one image, in turns with other "
+        "libraries: in a number type, and, as 'defaults', as users run a library, which is given "
+        "the network in float32 and chooses by itself. 'over ours' is the median, over the "
+        "repeats, of a library's time over ours: above 1, ours is faster. 'error' is against "
+        "float32, the root mean square over that of the outputs, and 'agreement' for how many "
+        f"images the largest output is the same. WRONG is an error above {BARS}, or above "
+        f"{UNRELATED:g} of what outputs differ from image to image. Memory is what a process "
         "takes for loading a network and running it three times, after the library's code is "
         "loaded: at its peak, and in the end.",
     )
@@ -116,6 +133,14 @@ def main() -> int:
         nargs="*",
         metavar="NETWORK",
         help=f"of {', '.join(MODELS)}; default: {' '.join(NETWORKS)}",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=network_dtype,
+        default=NETWORK_DTYPES[0],
+        metavar="TYPE",
+        help=f"number type of ours and of all without 'defaults': {', '.join(NETWORK_DTYPES)}; "
+        f"default: {NETWORK_DTYPES[0]}",
     )
     add_threads(parser)
     add_blocking(parser)

@@ -8,14 +8,21 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from tvm_directconv import ConvWorkload, conv2d_reference
-from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere, Prepared
+from tvm_directconv.bench.rivals.base import (
+    NETWORK_DTYPES,
+    Contestant,
+    Failed,
+    NotHere,
+    Prepared,
+    Source,
+)
 from tvm_directconv.bench.rivals.onnxruntime import OnnxRuntime
 from tvm_directconv.bench.rivals.turns import THREAD_VARIABLES
 
@@ -107,12 +114,75 @@ class Fake(Contestant):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FakeNetwork(OnnxRuntime):
+    """A contestant for networks that does something to what ONNX Runtime computes.
+
+    Attributes
+    ----------
+    does : str
+    log : str
+        A file that gets what it was given, if not empty.
+    """
+
+    name: str = "fake network"
+    does: str = ""
+    log: str = ""
+
+    network_dtypes: ClassVar = NETWORK_DTYPES
+
+    def convert(self, source: Source, threads: int) -> Path:
+        if self.log:
+            # In all forms of a network inputs, and what is written of them, are the same.
+            quantized = [
+                b"QuantizeLinear" in Path(p).read_bytes() for p in (source.onnx, source.float32)
+            ]
+            samples = np.load(source.samples)
+            told = [self.name, source.dtype, *quantized, samples.shape, str(samples.dtype)]
+            with Path(self.log).open("a") as log:
+                print(json.dumps(told), file=log)
+        return Path(source.onnx)
+
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
+        given = x.copy()
+        prepared = super().prepare_network(path, threads, x, dtype)
+        if self.does == "say nothing":
+            prepared = replace(prepared, precision=None)
+        if self.does == "copy":
+            # As some libraries do, it keeps an image of its own.
+            own = x.copy()
+            mine = super().prepare_network(path, threads, own, dtype)
+            prepared = replace(mine, feed=lambda image: np.copyto(own, image))
+
+        def output() -> np.ndarray:
+            found = prepared.output()
+            if self.does == "be the same":
+                np.copyto(x, given)
+                prepared.call()
+                return prepared.output()
+            return found
+
+        return replace(prepared, output=output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyFloats(OnnxRuntime):
+    """A contestant that computes networks in one type, and converts them."""
+
+    name: str = "only floats"
+
+    network_dtypes: ClassVar = ("float32",)
+
+    def convert(self, source: Source, threads: int) -> Path:
+        raise ZeroDivisionError("it was asked to")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Converter(OnnxRuntime):
     """A contestant whose file of a network must not be there before."""
 
     name: str = "converter"
 
-    def convert(self, onnx: Path, threads: int) -> Path:
-        folder = onnx.with_suffix(".converted")
+    def convert(self, source: Source, threads: int) -> Path:
+        folder = Path(source.onnx).with_suffix(".converted")
         folder.mkdir()
-        return Path(shutil.copy(onnx, folder))
+        return Path(shutil.copy(source.onnx, folder))

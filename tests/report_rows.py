@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm_directconv import ConvWorkload
 from tvm_directconv.bench.report.rows import OURS
-from tvm_directconv.bench.rivals.contestants import KNOWN
+from tvm_directconv.bench.rivals.contestants import KNOWN, LAYER_CONTESTANTS
 from tvm_directconv.bench.rivals.ours import TUNED
 
 PEAK = 100.0  # GFLOP/s of one thread
@@ -30,8 +30,10 @@ SPEEDS = {
 }
 WINOGRAD = {"ncnn": 2.0, "MNN": 2.4}
 IM2COL = ("im2col + OpenBLAS", "OpenBLAS SGEMM alone", "ncnn, no Winograd")
-FOR_NETWORKS = (OURS, "onnxruntime", "PyTorch")
-ALL = tuple(name for name in KNOWN if name != "PyTorch")
+BY_ITSELF = ("OpenVINO, defaults",)
+ERRORS = {"float32": 1.25e-7, "bf16": 3.25e-3, "int8": 2.25e-2}
+FOR_NETWORKS = (OURS, "onnxruntime", "PyTorch", *BY_ITSELF)
+ALL = tuple(name for name in KNOWN if name in {each.name for each in LAYER_CONTESTANTS})
 # Not installed; and installed, but found out when it is loaded that it does not know the processor.
 ABSENT = {"XNNPACK": "package ai_edge_litert is not installed"}
 UNKNOWN = {"NNPACK": "NNPACK does not know this processor"}
@@ -91,11 +93,13 @@ class Pretender:
         contestants: Sequence[str],
         threads: Sequence[int],
         repeats: int,
+        dtype: str,
         *,
         say: Callable[[str], None],
     ) -> Iterator[dict[str, Any]]:
         for network in networks:
-            self.asked.append((network, tuple(threads), tuple(contestants)))
+            name = network if dtype == "float32" else f"{network} in {dtype}"
+            self.asked.append((name, tuple(threads), tuple(contestants)))
             for number, name in product(threads, contestants):
                 yield self._row(
                     name,
@@ -106,6 +110,10 @@ class Pretender:
                     network=network,
                     layer=None,
                     workload=None,
+                    dtype=dtype,
+                    precision="bf16" if name in BY_ITSELF else dtype,
+                    rms_error=ERRORS["bf16" if name in BY_ITSELF else dtype],
+                    agreement=0.875,
                 )
 
     def _row(

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # of the kernel 2 count at the upper and lower end, so 10 of 12, and so many columns.
 SMALL = "ic4ih4oc4oh4kh3ph1"
 DATE = "2026-11-22T13:00:00+00:00"
+WHOLE = {"subject": "network", "layer": None, "workload": None}
 
 
 def row(contestant: str = OURS, seconds: Sequence[float] = (1e-6,), **values: Any) -> Row:
@@ -245,6 +246,10 @@ BAD_VALUES = {
     "includes": (None, "includes is None: expected a non-empty string"),
     "seconds": ([0.0], "seconds is [0.0]: expected a list of numbers above 0"),
     "peak_gflops": ([1, 2], "1 seconds and 2 peak_gflops: expected one of each"),
+    "dtype": ("int8", "dtype is 'int8': expected float32, which the workload has"),
+    "precision": ("", "precision is '': expected a non-empty string, or null"),
+    "rms_error": (-0.5, "rms_error is -0.5: expected a number from 0, or null"),
+    "agreement": (1.5, "agreement is 1.5: expected a number from 0 to 1, or null"),
     "extra_bytes": (-1, "extra_bytes is -1: expected a whole number from 0, or null"),
     "max_error": ("0", "max_error is '0': expected a number from 0, or null"),
     "compile_seconds": (True, "compile_seconds is True: expected a number from 0, or null"),
@@ -267,6 +272,8 @@ def test_values_that_contradict_each_other_are_refused() -> None:
         row(seconds=[], status="failed")
     with pytest.raises(ReportError, match="expected a network's name alone"):
         row(subject="network")
+    with pytest.raises(ReportError, match="dtype is 'fp8': expected one of float32, bf16, int8"):
+        row(**WHOLE, dtype="fp8")
 
 
 DAMAGE = {
@@ -418,6 +425,62 @@ def test_what_was_absent_is_measured_once_it_is_here(tmp_path: Path, quick: None
     assert len(Results(rows.read(tmp_path / "rows.jsonl")).measured("XNNPACK", 1)) == 2
 
 
+def test_networks_are_measured_in_each_type(tmp_path: Path, quick: None) -> None:
+    measurer = Pretender()
+    first = asked([], networks=["squeezenet"], dtypes=["float32"])
+    measuring.measure(tmp_path, first, measurer)
+    told: list[str] = []
+    more = asked([], [1, 2], networks=["squeezenet", "alexnet"], dtypes=["float32", "int8"])
+    measuring.measure(tmp_path, more, measurer, lambda number, total, text: told.append(text))
+    assert [(name, threads) for name, threads, _ in measurer.asked[1:]] == [
+        ("squeezenet", (2,)),
+        *((name, (1, 2)) for name in ("alexnet", "squeezenet in int8", "alexnet in int8")),
+    ]
+    assert told[2] == "squeezenet in int8, 1 and 2 thread(s)"
+    measuring.measure(tmp_path, more, measurer)
+    assert len(measurer.asked) == 5
+    found = Results(rows.read(tmp_path / "rows.jsonl"))
+    assert [subject.name for subject in found.networks] == [
+        *("squeezenet", "alexnet", "squeezenet in int8", "alexnet in int8")
+    ]
+    # Ratios are of one type, and so are means.
+    for each in found.figures:
+        beside = found.of(each.about, each.row.threads, OURS)
+        assert beside and beside.row.dtype == each.row.dtype and each.over_ours
+    bars = [bar for bar in plots.overview(found, "network") if bar.threads == 1]
+    rivals = FOR_NETWORKS[1:]
+    assert sorted((b.dtype, b.contestant) for b in bars) == sorted(
+        (dtype, name) for dtype in ("float32", "int8") for name in rivals
+    )
+    one = next(b for b in bars if (b.dtype, b.contestant) == ("int8", "PyTorch"))
+    over = [f.over_ours or 0 for f in found.by("PyTorch") if f.row.threads == 1]
+    assert one.middle == pytest.approx((over[2] * over[3]) ** 0.5) and over[0] != over[2]
+    text = "".join(t.get_text() for t in plots._draw_overview(found).axes[0].get_yticklabels())
+    assert "PyTorch, int8" in text and "PyTorch, 2 threads, float32" in text
+
+
+def test_pages_have_accuracy_and_types_beside_times(tmp_path: Path, quick: None) -> None:
+    everything = asked([], networks=["squeezenet"], dtypes=["bf16", "int8"])
+    measuring.measure(tmp_path, everything, Pretender())
+    page.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    table = text.split("## Whole networks")[1].split("\n\n")[2].splitlines()
+    assert table[0].startswith("| network | type | threads |  | computed in | ms | over ours |")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    found = {(line[1], line[3]): (line[4], line[8], line[9]) for line in cells}
+    assert len(found) == len(cells) == 2 * len(FOR_NETWORKS)
+    assert found["int8", OURS] == ("int8", "2.2e-02", "7 of 8")
+    assert found["bf16", OURS] == ("bf16", "3.2e-03", "7 of 8")
+    for dtype in ("bf16", "int8"):  # Who chooses by itself does so beside every type.
+        assert found[dtype, "OpenVINO, defaults"] == ("bf16", "3.2e-03", "7 of 8")
+    assert "error above 0.0001 (float32), 0.05 (bf16), 0.2 (int8), 0.05 (defaults)" in text
+    answer = text.split("\n\n")[1]
+    assert "for networks in bf16, " in answer and "for networks in int8, " in answer
+    with (tmp_path / "rows.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["dtype"] for line in lines} == {"bf16", "int8"}
+
+
 def test_more_contestants_are_measured_beside_ours(tmp_path: Path, quick: None) -> None:
     measurer = Pretender()
     measuring.measure(tmp_path, asked(contestants=(OURS, "oneDNN")), measurer)
@@ -517,7 +580,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pages_name_every_contestant_and_why_some_are_missing(written: Path) -> None:
     html = "".join(ElementTree.fromstring((written / "report.html").read_text()).itertext())
     for text in ((written / "report.md").read_text(), html):
-        assert all(name in text for name in KNOWN)
+        assert all(name in text for name in (*ALL, *FOR_NETWORKS))
         assert all(reason in text for reason in (ABSENT | UNKNOWN).values())
         assert "oneDNN 3.9" in text and "jit:avx512" in text
         peaks = re.findall(r"FMA peak, (\d) threads?\W*([\d.]+), [\d.]+ to [\d.]+ GFLOP/s", text)
@@ -797,6 +860,26 @@ def test_each_disturbance_of_a_row() -> None:
     assert network.disturbed and network.of_limit is None
 
 
+def test_rows_of_older_versions_know_no_types() -> None:
+    later = ("dtype", "precision", "rms_error", "agreement")
+    for workload, dtype in ((SMALL, "float32"), (f"uint8_{SMALL}", "uint8")):
+        new = row(workload=workload)
+        old = {key: value for key, value in json.loads(new.to_line()).items() if key not in later}
+        assert Row.from_line(json.dumps(old)) == new and new.dtype == dtype
+    network = row(**WHOLE)
+    old = {key: value for key, value in json.loads(network.to_line()).items() if key not in later}
+    assert Row.from_line(json.dumps(old)) == network
+    assert network.about == rows.network_subject("net") and network.dtype == "float32"
+    assert network.precision is network.rms_error is network.agreement is None
+    # They are no rows of other types.
+    (part,) = measuring.missing(
+        [network],
+        Asked([], ["net"], [1], 1, {"layer": [], "network": [OURS]}, ["float32", "int8"]),
+        {"layer": (), "network": ()},
+    )
+    assert part.networks == [rows.network_subject("net", "int8")]
+
+
 def test_rows_of_older_versions_know_no_clock() -> None:
     old = json.loads(row().to_line())
     del old["clock_gflops"]
@@ -852,6 +935,15 @@ def test_networks_alone_need_no_layers(run: Command, pretender: Pretender, tmp_p
     assert pretender.asked == [(name, (1,), FOR_NETWORKS) for name in ("alexnet", "squeezenet")]
 
 
+def test_networks_in_types_of_the_command(
+    run: Command, pretender: Pretender, tmp_path: Path
+) -> None:
+    words = ("report", "-o", str(tmp_path / "new"), "--networks", "alexnet", "--repeat", "1")
+    assert run(*words, "--dtype", "int8,bf16,int8", "--contestant", "openvino*")[0] == 0
+    names = (OURS, "OpenVINO, defaults")
+    assert pretender.asked == [(f"alexnet in {dtype}", (1,), names) for dtype in ("int8", "bf16")]
+
+
 def test_a_report_on_a_wrong_result_of_ours_fails(
     run: Command, pretender: Pretender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -896,6 +988,19 @@ MISTAKES = {
     "a file": (["report", SMALL, "-o", "file"], "cannot make folder 'file'"),
     "nothing there": (["report", "-o", "new", "--render-only"], "'new' has no rows.jsonl"),
     "rows alone": (["report", "-o", "rows", "--render-only"], "'rows' has no environment.json"),
+    "type": (
+        ["report", "-o", "new", "--networks", "alexnet", "--dtype", "int8,bf61"],
+        "networks are not compared in 'bf61' (did you mean 'bf16'?): expected one of float32, bf16",
+    ),
+    "no type": (["report", "-o", "new", "--networks", "alexnet", "--dtype", ""], "compared in ''"),
+    "type of layers": (
+        ["report", SMALL, "-o", "new", "--dtype", "int8"],
+        "--dtype int8 is given without --networks: expected networks, the descriptor of a layer",
+    ),
+    "render a type": (
+        ["report", "-o", "new", "--dtype", "int8", "--render-only"],
+        "--render-only measures nothing: expected no SPEC",
+    ),
     "render a spec": (
         ["report", SMALL, "-o", "new", "--render-only"],
         "--render-only measures nothing: expected no SPEC",

@@ -5,35 +5,48 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import exact_case
-from fake_rivals import Converter, Fake
+from fake_rivals import Converter, Fake, FakeNetwork, OnlyFloats
 
-from tvm_directconv import ConvWorkload, random_tensors, workloads
+from tvm_directconv import ConvWorkload, conv2d_reference, random_tensors, workloads
 from tvm_directconv.bench import models
-from tvm_directconv.bench.rivals import rounds, serve, turns
-from tvm_directconv.bench.rivals.base import Contestant, Failed, NotHere, Prepared
+from tvm_directconv.bench.rivals import litert, mnn, ncnn, openvino, rounds, serve, turns
+from tvm_directconv.bench.rivals.base import (
+    Contestant,
+    Failed,
+    NotHere,
+    Prepared,
+    Source,
+    Unsupported,
+    types_of,
+)
 from tvm_directconv.bench.rivals.contestants import LAYER_CONTESTANTS, NETWORK_CONTESTANTS
 from tvm_directconv.bench.rivals.litert import LiteRt
+from tvm_directconv.bench.rivals.mnn import Mnn
 from tvm_directconv.bench.rivals.ncnn import Ncnn
 from tvm_directconv.bench.rivals.onednn import OneDnn
 from tvm_directconv.bench.rivals.onnxruntime import OnnxRuntime, layer_model
 from tvm_directconv.bench.rivals.openblas import Im2colSgemm, Sgemm
 from tvm_directconv.bench.rivals.ours import Ours
-from tvm_directconv.bench.rivals.rounds import compare_layers, network_results
+from tvm_directconv.bench.rivals.rounds import compare_layers, compare_networks, network_results
 from tvm_directconv.bench.rivals.serve import Server, threads_share_a_core
 from tvm_directconv.bench.rivals.turns import Process
 from tvm_directconv.bench.rivals.tvm import Untuned
-from tvm_directconv.errors import DeviceError, WorkloadError
+from tvm_directconv.errors import ArgumentError, DeviceError, WorkloadError
 from tvm_directconv.hardware.lookup import device
 from tvm_directconv.layout import aligned_zeros
 
@@ -44,6 +57,7 @@ KEYS = (
     "network",
     "layer",
     "workload",
+    "dtype",
     "threads",
     "contestant",
     "library",
@@ -56,7 +70,10 @@ KEYS = (
     "peak_gflops",
     "clock_gflops",
     "extra_bytes",
+    "precision",
     "max_error",
+    "rms_error",
+    "agreement",
     "compile_seconds",
     "blocking",
     "blocking_source",
@@ -93,6 +110,7 @@ def test_a_contestant_that_does_everything_right(monkeypatch: pytest.MonkeyPatch
         "network": "vgg16",
         "layer": "conv1_1",
         "workload": str(SMALL),
+        "dtype": "float32",
         "threads": 2,
         "contestant": "fake",
         "library": f"NumPy {np.__version__}",
@@ -100,6 +118,9 @@ def test_a_contestant_that_does_everything_right(monkeypatch: pytest.MonkeyPatch
         "reason": None,
         "algorithm": "FFT",
         "includes": "Everything.",
+        "precision": None,
+        "rms_error": None,
+        "agreement": None,
         "compile_seconds": 0.5,
         "blocking": "blocks",
         "blocking_source": "nowhere",
@@ -406,13 +427,16 @@ def test_a_matrix_product_is_not_copied() -> None:
     assert prepared.extra_bytes == workload.im2col_bytes == 0
 
 
-def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_network() -> Any:
     workload = ConvWorkload.parse("ic3ih224oc8oh56kh4sh4")
-    _, weight = random_tensors(workload, seed=0)
-    monkeypatch.setattr(models, "model", lambda name: layer_model(workload, weight))
+    return layer_model(workload, random_tensors(workload, seed=0)[1])
+
+
+def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "model", lambda name: small_network())
     contestants = [Ours(name="mine", blocking="model"), OnnxRuntime(), Converter(), Fake()]
     results = network_results("small", contestants, [1, 2], 2)
-    rows = [result.row("small") for result in results]
+    rows = [result.row("small", "float32") for result in results]
     assert [row["threads"] for row in rows] == [1] * 4 + [2] * 4
     mine, onnxruntime, converter, fake = rows[4:]
     assert [row["status"] for row in rows[:4]] == [row["status"] for row in rows[4:]]
@@ -422,12 +446,267 @@ def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["layer"] is row["workload"] is None
         assert row["includes"].startswith("The whole network")
         assert row["status"] == "ok" and len(row["seconds"]) == len(row["peak_gflops"]) == 2
-        assert row["max_error"] < 1e-5 and row["extra_bytes"] >= 0
+        assert row["max_error"] < 1e-5 and row["rms_error"] < 1e-6 and row["agreement"] == 1
+        assert row["dtype"] == row["precision"] == "float32" and row["extra_bytes"] >= 0
         assert (row["compile_seconds"] is not None) == compiles
     for result in results[:3]:
         assert result.peak_bytes and result.resident_bytes
         assert result.peak_bytes >= result.resident_bytes > 0
     assert (fake["status"], fake["reason"]) == ("unsupported", "fake computes no networks")
+
+
+def test_networks_of_integers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All are compared with the network in float32, those with defaults are given that."""
+    monkeypatch.setattr(models, "model", lambda name: small_network())
+    log = tmp_path / "log"
+    contestants = [
+        Ours(blocking="model"),
+        OnnxRuntime(),
+        Converter(),
+        FakeNetwork(name="asked", log=str(log), does="copy"),
+        FakeNetwork(name="by itself", log=str(log), does="say nothing", defaults=True),
+        FakeNetwork(name="all the same", does="be the same"),
+        OnlyFloats(),
+    ]
+    rows = [*compare_networks(["small"], contestants, [1], 2, "int8")]
+    found = {row["contestant"]: row for row in rows}
+    assert {row["dtype"] for row in rows} == {"int8"}
+    ours, onnxruntime, asked, by_itself = (
+        found[name] for name in ("ours", "onnxruntime", "asked", "by itself")
+    )
+    assert (ours["precision"], onnxruntime["precision"]) == ("uint8", "int8")
+    for row in (ours, onnxruntime, asked, found["converter"]):
+        assert row["status"] == "ok" and 1e-3 < row["rms_error"] < 0.1
+        assert row["rms_error"] == pytest.approx(onnxruntime["rms_error"], rel=0.05)
+    assert by_itself["status"] == "ok" and by_itself["rms_error"] < 1e-6
+    assert by_itself["precision"] == "float32" and by_itself["agreement"] == 1
+    assert found["all the same"]["status"] == "wrong"
+    reason = "only floats computes no networks in int8: expected float32"
+    assert (found["only floats"]["status"], found["only floats"]["reason"]) == (
+        "unsupported",
+        reason,
+    )
+    shape = [rounds.IMAGES, 3, 224, 224]
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [
+        ["asked", "int8", True, False, shape, "float32"],
+        ["by itself", "defaults", False, False, shape, "float32"],
+    ]
+
+
+def test_ours_in_half_the_bits(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    path.write_bytes(small_network().SerializeToString())
+    x = aligned(models.images(1))
+    expected = rounds._right_outputs(path, x)
+    errors = {}
+    for dtype in ("float32", "bf16"):
+        source = Source(dtype=dtype, onnx=str(path), float32=str(path), samples="")
+        ours = Ours(blocking="model")
+        prepared = ours.prepare_network(ours.convert(source, 1), 1, x, dtype)
+        prepared.call()
+        result = rounds.Result(ours, 1, found={"precision": (prepared.precision or str)()})
+        rounds._check_network(result, prepared.output().reshape(1, -1), expected, np.inf)
+        errors[result.precision] = result.rms_error or 0
+    assert errors["float32"] < 1e-6 and 1e-4 < errors["bfloat16"] < 1e-2
+
+
+def test_types_that_are_not_compared_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"'fp8' are asked for: expected one of float32, bf16,"):
+        network_results("small", [], [1], 1, "fp8")
+    with pytest.raises(Unsupported, match="onnxruntime computes no networks in bf16: expected flo"):
+        OnnxRuntime().check_dtype("bf16")
+    OnnxRuntime(defaults=True).check_dtype("defaults")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "differ", "status"),
+    [
+        ("float32", 0.9e-4, 1.0, "ok"),
+        ("float32", 1.1e-4, 1.0, "wrong"),
+        ("bf16", 0.045, 1.0, "ok"),
+        ("bf16", 0.055, 1.0, "wrong"),
+        ("defaults", 0.045, 1.0, "ok"),
+        ("defaults", 0.055, 1.0, "wrong"),
+        ("int8", 0.19, 1.0, "ok"),
+        ("int8", 0.21, 1.0, "wrong"),
+        # Where outputs hardly differ, an error of as much says that nothing was looked at.
+        ("int8", 0.06, 0.1, "ok"),
+        ("int8", 0.08, 0.1, "wrong"),
+    ],
+)
+def test_what_is_wrong_depends_on_the_type(
+    dtype: str, error: float, differ: float, status: str
+) -> None:
+    # Of two images; their mean is 1, and each is that much off.
+    expected = np.array([[1 + differ, 1 - differ], [1 - differ, 1 + differ]])
+    norm = np.sqrt(1 + differ**2)
+    outputs = expected + error * norm * np.array([[1, -1], [1, 1]])
+    result = rounds.Result(Fake(), 1)
+    rounds._check_network(result, outputs, expected, rounds.NETWORK_TOLERANCE[dtype])
+    assert result.rms_error == pytest.approx(error) and result.status == status
+    assert result.agreement == 1
+    rounds._check_network(result, outputs[::-1], expected, rounds.NETWORK_TOLERANCE[dtype])
+    assert result.agreement == 0 and result.status == "wrong"
+
+
+def test_outputs_of_nothing_are_wrong(tmp_path: Path) -> None:
+    result = rounds.Result(Fake(), 1, found={"extra_bytes": None, "running_bytes": 100})
+    expected = np.array([[1.0, 2.0], [2.0, 1.0]])
+    rounds._check_network(result, expected * [1, np.nan], expected, 0.2)
+    row = result.row("small", "int8")
+    assert (row["status"], row["reason"]) == ("wrong", "the error is inf; expected at most 0.2")
+    assert row["rms_error"] is row["max_error"] is row["precision"] is None
+    np.save(tmp_path / "output.npy", expected[:, 1:])
+    result = rounds.Result(Fake(), 1, found={"extra_bytes": None, "running_bytes": 100})
+    assert rounds._output(result, tmp_path, expected.shape, 60) is None
+    assert (result.reason, result.extra_bytes) == ("the output has 2 values; expected 4", 40)
+
+
+def test_the_right_outputs_are_those_of_onnx(tmp_path: Path) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    model = small_network()
+    path = tmp_path / "small.onnx"
+    path.write_bytes(model.SerializeToString())
+    images = models.images(2)
+    expected = [ReferenceEvaluator(model).run(None, {"x": x[np.newaxis]})[0] for x in images]
+    found = rounds._right_outputs(path, images)
+    assert found.shape == (2, 8 * 56 * 56)
+    np.testing.assert_allclose(found, np.stack(expected).reshape(2, -1), atol=1e-5)
+
+
+# --- How they are told, with stand-ins for what need not be installed ---------------------------
+
+
+NCNN = {
+    "Convolution": ("0=6 1=3 4=1 5=1 6=216", (6, 4, 3, 3), 6, (6, 5, 5)),
+    "ConvolutionDepthWise": ("0=4 1=3 4=1 5=1 6=36 7=4", (4, 1, 3, 3), 4, (4, 5, 5)),
+    "InnerProduct": ("0=3 1=1 2=300", (3, 100), 3, (3,)),
+}
+
+
+@pytest.mark.parametrize("kind", NCNN)
+@pytest.mark.parametrize("winograd", [True, False])
+def test_ncnn_in_integers(kind: str, winograd: bool, tmp_path: Path) -> None:
+    """What is multiplied is rounded: weights to whole numbers, as 127 is the largest of each."""
+    settings, shape, outputs, result_shape = NCNN[kind]
+    rng = np.random.default_rng(0)
+    x = rng.integers(-126, 127, (2, 4, 5, 5)).astype(np.float32)
+    x[:, 0, 0, 0] = 127
+    whole = rng.integers(-126, 127, shape).astype(np.float32)
+    whole.reshape(outputs, -1)[:, 0] = 127
+    noise = np.where(abs(whole) == 127, 0, rng.uniform(-0.4, 0.4, shape)).astype(np.float32)
+    bias = rng.integers(-9, 9, outputs).astype(np.float32)
+    path = tmp_path / "small.ncnn.param"
+    path.write_text(f"7767517\n2 2\nInput in0 0 1 in0\n{kind} layer 1 1 in0 out0 {settings}\n")
+    weights = (np.zeros(1, np.int32), (whole + noise).astype(np.float32), bias)
+    path.with_suffix(".bin").write_bytes(b"".join(array.tobytes() for array in weights))
+    contestant = Ncnn(winograd=winograd)
+    ranges = contestant._ranges(path, 1, x)
+    assert ranges == {"in0": 127}
+    found = contestant.prepare_network(ncnn._quantized(path, ranges), 1, x[:1], "int8")
+    assert found.feed
+    for image in (x[0], x[1]):
+        found.feed(image[np.newaxis])
+        found.call()
+        if kind == "InnerProduct":
+            expected = whole @ image.ravel()
+        else:
+            groups = 4 if kind == "ConvolutionDepthWise" else 1
+            workload = ConvWorkload.parse(f"g{groups}ic4ih5oc{outputs}kh3ph1")
+            expected = conv2d_reference(image[np.newaxis], whole, workload)[0]
+        expected = expected + bias.reshape(-1, *[1] * (len(result_shape) - 1))
+        np.testing.assert_allclose(found.output(), expected, rtol=2e-6, atol=1e-2)
+
+
+def test_ncnns_layers_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "odd.ncnn.param"
+    path.write_text("7767517\n2 2\nInput in0 0 1 in0\nLSTM layer 1 1 in0 out0 0=3\n")
+    path.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(Unsupported, match="ncnn's layer LSTM is not known here: expected a net"):
+        ncnn._quantized(path, {})
+    path.write_text(path.read_text().replace("LSTM", "ReLU"))
+    path.with_suffix(".bin").write_bytes(b"1234")
+    with pytest.raises(Failed, match="has 4 bytes; expected 0"):
+        ncnn._quantized(path, {})
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    np.save(tmp_path / "samples.npy", models.images(2, size=6))
+    for name in ("net.onnx", "net.int8.onnx"):
+        (tmp_path / name).write_text(name)
+    return Source(
+        dtype="int8",
+        onnx=str(tmp_path / "net.int8.onnx"),
+        float32=str(tmp_path / "net.onnx"),
+        samples=str(tmp_path / "samples.npy"),
+    )
+
+
+def test_litert_quantises_per_channel_where_it_can(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    broken = ["per-channel"]
+
+    def run(command: list[str]) -> None:
+        told.append(command[3:])
+        copy, folder, *words = map(Path, command[3:])
+        assert copy.read_text() == "net.onnx"
+        for kind in ("float32", "integer_quant"):
+            if not words or words[1].name not in broken:
+                (folder / f"net_{kind}.tflite").touch()
+        if words and words[1].name in broken:
+            raise Failed("it cannot")
+
+    monkeypatch.setattr(litert, "run_converter", run)
+    assert LiteRt().convert(replace(source, dtype="defaults"), 1).name == "net_float32.tflite"
+    assert len(told[0]) == 2
+    path = LiteRt().convert(source, 1)
+    assert (path.name, path.parent.suffix) == ("net_integer_quant.tflite", ".per-tensor")
+    assert [words[3] for words in told[1:]] == ["per-channel", "per-tensor"]
+    samples = np.load(told[1][2])
+    np.testing.assert_array_equal(samples.transpose(0, 3, 1, 2), np.load(source.samples))
+    broken.append("per-tensor")
+    for folder in Path(source.onnx).parent.glob("net.integer_quant.*"):
+        shutil.rmtree(folder)
+    with pytest.raises(Failed, match="it cannot"):
+        LiteRt().convert(source, 1)
+
+
+def test_mnn_quantises_with_the_samples(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(mnn, "run_converter", lambda command: told.append(command[2:]))
+    path = Mnn().convert(source, 1)
+    (first, *_, model), (second, *files) = told
+    assert "_tools.mnnconvert(" in first and "_tools.mnnquant(" in second
+    assert [*map(str, (model, path))] == files[:2] and path.name == "net.int8.mnn"
+    config = json.loads(Path(files[2]).read_text())
+    assert (config["input_type"], config["used_sample_num"]) == ("sequence", 2)
+    for number, image in enumerate(np.load(source.samples)):
+        place = Path(config["path"]) / str(number)
+        assert json.loads((place / "input.json").read_text())["inputs"] == [
+            {"name": "x", "shape": [1, 3, 6, 6]}
+        ]
+        np.testing.assert_allclose(np.loadtxt(place / "x.txt"), image.ravel(), rtol=1e-6)
+    told.clear()
+    assert Mnn().convert(replace(source, dtype="bf16"), 1) == Path(model) and len(told) == 1
+
+
+def test_openvino_is_told_what_to_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    stand_in = SimpleNamespace(compile_model=lambda model, where, settings: told.append(settings))
+    monkeypatch.setitem(sys.modules, "openvino", stand_in)
+    for dtype in ("float32", "bf16", "int8", "defaults"):
+        openvino._compiled("model", 1, dtype)
+    hints = [settings.get("INFERENCE_PRECISION_HINT") for settings in told]
+    assert hints == ["f32", "bf16", None, None]
+
+
+def test_types_are_counted_where_there_are_several() -> None:
+    assert types_of([]) == "" and types_of(["u8", "u8"]) == "u8"
+    assert types_of(["f32", "u8", "u8"]) == "u8 (2), f32 (1)"
 
 
 # --- Who there is ------------------------------------------------------------------------------
@@ -441,6 +720,19 @@ def test_names_are_told_apart_and_everybody_says_what_time_includes() -> None:
             assert contestant.includes.endswith(".")
             assert contestant.algorithm in ("direct", "im2col", "Winograd", "FFT", "its own choice")
     layers = {contestant.name for contestant in LAYER_CONTESTANTS}
+    networks = {each.name: each for each in NETWORK_CONTESTANTS}
+    by_itself = {name: each for name, each in networks.items() if each.defaults}
+    assert {name.removesuffix(", defaults") for name in by_itself} == {
+        *("onnxruntime", "OpenVINO", "PyTorch", "XNNPACK", "ncnn", "MNN")
+    }
+    for name, each in by_itself.items():
+        other = networks[name.removesuffix(", defaults")]
+        assert type(each) is type(other) and not other.defaults
+    # All types are those of ours, and each rival has one of them at least.
+    assert set(networks["ours"].network_dtypes) == {"float32", "bf16", "int8"}
+    for each in networks.values():
+        assert "float32" in each.network_dtypes
+        assert set(each.network_dtypes) <= set(networks["ours"].network_dtypes)
     assert {"im2col + OpenBLAS", "OpenBLAS SGEMM alone", "oneDNN", "OpenVINO", "NNPACK"} <= layers
 
 

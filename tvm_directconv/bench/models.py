@@ -8,6 +8,7 @@ measured and compared where no trained weights are at hand.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -25,6 +26,9 @@ _VARIANCES = {"": 1.0, "Relu": 2.0, "Clip": 2.0, "HardSwish": 2.5}
 _NORM_GAIN = 1.19
 # Of what a block adds to its input: with 1, the variance would double with every block.
 _RESIDUAL_GAIN = 0.3
+# Of images: cells in a row, 0 for one of each pixel; and the roots of their mean squares.
+_PATTERNS = (1, 2, 4, 14, 56, 0)
+_CONTRASTS = (0.35, 1.4)
 # Gates of squeeze and excite have values around 1/2; the convolution after them makes up for it.
 _GATE_GAIN = 1.9
 
@@ -461,3 +465,31 @@ def model(name: str, seed: int = 0, batch: int = 1, size: int | None = None) -> 
         ) from None
     builder = _Builder(name, seed, (batch, 3, size, size))
     return builder.model(_NETWORKS[name](builder))
+
+
+def images(count: int, seed: int = 0, size: int = 224) -> np.ndarray:
+    """Return random images, of which networks with random weights make different outputs.
+
+    Images of noise alone look all the same to them. These are sums of random patterns, from a
+    single colour to noise, and have more contrast the later they come.
+
+    Parameters
+    ----------
+    count : int
+    seed : int
+    size : int
+        Height and width.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of shape (count, 3, size, size), float32, with mean squares from about 0.1 to 2.
+    """
+    random = np.random.default_rng(seed)
+    found = np.zeros((count, 3, size, size), np.float32)
+    for number, cells in product(range(count), _PATTERNS):
+        pattern = random.standard_normal((3, cells or size, cells or size), np.float32)
+        places = np.arange(size) * (cells or size) // size
+        found[number] += pattern[:, places[:, np.newaxis], places]
+    contrasts = np.linspace(*_CONTRASTS, count, dtype=np.float32) / len(_PATTERNS) ** 0.5
+    return found * contrasts[:, np.newaxis, np.newaxis, np.newaxis]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..epilogue import ACTIVATIONS, REQUANTIZED, Epilogue
-from ..errors import ArgumentError, LogError, WorkloadError
+from ..errors import ArgumentError, LogError, WorkloadError, did_you_mean
 from ..images import Pixels
 from ..kinds import THREADS
 from ..logs.folders import use_logs
@@ -250,6 +250,18 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def network_dtype(text: str) -> str:
+    """Return a number type that networks are compared in, as argparse wants it."""
+    from ..bench.rivals.base import NETWORK_DTYPES
+
+    if text not in NETWORK_DTYPES:
+        raise argparse.ArgumentTypeError(
+            f"networks are not compared in {text!r}{did_you_mean(text, NETWORK_DTYPES)}: expected "
+            f"one of {', '.join(NETWORK_DTYPES)}"
+        )
+    return text
 
 
 def threads(text: str) -> int:

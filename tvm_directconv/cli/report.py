@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..bench.rivals.base import NETWORK_DTYPES
 from ..errors import ReportError
-from ._options import add_specs, positive, threads, workloads_of
+from ._options import add_specs, network_dtype, positive, threads, workloads_of
 from ._output import note, status_line
 
 _PAPER = ["alexnet", "vgg16", "googlenet"]
@@ -28,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME[,NAME...]",
         help="whole networks to measure as well",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=_dtypes,
+        metavar="TYPE[,TYPE...]",
+        help=f"number types to compare networks in: {', '.join(NETWORK_DTYPES)}; default: "
+        f"{NETWORK_DTYPES[0]}",
     )
     parser.add_argument(
         "--threads",
@@ -69,11 +77,16 @@ def run(args: argparse.Namespace) -> int:
     plots.check()
     folder = Path(args.output)
     if args.render_only:
-        if args.spec or args.networks or args.contestant or args.input_shape:
+        if args.spec or args.networks or args.dtype or args.contestant or args.input_shape:
             raise ReportError(
-                "--render-only measures nothing: expected no SPEC, --input-shape, --networks or "
-                "--contestant beside it, everything in the folder is reported"
+                "--render-only measures nothing: expected no SPEC, --input-shape, --networks, "
+                "--dtype or --contestant beside it, everything in the folder is reported"
             )
+    elif args.dtype and not args.networks:
+        raise ReportError(
+            f"--dtype {','.join(args.dtype)} is given without --networks: expected networks, the "
+            "descriptor of a layer begins with its number type, such as uint8_ic256ih56oc256kh1"
+        )
     else:
         _measure(folder, args)
     results = page.write(folder)
@@ -93,6 +106,7 @@ def _measure(folder: Path, args: argparse.Namespace) -> None:
     asked = measuring.Asked(
         workloads=workloads_of(args, [] if args.networks else _PAPER),
         networks=args.networks,
+        dtypes=args.dtype or NETWORK_DTYPES[:1],
         threads=args.threads,
         repeats=args.repeat,
         contestants=measuring.chosen(measurer, args.contestant or ()),
@@ -129,6 +143,10 @@ def _names(text: str) -> list[str]:
             "a model are measured where it is given as SPEC"
         )
     return names
+
+
+def _dtypes(text: str) -> list[str]:
+    return list(dict.fromkeys(map(network_dtype, text.split(","))))
 
 
 def _numbers(text: str) -> list[int]:

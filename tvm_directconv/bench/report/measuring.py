@@ -10,7 +10,7 @@ from ...errors import ReportError
 from ...hardware.host import check_cores
 from ...workload import ConvWorkload
 from ..rivals import rounds
-from ..rivals.base import NotHere
+from ..rivals.base import NETWORK_DTYPES, NotHere
 from ..rivals.contestants import LAYER_CONTESTANTS, NETWORK_CONTESTANTS
 from ..rivals.tvm import Tuned
 from . import environment
@@ -60,10 +60,11 @@ class Measurer(Protocol):
         contestants: Sequence[str],
         threads: Sequence[int],
         repeats: int,
+        dtype: str,
         *,
         say: Callable[[str], None],
     ) -> Iterator[RawRow]:
-        """Do the same with whole networks."""
+        """Do the same with whole networks, in a number type."""
         ...
 
 
@@ -124,6 +125,8 @@ class Asked:
         Layers.
     networks : sequence of str
         Whole networks.
+    dtypes : sequence of str
+        Number types that these are compared in.
     threads : sequence of int
         Numbers of threads, which take turns.
     repeats : int
@@ -137,6 +140,7 @@ class Asked:
     threads: Sequence[int]
     repeats: int
     contestants: Mapping[str, Sequence[str]]
+    dtypes: Sequence[str] = NETWORK_DTYPES[:1]
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,12 @@ class Part:
     ----------
     threads : tuple of int
     workloads : list of ConvWorkload
-    networks : list of str
+    networks : list of Subject
     """
 
     threads: tuple[int, ...]
     workloads: list[ConvWorkload]
-    networks: list[str]
+    networks: list[Subject]
 
 
 def chosen(measurer: Measurer, patterns: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -217,12 +221,13 @@ def missing(rows: Sequence[Row], asked: Asked, absent: Mapping[str, Collection[s
             if any((subject, threads, name) not in have for name in contestants)
         )
 
-    subjects = [*map(network_subject, asked.networks), *map(layer_subject, asked.workloads)]
+    networks = [network_subject(n, dtype) for dtype in asked.dtypes for n in asked.networks]
+    subjects = [*networks, *map(layer_subject, asked.workloads)]
     return [
         Part(
             threads,
             [w for w in asked.workloads if lacked(layer_subject(w)) == threads],
-            [name for name in asked.networks if lacked(network_subject(name)) == threads],
+            [subject for subject in networks if lacked(subject) == threads],
         )
         for threads in dict.fromkeys(map(lacked, subjects))
         if threads
@@ -305,8 +310,10 @@ def _measured(
 ) -> Iterator[RawRow]:
     how = (part.threads, asked.repeats)
     layers, networks = (asked.contestants[subject] for subject in SUBJECTS)
-    if part.networks:  # First, as they may lack what layers do not need.
-        yield from measurer.compare_networks(part.networks, networks, *how, say=say)
+    # Networks first, as they may lack what layers do not need.
+    for dtype in dict.fromkeys(subject.dtype for subject in part.networks):
+        names = [subject.network for subject in part.networks if subject.dtype == dtype]
+        yield from measurer.compare_networks(names, networks, *how, dtype, say=say)
     if part.workloads:
         yield from measurer.compare_layers(part.workloads, layers, *how, say=say)
 

@@ -17,6 +17,7 @@ from ...errors import ReportError
 from ..disturbance import left_out
 from ..rivals.contestants import CHOOSING
 from ..rivals.ours import TUNED
+from ..rivals.rounds import IMAGES, NETWORK_TOLERANCE, UNRELATED
 from . import environment
 from .figures import AHEAD, Figures, Results, mean
 from .measuring import ENVIRONMENT, ROWS
@@ -35,6 +36,15 @@ _NOTES = (
     "Disturbed: the bursts beside it were much slower than the clock allows, it is above its "
     "limit, or its repeats differ too much. What was disturbed, or stands beside ours that was, is "
     "not part of means.",
+)
+_NETWORKS = (
+    "Type: what ours computes in, and others unless they are called 'defaults', which choose by "
+    "themselves as for their users. Computed in: what convolutions and dense layers were, where a "
+    "library or its error tells. Error: against float32, the root mean square over that of the "
+    f"outputs, of {IMAGES} images. Agreement: of how many of them the largest output is the same. "
+    "Not measured is what has an error above "
+    + ", ".join(f"{bar:g} ({dtype})" for dtype, bar in NETWORK_TOLERANCE.items())
+    + f", or above {UNRELATED:g} of what outputs differ from image to image."
 )
 _AGAIN = "What is in the folder is not measured again: give a new one."
 
@@ -170,10 +180,11 @@ def _answer(results: Results, where: Mapping[str, Any]) -> str:
         )
     for kind in ("layer", "network"):
         bars = [bar for bar in overview(results, kind) if bar.threads == threads]
-        if bars:
-            fastest = min(bars, key=lambda bar: bar.middle)
+        for dtype in dict.fromkeys(bar.dtype for bar in bars):
+            fastest = min((b for b in bars if b.dtype == dtype), key=lambda bar: bar.middle)
+            kinds = f"{kind}s" + (f" in {dtype}" if dtype != "float32" else "")
             parts.append(
-                f"for {kind}s, {fastest.contestant} is the fastest of the other libraries and "
+                f"for {kinds}, {fastest.contestant} is the fastest of the other libraries and "
                 f"takes {fastest.middle:.2f} times our time"
             )
     if not parts:
@@ -435,12 +446,16 @@ def _networks(results: Results) -> list[_Block]:
                 if found and found.seconds_p50:
                     rows.append(
                         (
-                            subject.name,
+                            subject.network,
+                            subject.dtype,
                             str(threads),
                             contestant,
+                            found.row.precision or "",
                             _milliseconds(found),
                             _number(found.over_ours),
                             _range(found),
+                            error_of(found.row.rms_error),
+                            agreement_of(found.row.agreement),
                             _bytes(found.row.extra_bytes),
                             found.disturbed or "no",
                         )
@@ -449,15 +464,19 @@ def _networks(results: Results) -> list[_Block]:
         return []
     headings = (
         "network",
+        "type",
         "threads",
         "",
+        "computed in",
         "ms",
         "over ours",
         "p20 to p80",
+        "error",
+        "agreement",
         "extra memory",
         "disturbed",
     )
-    return [_Heading(2, "Whole networks"), _Table(headings, rows)]
+    return [_Heading(2, "Whole networks"), _Text(_NETWORKS), _Table(headings, rows)]
 
 
 def _layers(results: Results, threads: int) -> list[_Block]:
@@ -533,6 +552,16 @@ def _mean_speed(found: Sequence[Figures], wanted: int) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def error_of(value: float | None) -> str:
+    """Return an error for people, "" for none."""
+    return "" if value is None else f"{value:.1e}"
+
+
+def agreement_of(value: float | None) -> str:
+    """Return an agreement for people, "" for none."""
+    return "" if value is None else f"{value * IMAGES:.0f} of {IMAGES}"
 
 
 def _percent(value: float | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,27 +234,30 @@ class Bar(NamedTuple):
 
     contestant: str
     threads: int
+    dtype: str
     low: float
     middle: float
     high: float
 
 
 def overview(results: Results, kind: str = "layer") -> list[Bar]:
-    """Return what a contestant's time over ours is, for all layers or networks together.
+    """Return what a contestant's time over ours is, for all layers or networks of a number type.
 
     Of those that compute whole convolutions, and of what was not disturbed.
     """
     subjects = results.distinct() if kind == "layer" else results.networks
     bars = []
-    for contestant in results.contestants:
+    dtypes = dict.fromkeys(subject.dtype for subject in subjects)
+    for dtype, contestant in product(dtypes, results.contestants):
         for threads in results.threads:
-            found = results.sound(contestant, threads, subjects)
+            of_type = [subject for subject in subjects if subject.dtype == dtype]
+            found = results.sound(contestant, threads, of_type)
             over = [f.over_ours for f in found if f.over_ours]
             if over and contestant not in (OURS, TUNED, GEMM):
                 low, high = (float(np.percentile(over, p)) for p in (20, 80))
                 if len(found) == 1:  # Of one alone, it is the spread of its repeats.
                     low, high = found[0].over_ours_p20 or low, found[0].over_ours_p80 or high
-                bars.append(Bar(contestant, threads, low, geometric_mean(over), high))
+                bars.append(Bar(contestant, threads, dtype, low, geometric_mean(over), high))
     return bars
 
 
@@ -388,6 +392,7 @@ def _draw_overview(results: Results) -> "Figure":
     shown = [(kind, bar) for kind, bars in kinds.items() for bar in bars]
     figure, axes = _figure(0.27 * len(shown) + 0.9)
     both = all(kinds.values())
+    several = len({bar.dtype for _, bar in shown}) > 1
     for place, (_, bar) in enumerate(shown):
         axes.barh(place, bar.middle, 0.7, color=_style(results, bar.contestant)[0], alpha=0.75)
         axes.hlines(place, bar.low, bar.high, color="black", linewidth=1.2)
@@ -401,6 +406,7 @@ def _draw_overview(results: Results) -> "Figure":
             ", ".join(
                 [bar.contestant]
                 + ([f"{bar.threads} threads"] if bar.threads > 1 else [])
+                + ([bar.dtype] if several else [])
                 + ([kind] if both else [])
             )
             for kind, bar in shown

@@ -18,7 +18,7 @@ from ... import files, reading
 from ...errors import ReportError, WorkloadError
 from ...kinds import TEXT, Kind, is_number, is_positive, is_whole, or_null, problem, shown
 from ...workload import ConvWorkload
-from ..rivals.base import ALGORITHMS
+from ..rivals.base import ALGORITHMS, NETWORK_DTYPES
 from ..rivals.openblas import Im2colSgemm, Sgemm
 from ..rivals.ours import Ours
 
@@ -26,6 +26,7 @@ from ..rivals.ours import Ours
 OURS, IM2COL, GEMM = Ours.name, Im2colSgemm.name, Sgemm.name
 
 _LARGEST = 2**30  # bytes
+_FLOAT32 = "float32"
 SUBJECTS = ("layer", "network")
 STATUSES = ("ok", "not_here", "unsupported", "failed", "wrong")
 
@@ -49,6 +50,7 @@ _KINDS = {
     "network": or_null(TEXT),
     "layer": or_null(TEXT),
     "workload": or_null(TEXT),
+    "dtype": TEXT,
     "threads": Kind("a whole number from 1", lambda v: is_whole(v, 1)),
     "contestant": TEXT,
     "library": or_null(TEXT),
@@ -61,7 +63,10 @@ _KINDS = {
     "peak_gflops": _MEASURED,
     "clock_gflops": _MEASURED,
     "extra_bytes": or_null(Kind("a whole number from 0", lambda v: is_whole(v, 0))),
+    "precision": or_null(TEXT),
     "max_error": or_null(_NUMBER),
+    "rms_error": or_null(_NUMBER),
+    "agreement": or_null(Kind("a number from 0 to 1", lambda v: is_number(v) and v <= 1)),
     "compile_seconds": or_null(_NUMBER),
     "blocking": or_null(TEXT),
     "blocking_source": or_null(TEXT),
@@ -79,18 +84,21 @@ class Subject(NamedTuple):
         Names, "" where there is none.
     workload : str
         Descriptor of a layer, "" for a network.
+    dtype : str
+        Number type: of a layer that of its workload, of a network that it is compared in.
     """
 
     kind: str
     network: str
     layer: str
     workload: str
+    dtype: str
 
     @property
     def name(self) -> str:
         """Name for people."""
         if self.kind == "network":
-            return self.network
+            return self.network + (f" in {self.dtype}" if self.dtype != _FLOAT32 else "")
         return ":".join(filter(None, (self.network, self.layer))) or self.workload
 
     @property
@@ -106,12 +114,12 @@ def _parsed(text: str) -> ConvWorkload:
 
 def layer_subject(workload: ConvWorkload) -> Subject:
     """Return the subject that a convolution is."""
-    return Subject("layer", workload.network, workload.layer, str(workload))
+    return Subject("layer", workload.network, workload.layer, str(workload), workload.dtype)
 
 
-def network_subject(name: str) -> Subject:
-    """Return the subject that a whole network is."""
-    return Subject("network", name, "", "")
+def network_subject(name: str, dtype: str = _FLOAT32) -> Subject:
+    """Return the subject that a whole network is, compared in a number type."""
+    return Subject("network", name, "", "", dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +155,20 @@ class Row:
         Speed of the burst of multiply-adds, on as many threads, beside each repeat.
     clock_gflops : tuple of float
         What the clock allows then; empty in rows of older versions.
+    dtype : str
+        Number type: that of a layer's workload, or what contestants compute a network in unless
+        they choose by themselves; in rows of older versions of networks float32.
+    precision : str, optional
+        What the products of a network were computed in.
+    rms_error : float, optional
+        Root mean square of the differences from the right outputs of a network, over theirs.
+    agreement : float, optional
+        Part of the images of which its largest output is at the same place.
     extra_bytes : int, optional
         Memory beyond input, weights and output.
     max_error : float, optional
-        Largest difference from the right result, in units of its largest value.
+        Largest difference from the right result, in units of its largest value; of networks from
+        the one in float32, whatever they are compared in.
     compile_seconds : float, optional
         To get ready for the first call.
     blocking, blocking_source : str, optional
@@ -183,23 +201,37 @@ class Row:
     blocking: str | None
     blocking_source: str | None
     clock_gflops: tuple[float, ...] = ()
+    dtype: str = ""
+    precision: str | None = None
+    rms_error: float | None = None
+    agreement: float | None = None
 
     def __post_init__(self) -> None:
+        if self.dtype == "":  # the way past `frozen`
+            object.__setattr__(self, "dtype", self._own_dtype())
         if wrong := problem(vars(self), _KINDS):
             raise ReportError(wrong)
         for name in ("seconds", "peak_gflops", "clock_gflops"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # the way past `frozen`
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.subject == "network":
             if self.network is None or self.layer or self.workload:
                 raise ReportError(
                     f"subject is 'network', network {self.network!r}, layer {self.layer!r}, "
                     f"workload {self.workload!r}: expected a network's name alone"
                 )
+            if self.dtype not in NETWORK_DTYPES:
+                raise ReportError(
+                    f"dtype is {shown(self.dtype)}: expected one of {', '.join(NETWORK_DTYPES)}"
+                )
         else:
             try:
-                _parsed(self.workload or "")
+                dtype = _parsed(self.workload or "").dtype
             except WorkloadError as error:
                 raise ReportError(f"workload is {shown(self.workload)}: {error}") from None
+            if self.dtype != dtype:
+                raise ReportError(
+                    f"dtype is {shown(self.dtype)}: expected {dtype}, which the workload has"
+                )
         if len(self.peak_gflops) != len(self.seconds):
             raise ReportError(
                 f"there are {len(self.seconds)} seconds and {len(self.peak_gflops)} peak_gflops: "
@@ -221,7 +253,18 @@ class Row:
     @property
     def about(self) -> Subject:
         """What was measured."""
-        return Subject(self.subject, self.network or "", self.layer or "", self.workload or "")
+        return Subject(
+            self.subject, self.network or "", self.layer or "", self.workload or "", self.dtype
+        )
+
+    def _own_dtype(self) -> str:
+        """Return the number type of a row that says none."""
+        if self.subject == "network":
+            return _FLOAT32
+        try:
+            return _parsed(self.workload or "").dtype
+        except (WorkloadError, TypeError):  # Found below.
+            return _FLOAT32
 
     def to_line(self) -> str:
         """Return the row as it stands in the file, without a newline."""

@@ -5,7 +5,8 @@ import importlib.metadata
 import importlib.util
 import math
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,10 @@ ALGORITHMS = (*ALL_PRODUCTS, WINOGRAD, FFT, OWN_CHOICE)
 
 NETWORK_SHAPE = (1, 3, 224, 224)
 """Of a network's input: one image."""
+NETWORK_DTYPES = ("float32", "bf16", "int8")
+"""Number types that networks are compared in."""
+DEFAULTS = "defaults"
+"""Instead of one of these: what a library takes by itself, given the network in float32."""
 
 _SAID = 300  # characters
 
@@ -65,6 +70,11 @@ class Prepared:
         Operations of one call, of what is not the subject itself.
     allowed : callable, optional
         Returns the GFLOP/s that the clock allows at the moment, of the burst.
+    feed : callable, optional
+        Has a network read another image. If there is none, it reads the array that it was given,
+        whatever that holds.
+    precision : callable, optional
+        Returns the number types that a network multiplies in, as the library says.
     """
 
     call: Callable[[], object]
@@ -77,6 +87,31 @@ class Prepared:
     blocking_source: str | None = None
     flops: int | None = None
     allowed: Callable[[], float] | None = None
+    feed: Callable[[np.ndarray], object] | None = None
+    precision: Callable[[], str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a contestant makes a network of.
+
+    Attributes
+    ----------
+    dtype : str
+        What to compute it in: one of :data:`NETWORK_DTYPES`, or :data:`DEFAULTS`.
+    onnx : str
+        An ONNX file of it, in a folder where nobody else writes: for int8 it is quantised, in the
+        QDQ format, else in float32.
+    float32 : str
+        The ONNX file in float32, there too, for those that quantise by themselves.
+    samples : str
+        A .npy file of images, which they find the ranges of tensors with.
+    """
+
+    dtype: str
+    onnx: str
+    float32: str
+    samples: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +133,9 @@ class Contestant:
     colour, marker : str
         What stands for it in all plots, as Matplotlib has them; no two have the same colour. If
         there is none, plots choose one.
+    defaults : bool
+        Whether it computes networks as users run the library: it is given the model in float32 and
+        chooses number type and algorithm by itself. Else it computes in the type that is asked for.
     title : str
         Name of the library.
     packages, network_packages : mapping of str to str
@@ -106,6 +144,8 @@ class Contestant:
         Command that installs it.
     precisions : sequence of str
         Those that it computes single layers in.
+    network_dtypes : sequence of str
+        Those of :data:`NETWORK_DTYPES` that it computes networks in.
     """
 
     name: str
@@ -113,12 +153,14 @@ class Contestant:
     includes: str = ""
     colour: str = ""
     marker: str = ""
+    defaults: bool = False
 
     title: ClassVar[str]
     packages: ClassVar[Mapping[str, str]] = {}
     network_packages: ClassVar[Mapping[str, str]] = {}
     install: ClassVar[str] = "pip install 'tvm-directconv[rivals]'"
     precisions: ClassVar[Sequence[str]] = ("float32",)
+    network_dtypes: ClassVar[Sequence[str]] = ("float32",)
 
     def check(self, network: bool) -> None:
         """Look whether what it needs is here, without loading it.
@@ -161,13 +203,44 @@ class Contestant:
         """
         raise Unsupported(f"{self.name} computes no single layers")
 
-    def convert(self, onnx: Path, threads: int) -> Path:
-        """Return the file that the library loads, made of an ONNX file and put beside it."""
-        return onnx
+    def check_dtype(self, dtype: str) -> None:
+        """Look whether it computes networks in a number type.
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
-        """Load a network that :meth:`convert` returned, for an input."""
+        Raises
+        ------
+        Unsupported
+            If not.
+        """
+        if dtype not in (*self.network_dtypes, DEFAULTS):
+            raise Unsupported(
+                f"{self.name} computes no networks in {dtype}: expected "
+                f"{' or '.join(self.network_dtypes)}"
+            )
+
+    def convert(self, source: Source, threads: int) -> Path:
+        """Return the file that the library loads, made of a source and put beside it."""
+        return Path(source.onnx)
+
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
+        """Load a network that :meth:`convert` returned, for an input in float32.
+
+        Parameters
+        ----------
+        path : Path
+        threads : int
+        x : numpy.ndarray
+        dtype : str
+            As in :class:`Source`.
+        """
         raise Unsupported(f"{self.name} computes no networks")
+
+
+def types_of(names: Iterable[str]) -> str:
+    """Return number types that convolutions and dense layers have, with their counts if several."""
+    counts = Counter(names)
+    if len(counts) < 2:
+        return "".join(counts)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
 QUANTIZED = ("uint8", "int8")

@@ -12,6 +12,9 @@ from .ours import TUNED, Ours
 from .pytorch import Nnpack, PyTorch
 from .tvm import Tuned, Untuned
 
+_SUFFIX = ", defaults"
+"""Of names of those that are given networks as users of the library run them."""
+
 _NCNN = (
     Ncnn(name="ncnn, no Winograd", algorithm=IM2COL, winograd=False, colour="#c49c94"),
     Ncnn(),
@@ -44,8 +47,18 @@ NETWORK_CONTESTANTS: tuple[Contestant, ...] = (
     LiteRt(),
     *_NCNN,
     Mnn(),
+    OnnxRuntime(name=f"onnxruntime{_SUFFIX}", defaults=True, colour="#9edae5"),
+    OpenVino(name=f"OpenVINO{_SUFFIX}", defaults=True, colour="#cab2d6"),
+    PyTorch(name=f"PyTorch{_SUFFIX}", defaults=True, colour="#f1b6da"),
+    LiteRt(name=f"XNNPACK{_SUFFIX}", defaults=True, colour="#98df8a"),
+    Ncnn(name=f"ncnn{_SUFFIX}", defaults=True, colour="#b15928"),
+    Mnn(name=f"MNN{_SUFFIX}", defaults=True, colour="#525252"),
 )
-"""All that can load networks, ours first."""
+"""All that can load networks, ours first.
+
+All but ours twice: in the number type that is asked for, and as users run the library, which may
+choose another one.
+"""
 
 _ALL = (*LAYER_CONTESTANTS, *NETWORK_CONTESTANTS)
 _CLASSES = [*dict.fromkeys(map(type, _ALL))]
@@ -53,5 +66,9 @@ _CLASSES = [*dict.fromkeys(map(type, _ALL))]
 KNOWN = {each.name: each for each in sorted(_ALL, key=lambda each: _CLASSES.index(type(each)))}
 """By name, in the order of tables: forms of one library stand together."""
 
-CHOOSING = tuple(name for name, each in KNOWN.items() if each.algorithm not in ALL_PRODUCTS)
-"""Names of those that need not compute all products, whether they say so or not."""
+CHOOSING = tuple(
+    name
+    for name, each in KNOWN.items()
+    if each in LAYER_CONTESTANTS and each.algorithm not in ALL_PRODUCTS
+)
+"""Names of those that need not compute all products of layers, whether they say so or not."""

@@ -2,21 +2,36 @@
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ...workload import ConvWorkload
-from .base import IM2COL, Contestant, Failed, Prepared, only_plain, run_converter
+from .base import (
+    IM2COL,
+    Contestant,
+    Failed,
+    Prepared,
+    Source,
+    only_plain,
+    run_converter,
+    types_of,
+)
 
 _IDENTIFIER = b"TFL3"
+_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+# Told to onnx2tf. The first is: as they are, neither mean nor deviation.
+_QUANTIZE = (
+    "dict(output_integer_quantized_tflite=True, quant_type=sys.argv[4], "
+    "custom_input_op_name_np_data_path=[['x', sys.argv[3], [[[[0, 0, 0]]]], [[[[1, 1, 1]]]]]])"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiteRt(Contestant):
-    """XNNPACK in float32, which LiteRT leaves all convolutions to."""
+    """XNNPACK, which LiteRT leaves all convolutions to."""
 
     name: str = "XNNPACK"
     algorithm: str = IM2COL
@@ -30,6 +45,7 @@ class LiteRt(Contestant):
     title: ClassVar = "XNNPACK in LiteRT"
     packages: ClassVar = {"ai_edge_litert": "", "flatbuffers": ", which writes its files,"}
     network_packages: ClassVar = {"onnx2tf": ", which makes .tflite files of ONNX files,"}
+    network_dtypes: ClassVar = ("float32", "int8")
 
     def load_library(self) -> None:
         import ai_edge_litert.interpreter  # noqa: F401
@@ -49,37 +65,65 @@ class LiteRt(Contestant):
             raise Failed(f"XNNPACK does not take this layer; LiteRT runs {', '.join(operators)}")
         return prepared
 
-    def convert(self, onnx: Path, threads: int) -> Path:
-        folder = onnx.with_suffix(".tf")
-        folder.mkdir()
-        # onnx2tf writes into the file that it reads, and the others read that, too.
-        copy = shutil.copy(onnx, folder)
-        # Without a program that it would use only where it is installed.
-        program = (
-            "import sys, onnx2tf; "
-            "onnx2tf.convert(input_onnx_file_path=sys.argv[1], output_folder_path=sys.argv[2], "
-            "not_use_onnxsim=True)"
-        )
-        run_converter([sys.executable, "-c", program, str(copy), str(folder)])
-        return folder / f"{onnx.stem}_float32.tflite"
+    def convert(self, source: Source, threads: int) -> Path:
+        if source.dtype != "int8":
+            return _converted(source, "float32", "{}")
+        samples = Path(source.float32).with_suffix(".npy")
+        np.save(samples, np.ascontiguousarray(np.load(source.samples).transpose(0, 2, 3, 1)))
+        try:
+            return _converted(source, "integer_quant", _QUANTIZE, str(samples), "per-channel")
+        except Failed:  # Some versions write no scales per channel for depthwise convolutions.
+            return _converted(source, "integer_quant", _QUANTIZE, str(samples), "per-tensor")
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
         from ai_edge_litert.interpreter import Interpreter
 
-        return _prepared(Interpreter(str(path), num_threads=threads), x)
+        prepared = _prepared(Interpreter(str(path), num_threads=threads), x)
+        _, *how = path.parent.suffixes
+        return replace(prepared, implementation=f"scales {how[0][1:]}" if how else None)
+
+
+def _converted(source: Source, kind: str, options: str, *words: str) -> Path:
+    """Return the .tflite file of some kind that onnx2tf makes of a model in float32."""
+    onnx = Path(source.float32)
+    folder = onnx.with_suffix(f".{'.'.join((kind, *words[1:]))}")
+    folder.mkdir()
+    # onnx2tf writes into the file that it reads.
+    copy = shutil.copy(onnx, folder)
+    # Without a program that it would use only where it is installed.
+    program = (
+        "import sys, onnx2tf; "
+        "onnx2tf.convert(input_onnx_file_path=sys.argv[1], output_folder_path=sys.argv[2], "
+        f"not_use_onnxsim=True, **{options})"
+    )
+    made = folder / f"{onnx.stem}_{kind}.tflite"
+    try:
+        run_converter([sys.executable, "-c", program, str(copy), str(folder), *words])
+    except Failed:
+        if not made.exists():  # It may fail with other kinds, which it makes later.
+            raise
+    return made
 
 
 def _prepared(network: Any, x: np.ndarray) -> Prepared:
     network.allocate_tensors()
     (source,), (result,) = network.get_input_details(), network.get_output_details()
-    # Once, as runs leave inputs as they are.
-    network.set_tensor(source["index"], np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
+
+    def feed(image: np.ndarray) -> None:
+        network.set_tensor(source["index"], np.ascontiguousarray(image.transpose(0, 2, 3, 1)))
+
+    feed(x)  # Once, as runs leave inputs as they are.
 
     def output() -> np.ndarray:
         found: np.ndarray = network.get_tensor(result["index"])
         return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
-    return Prepared(call=network.invoke, output=output)
+    def precision() -> str:
+        dtypes = {each["index"]: each["dtype"].__name__ for each in network.get_tensor_details()}
+        steps = network._get_ops_details()
+        return types_of(dtypes[s["inputs"][0]] for s in steps if s["op_name"] in _PRODUCTS)
+
+    return Prepared(call=network.invoke, output=output, feed=feed, precision=precision)
 
 
 def _layer(workload: ConvWorkload, weight: np.ndarray) -> bytes:

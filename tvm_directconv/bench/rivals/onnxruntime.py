@@ -9,7 +9,9 @@ import numpy as np
 from ... import files
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
-from .base import DIRECT, IM2COL, QUANTIZED, Contestant, Prepared, quantization_of
+from .base import DIRECT, IM2COL, QUANTIZED, Contestant, Prepared, quantization_of, types_of
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class OnnxRuntime(Contestant):
     title: ClassVar = "onnxruntime"
     packages: ClassVar = {"onnxruntime": "", "onnx": ", which writes ONNX files,"}
     precisions: ClassVar = ("float32", *QUANTIZED)
+    network_dtypes: ClassVar = ("float32", "int8")
 
     def prepare_layer(
         self, workload: ConvWorkload, threads: int, weight: np.ndarray, x: np.ndarray
@@ -37,20 +40,31 @@ class OnnxRuntime(Contestant):
             session = _session(
                 layer_model(workload, weight).SerializeToString(), threads, optimized
             )
-            blocked, operators = _operators(optimized)
+            nodes = _nodes(optimized)
         out = aligned_zeros(workload.output_shape, x.dtype)
         return Prepared(
             call=_bound(session, x, out),
             output=lambda: out,
             # Without a layout of its own, MLAS makes matrix products of convolutions.
-            algorithm=DIRECT if blocked else IM2COL,
-            implementation=operators,
+            algorithm=DIRECT if any("nchwc" in node.domain for node in nodes) else IM2COL,
+            implementation=", ".join(f"{n.domain}.{n.op_type}".strip(".") for n in nodes),
         )
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
+        # Its options as they are: all optimizations are among them.
         session = _session(str(path), threads)
         out = aligned_zeros(tuple(session.get_outputs()[0].shape))
-        return Prepared(call=_bound(session, x, out), output=lambda: out)
+
+        def precision() -> str:
+            with files.scratch() as folder:
+                optimized = folder / "optimized.onnx"
+                _session(str(path), threads, optimized)
+                kinds = [node.op_type for node in _nodes(optimized)]
+            products = [k for k in kinds if any(name in k for name in _PRODUCTS)]
+            # "QLinearConv" or "QGemm" beside "Conv" or "FusedGemm".
+            return types_of("int8" if k.startswith("Q") else "float32" for k in products)
+
+        return Prepared(call=_bound(session, x, out), output=lambda: out, precision=precision)
 
 
 def _session(model: str | bytes, threads: int, optimized: Path | None = None) -> Any:
@@ -81,14 +95,11 @@ def _bound(session: Any, x: np.ndarray, out: np.ndarray) -> Any:
     return call
 
 
-def _operators(path: Path) -> tuple[bool, str]:
-    """Return whether the blocked layout was chosen, and all operators that are run."""
+def _nodes(path: Path) -> list[Any]:
+    """Return all operators that are run."""
     import onnx
 
-    nodes = onnx.load(path).graph.node
-    domains = {node.domain for node in nodes}
-    names = [f"{node.domain}.{node.op_type}".strip(".") for node in nodes]
-    return any("nchwc" in domain for domain in domains), ", ".join(names)
+    return list(onnx.load(path).graph.node)
 
 
 def layer_model(workload: ConvWorkload, weight: np.ndarray) -> Any:

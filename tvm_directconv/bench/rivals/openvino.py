@@ -8,13 +8,17 @@ import numpy as np
 
 from ...layout import aligned_zeros
 from ...workload import ConvWorkload
-from .base import DIRECT, QUANTIZED, Contestant, Prepared
+from .base import DIRECT, NETWORK_DTYPES, QUANTIZED, Contestant, Prepared, types_of
 from .onnxruntime import layer_model
+
+# What it calls them. Quantised models say by themselves what is computed in integers.
+_HINTS = {"float32": "f32", "bf16": "bf16"}
+_PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVino(Contestant):
-    """OpenVINO's CPU plug-in, in the number types of the model."""
+    """OpenVINO's CPU plug-in. By itself it computes float32 in bfloat16 where it can."""
 
     name: str = "OpenVINO"
     algorithm: str = DIRECT
@@ -28,6 +32,7 @@ class OpenVino(Contestant):
     title: ClassVar = "OpenVINO"
     packages: ClassVar = {"openvino": "", "onnx": ", which writes ONNX files,"}
     precisions: ClassVar = ("float32", *QUANTIZED)
+    network_dtypes: ClassVar = NETWORK_DTYPES
 
     def load_library(self) -> None:
         import openvino
@@ -40,12 +45,12 @@ class OpenVino(Contestant):
         import openvino
 
         model = openvino.Core().read_model(layer_model(workload, weight).SerializeToString())
-        compiled = _compiled(model, threads)
+        compiled = _compiled(model, threads, "float32")
         request = compiled.create_infer_request()
         out = aligned_zeros(workload.output_shape, x.dtype)
         request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
         request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
-        steps = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+        steps = _steps(compiled)
 
         def call(_kept: object = x) -> None:
             request.infer()
@@ -54,30 +59,43 @@ class OpenVino(Contestant):
             call=call,
             output=lambda: out,
             implementation=", ".join(
-                f"{step['layerType'].value} {step['primitiveType'].value}"
+                f"{step['layerType']} {step['primitiveType']}"
                 for step in steps
-                if step["layerType"].value in ("Convolution", "Reorder")
+                if step["layerType"] in ("Convolution", "Reorder")
             ),
         )
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
         import openvino
 
-        request = _compiled(path, threads).create_infer_request()
+        compiled = _compiled(path, threads, dtype)
+        request = compiled.create_infer_request()
         request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
 
         def call(_kept: object = x) -> None:
             request.infer()
 
-        return Prepared(call=call, output=lambda: request.get_output_tensor().data)
+        return Prepared(
+            call=call,
+            output=lambda: request.get_output_tensor().data,
+            precision=lambda: types_of(
+                step["runtimePrecision"]
+                for step in _steps(compiled)
+                if step["layerType"] in _PRODUCTS
+            ),
+        )
 
 
-def _compiled(model: Any, threads: int) -> Any:
+def _compiled(model: Any, threads: int, dtype: str) -> Any:
     import openvino
 
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    if dtype in _HINTS:
+        settings["INFERENCE_PRECISION_HINT"] = _HINTS[dtype]
     return openvino.compile_model(model, "CPU", settings)
+
+
+def _steps(compiled: Any) -> list[dict[str, str]]:
+    """Return what is said of each step that is executed."""
+    nodes = compiled.get_runtime_model().get_ops()
+    return [{key: said.value for key, said in node.get_rt_info().items()} for node in nodes]

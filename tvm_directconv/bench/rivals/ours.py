@@ -14,7 +14,10 @@ from ...hardware.lookup import device
 from ...layout import aligned_zeros
 from ...precision import PRECISIONS
 from ...workload import ConvWorkload
-from .base import DIRECT, QUANTIZED, Contestant, Prepared, quantization_of
+from .base import DIRECT, NETWORK_DTYPES, QUANTIZED, Contestant, Prepared, Source, quantization_of
+
+# What `compile` calls them; quantised models are computed in the types that they have.
+_DTYPES = {"float32": "fp32", "bf16": "bf16"}
 
 TUNED = "ours, tuned"
 """The name with block sizes of tuning logs."""
@@ -43,6 +46,7 @@ class Ours(Contestant):
     title: ClassVar = "tvm-directconv"
     packages: ClassVar = {"tvm_directconv": ""}
     precisions: ClassVar = tuple(PRECISIONS)
+    network_dtypes: ClassVar = NETWORK_DTYPES
 
     def load_library(self) -> None:
         importlib.import_module("tvm")
@@ -63,18 +67,30 @@ class Ours(Contestant):
             blocking_source=conv.manifest.blocking_source,
         )
 
-    def convert(self, onnx: Path, threads: int) -> Path:
+    def convert(self, source: Source, threads: int) -> Path:
         from ...network.compile import compile_network
 
-        library = onnx.with_suffix(".so")
-        compile_network(onnx, library, threads=threads, blocking=self.blocking, check=False)
+        library = Path(source.onnx).with_suffix(".so")
+        compile_network(
+            source.onnx,
+            library,
+            threads=threads,
+            blocking=self.blocking,
+            check=False,
+            dtype=_DTYPES.get(source.dtype),
+        )
         return library
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
         from ...network.network import load_network
 
-        call, outputs = load_network(path).bind(x)
-        return Prepared(call=call, output=lambda: outputs[0])
+        network = load_network(path)
+        call, outputs = network.bind(x)
+        return Prepared(
+            call=call,
+            output=lambda: outputs[0],
+            precision=lambda: ", ".join(network.manifest.types),
+        )
 
 
 @lru_cache(maxsize=1)  # For other places in memory.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...workload import ConvWorkload
-from .base import DIRECT, OWN_CHOICE, Contestant, NotHere, Prepared, only_plain
+from .base import DEFAULTS, DIRECT, OWN_CHOICE, Contestant, NotHere, Prepared, only_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class PyTorch(Contestant):
     title: ClassVar = "PyTorch"
     packages: ClassVar = {"torch": ""}
     network_packages: ClassVar = {"onnx2torch": ", which reads ONNX files for it,"}
+    network_dtypes: ClassVar = ("float32", "bf16")
 
     def library(self) -> str:
         import torch
@@ -60,22 +61,33 @@ class PyTorch(Contestant):
 
         return Prepared(call=call, output=lambda: results[0].numpy())
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
+        """Load a network: by default as it is, else traced, with its weights prepared."""
         import torch
         from onnx2torch import convert
 
         torch.set_num_threads(threads)
         source = torch.from_numpy(x)
-        with torch.inference_mode():
-            traced = torch.jit.trace(convert(str(path)).eval(), torch.zeros(x.shape))
-            network = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+        network = convert(str(path)).eval()
+        if dtype != DEFAULTS:
+            half = torch.autocast(
+                "cpu", torch.bfloat16, enabled=dtype == "bf16", cache_enabled=False
+            )
+            with torch.inference_mode(), half:
+                network = torch.jit.freeze(torch.jit.trace(network, torch.zeros(x.shape)))
+                network = torch.jit.optimize_for_inference(network)
         results = [source]
 
         def call() -> None:
             with torch.inference_mode():
                 results[0] = network(source)
 
-        return Prepared(call=call, output=lambda: results[0].numpy())
+        return Prepared(
+            call=call,
+            output=lambda: results[0].float().numpy(),
+            # The last layer's is that of all.
+            precision=lambda: str(results[0].dtype).removeprefix("torch."),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,5 +135,5 @@ class Nnpack(PyTorch):
 
         return Prepared(call=call, output=lambda: results[0].numpy())
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
-        return Contestant.prepare_network(self, path, threads, x)
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
+        return Contestant.prepare_network(self, path, threads, x, dtype)

@@ -11,17 +11,23 @@ import numpy as np
 
 from ... import files
 from ...epilogue import Epilogue
-from ...errors import WorkloadError
+from ...errors import ArgumentError, WorkloadError
+from ...kinds import shown
+from ...network.check import relative_error
+from ...network.onnx_session import session
 from ...reference import conv2d_reference, epilogue_reference, max_error, random_tensors
 from ...workload import ConvWorkload
 from .base import (
+    DEFAULTS,
     DIRECT,
     IM2COL,
+    NETWORK_DTYPES,
     NETWORK_SHAPE,
     QUANTIZED,
     Contestant,
     Failed,
     NotHere,
+    Source,
     Unsupported,
     quantization_of,
 )
@@ -39,8 +45,20 @@ LOOSE_TOLERANCE = 1e-2
 ONE_OUTPUT = 1.01 / 127
 """That of quantised layers: where scales are multiplied in another order, a number is its
 neighbour."""
-NETWORK_TOLERANCE = 1e-3
-"""That of networks."""
+NETWORK_TOLERANCE = {"float32": 1e-4, "bf16": 0.05, "int8": 0.2, DEFAULTS: 0.05}
+"""The largest error of networks that is not wrong, by the number type that is asked for.
+
+Relative to the output, as the root mean square over all images. What is beyond that of float32 was
+not computed in it. For coarser types it is some times what rounding explains.
+"""
+UNRELATED = 0.7
+"""The largest error of networks in relation to what the output differs from image to image.
+
+Whoever gives the same for all images has 1, or more. That tells more than the other bar does where
+a network's output differs little.
+"""
+IMAGES = 8
+"""How many images networks are compared on; and as many others that ranges are found with."""
 
 _ALL_OF_A_NETWORK = "The whole network, from a plain image to its scores."
 # Places in memory that arrays of layers are measured in, as in tvm_directconv.bench.compare.
@@ -72,6 +90,8 @@ class Result:
     clock_gflops: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
     max_error: float | None = None
+    rms_error: float | None = None
+    agreement: float | None = None
 
     @property
     def peak_bytes(self) -> int | None:
@@ -88,14 +108,23 @@ class Result:
         self.peak_gflops.clear()
         self.clock_gflops.clear()
 
-    def row(self, network: str, workload: ConvWorkload | None = None) -> Row:
+    @property
+    def precision(self) -> str | None:
+        """What a network is multiplied in.
+
+        Where the library does not say, it is float32 if nothing else explains so small an error.
+        """
+        exact = self.rms_error is not None and self.rms_error <= NETWORK_TOLERANCE["float32"]
+        return self.found.get("precision") or ("float32" if exact else None)
+
+    def row(self, network: str, dtype: str, workload: ConvWorkload | None = None) -> Row:
         """Return what reports are made of."""
-        finite = self.max_error is not None and math.isfinite(self.max_error)
         return {
             "subject": "layer" if workload else "network",
             "network": network,
             "layer": workload.layer if workload else None,
             "workload": str(workload) if workload else None,
+            "dtype": dtype,
             "threads": self.threads,
             "contestant": self.contestant.name,
             "library": self.library,
@@ -108,11 +137,18 @@ class Result:
             "peak_gflops": self.peak_gflops,
             "clock_gflops": self.clock_gflops,
             "extra_bytes": self.extra_bytes,
-            "max_error": self.max_error if finite else None,
+            "precision": self.precision,
+            "max_error": _finite(self.max_error),
+            "rms_error": _finite(self.rms_error),
+            "agreement": self.agreement,
             "compile_seconds": self.found.get("compile_seconds"),
             "blocking": self.found.get("blocking"),
             "blocking_source": self.found.get("blocking_source"),
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def compare_layers(
@@ -201,7 +237,9 @@ def compare_layers(
                     tolerance = TOLERANCE.get(algorithm, LOOSE_TOLERANCE)
                     if quantized:
                         tolerance = ONE_OUTPUT
-                    _check(result, place, expected, plain_bytes, tolerance)
+                    output = _output(result, place, expected.shape, plain_bytes)
+                    if output is not None:
+                        _check_layer(result, output, expected, tolerance)
                 places = min(_PLACES, repeats)
                 for turn in range(places):
                     say(f"{title}: place {turn + 1} of {places}")
@@ -212,7 +250,7 @@ def compare_layers(
                         match.round()
                 match.release()
             for result in match.results:
-                yield result.row(workload.network, workload)
+                yield result.row(workload.network, workload.dtype, workload)
 
 
 def compare_networks(
@@ -220,6 +258,7 @@ def compare_networks(
     contestants: Sequence[Contestant],
     threads: Sequence[int],
     repeats: int,
+    dtype: str = "float32",
     *,
     prepare_seconds: float = PREPARE_SECONDS,
     run_seconds: float = RUN_SECONDS,
@@ -227,13 +266,26 @@ def compare_networks(
 ) -> Iterator[Row]:
     """Time whole networks with random weights, as :func:`compare_layers` does layers.
 
-    Outputs are compared with those of onnxruntime. `extra_bytes` counts all that is resident
-    beside the input, the output and the weights once: activations between layers, too.
+    Those in int8 are quantised by ONNX Runtime, with ranges found on random images, for all that
+    read such models; others quantise with the same images.
+
+    Whatever a contestant computes in, its outputs for some other images are compared with those in
+    float32, which ONNX Runtime computes operator by operator, without its optimizations.
+    `rms_error` is the root mean square of the differences over that of the right outputs,
+    `agreement` the part of the images for which the largest output is at the same place, and
+    `max_error` as for layers. An output is "wrong" beyond :data:`NETWORK_TOLERANCE` or
+    :data:`UNRELATED`. `precision` is what the products of a network are computed in, where the
+    library or the error tells.
+
+    `extra_bytes` counts all that is resident beside the input, the output and the weights once, in
+    the number type that is asked for: activations between layers, too.
 
     Parameters
     ----------
     networks : sequence of str
         Of :data:`tvm_directconv.bench.models.MODELS`.
+    dtype : str
+        One of :data:`.base.NETWORK_DTYPES`, for all but those whose `defaults` is set.
     contestants, threads, repeats, prepare_seconds, run_seconds, say
         As in :func:`compare_layers`.
 
@@ -255,11 +307,12 @@ def compare_networks(
             contestants,
             threads,
             repeats,
+            dtype,
             prepare_seconds=prepare_seconds,
             run_seconds=run_seconds,
             say=say,
         ):
-            yield result.row(network)
+            yield result.row(network, dtype)
 
 
 def network_results(
@@ -267,6 +320,7 @@ def network_results(
     contestants: Sequence[Contestant],
     threads: Sequence[int],
     repeats: int,
+    dtype: str = "float32",
     *,
     prepare_seconds: float = PREPARE_SECONDS,
     run_seconds: float = RUN_SECONDS,
@@ -277,41 +331,61 @@ def network_results(
     Each contestant has a process of its own for each number of threads, that has done nothing
     else: what it takes of memory is the network's.
     """
+    if dtype not in NETWORK_DTYPES:
+        raise ArgumentError(
+            f"networks in {shown(dtype)} are asked for: expected one of {', '.join(NETWORK_DTYPES)}"
+        )
     OnnxRuntime().check(network=True)
     import onnx
 
-    from ..models import model
+    from ..models import images, model
 
     with files.scratch() as place, contextlib.ExitStack() as stack:
         source = place / f"{network}.onnx"
-        made = model(network)
-        onnx.save(made, source)
-        x = np.random.default_rng(0).standard_normal(NETWORK_SHAPE, np.float32)
-        np.save(place / "x.npy", x)
+        onnx.save(model(network), source)
+        checked, samples = (images(IMAGES, seed, NETWORK_SHAPE[-1]) for seed in (1, 2))
+        np.save(place / "x.npy", checked)
+        np.save(place / "samples.npy", samples)
         say(f"{network}: the right output")
-        expected = _right_output(source, prepare_seconds)
-        plain_bytes = x.nbytes + expected.nbytes + _weight_bytes(made)
+        expected = _right_outputs(source, checked)
+        given = {DEFAULTS: source, dtype: source}
+        if dtype == "int8":
+            say(f"{network}: quantising")
+            given[dtype] = _quantized(source, place / "samples.npy")
+        plain_bytes = {
+            # Of one image.
+            asked: checked[:1].nbytes + expected[:1].nbytes + _weight_bytes(file, asked)
+            for asked, file in given.items()
+        }
         peaks = [Seat(Peak(), number, layers=False) for number in threads]
         seats = [Seat(each, number, layers=False) for number in threads for each in contestants]
         for seat in [*peaks, *seats]:
             stack.callback(seat.close)
-        # What is converted is put beside the source, and may depend on the number of threads.
-        sources = {number: place / str(number) / source.name for number in threads}
-        for link in sources.values():
-            link.parent.mkdir()
-            link.symlink_to(source)
         match = _Match(seats, peaks, prepare_seconds, run_seconds)
-        for result, seat in zip(match.results, seats, strict=True):
+        for number, (result, seat) in enumerate(zip(match.results, seats, strict=True)):
             say(f"{network}: {result.contestant.name}, {result.threads} thread(s)")
-            seconds = None
-            path = str(sources[result.threads])
+            asked = DEFAULTS if result.contestant.defaults else dtype
+            # What is converted is put beside the source, and may depend on everything.
+            folder = place / str(number)
+            folder.mkdir()
+            for file in {*given.values()}:
+                (folder / file.name).symlink_to(file)
+            made = Source(
+                dtype=asked,
+                onnx=str(folder / given[asked].name),
+                float32=str(folder / source.name),
+                samples=str(place / "samples.npy"),
+            )
+            path, seconds = made.onnx, None
             if type(result.contestant).convert is not Contestant.convert:
-                match.prepare(result, "convert", onnx=path)
+                match.prepare(result, "convert", source=asdict(made))
                 path, seconds = result.found.get("path", path), result.found.get("seconds")
                 seat.close()  # Whose memory is anything but untouched.
-            match.prepare(result, "network", folder=str(place), path=path)
+            match.prepare(result, "network", folder=str(place), path=path, dtype=asked)
             result.found["compile_seconds"] = seconds
-            _check(result, place, expected, plain_bytes, NETWORK_TOLERANCE)
+            output = _output(result, place, expected.shape, plain_bytes[asked])
+            if output is not None:
+                _check_network(result, output, expected, NETWORK_TOLERANCE[asked])
         for repeat in range(repeats):
             say(f"{network}: repeat {repeat + 1} of {repeats}")
             match.round()
@@ -394,35 +468,67 @@ class _Match:
         return answer
 
 
-def _check(
-    result: Result, place: Path, expected: np.ndarray, plain_bytes: int, tolerance: float
-) -> None:
-    """Compare the output of what was just prepared, and count its memory."""
+def _output(
+    result: Result, place: Path, shape: tuple[int, ...], plain_bytes: int
+) -> np.ndarray | None:
+    """Count the memory of what was just prepared; return its output, None if there is none."""
     if result.status != "ok":
-        return
-    output = np.load(place / "output.npy")
-    if output.size != expected.size:
-        result.fail("wrong", f"the output has {output.size} values; expected {expected.size}")
-        return
-    error = max_error(output.ravel(), expected.ravel())
-    result.max_error = error
+        return None
     exact = result.found["extra_bytes"]
     beside = max(0, result.found["running_bytes"] - plain_bytes)
     result.extra_bytes = beside if exact is None else exact
+    output = np.load(place / "output.npy")
+    if output.size != math.prod(shape):
+        result.fail("wrong", f"the output has {output.size} values; expected {math.prod(shape)}")
+        return None
+    return output.reshape(shape)
+
+
+def _check_layer(
+    result: Result, output: np.ndarray, expected: np.ndarray, tolerance: float
+) -> None:
+    """Compare an output with the right one."""
+    result.max_error = error = max_error(output, expected)
     if error > tolerance:
         result.fail("wrong", f"the largest error is {error:.2g}; expected at most {tolerance:g}")
 
 
-def _right_output(source: Path, seconds: float) -> np.ndarray:
-    seat = Seat(OnnxRuntime(), 1, layers=False)
-    try:
-        seat.ask("network", seconds, folder=str(source.parent), path=str(source))
-        return np.asarray(np.load(source.parent / "output.npy"))
-    finally:
-        seat.close()
+def _check_network(
+    result: Result, outputs: np.ndarray, expected: np.ndarray, tolerance: float
+) -> None:
+    """Compare the outputs of some images with the right ones, each a row."""
+    result.max_error = max_error(outputs, expected)
+    result.rms_error = error = relative_error(outputs, expected)
+    result.agreement = float(np.mean(outputs.argmax(1) == expected.argmax(1)))
+    alike = np.broadcast_to(expected.mean(0), expected.shape)
+    tolerance = min(tolerance, UNRELATED * relative_error(alike, expected))
+    if error > tolerance:
+        result.fail("wrong", f"the error is {error:.2g}; expected at most {tolerance:.2g}")
 
 
-def _weight_bytes(model: Any) -> int:
+def _right_outputs(source: Path, images: np.ndarray) -> np.ndarray:
+    """Return a row for each image: what ONNX Runtime computes in float32, as it is written."""
+    run = session(str(source))
+    name = run.get_inputs()[0].name
+    found = [run.run(None, {name: image[np.newaxis]})[0] for image in images]
+    return np.stack(found).reshape(len(images), -1)
+
+
+def _quantized(source: Path, samples: Path) -> Path:
+    """Return the same network in 8-bit integers, in the QDQ format."""
+    from ...network.quantize import quantize_network
+
+    result = source.with_suffix(".int8.onnx")
+    found = [{"x": image[np.newaxis]} for image in np.load(samples)]
+    quantize_network(source, result, found, check=found[:1])
+    return result
+
+
+def _weight_bytes(path: Path, dtype: str) -> int:
+    """Return how many bytes constants have, with floats in the type that is asked for."""
+    import onnx
     from onnx import numpy_helper
 
-    return sum(numpy_helper.to_array(constant).nbytes for constant in model.graph.initializer)
+    arrays = map(numpy_helper.to_array, onnx.load(path).graph.initializer)
+    halves = dtype == "bf16"
+    return sum(a.nbytes // 2 if halves and a.dtype == np.float32 else a.nbytes for a in arrays)

@@ -5,6 +5,7 @@ Started by :class:`tvm_directconv.bench.rivals.turns.Process`.
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -25,11 +26,11 @@ from ...errors import said_by
 from ...layout import aligned_zeros
 from ...runtime import BoundCall
 from ...workload import ConvWorkload
-from .base import Contestant, Failed, NotHere, Prepared, Unsupported
+from .base import Contestant, Failed, NotHere, Prepared, Source, Unsupported
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux.
 _SHORTEST = 2e-3  # seconds that a group of calls takes at least
-_CALLED = ("call", "output", "allowed")  # What of a prepared layer is not told.
+_CALLED = ("call", "output", "allowed", "feed", "precision")  # What of it is not told.
 _LONG = 0.5  # seconds from which a call needs no other one before it
 # A process that was stopped computes so long before it is timed: with one thread, for caches and
 # clock. Linux may let two threads go on on one core, where they wait for each other. It parts most
@@ -76,10 +77,11 @@ class Server:
         )
         return self._take(prepared, memory)
 
-    def convert(self, onnx: str) -> dict[str, Any]:
+    def convert(self, source: dict[str, str]) -> dict[str, Any]:
         """Make the file that the library loads."""
+        self.contestant.check_dtype(source["dtype"])
         begin = time.perf_counter()
-        path = self.contestant.convert(Path(onnx), self.threads)
+        path = self.contestant.convert(Source(**source), self.threads)
         return {"path": str(path), "seconds": time.perf_counter() - begin}
 
     def layer(self, folder: str, workload: dict[str, Any], again: bool) -> dict[str, Any]:
@@ -106,13 +108,24 @@ class Server:
         np.save(place / "output.npy", prepared.output())
         return found
 
-    def network(self, folder: str, path: str) -> dict[str, Any]:
-        """Load a network."""
+    def network(self, folder: str, path: str, dtype: str) -> dict[str, Any]:
+        """Load a network, for the first of some images; the output is of all of them."""
+        self.contestant.check_dtype(dtype)
         place = Path(folder)
+        images = np.load(place / "x.npy")
+        x = _aligned(images[:1])
         memory = _Memory()
-        prepared = self.contestant.prepare_network(Path(path), self.threads, _input(place))
+        prepared = self.contestant.prepare_network(Path(path), self.threads, x, dtype)
         found = self._take(prepared, memory)
-        np.save(place / "output.npy", prepared.output())
+        feed = prepared.feed or functools.partial(np.copyto, x)
+        outputs = []
+        for image in reversed(images):  # At last it has the first one again.
+            feed(image[np.newaxis])
+            prepared.call()
+            outputs.append(np.array(prepared.output()))
+        np.save(place / "output.npy", np.stack(outputs[::-1]))
+        if prepared.precision:
+            found["precision"] = prepared.precision()
         return found
 
     def _take(self, prepared: Prepared, memory: "_Memory") -> dict[str, Any]:
@@ -215,10 +228,13 @@ def _status(key: str) -> int:
 
 
 def _input(place: Path) -> np.ndarray:
-    loaded = np.load(place / "x.npy")
-    x = aligned_zeros(loaded.shape, loaded.dtype)
-    x[...] = loaded
-    return x
+    return _aligned(np.load(place / "x.npy"))
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def contestant_of(spec: dict[str, Any]) -> Contestant:

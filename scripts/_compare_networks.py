@@ -124,7 +124,7 @@ def main() -> int:
         "repeats, of a library's time over ours: above 1, ours is faster. 'error' is against "
         "float32, the root mean square over that of the outputs, and 'agreement' for how many "
         f"images the largest output is the same. WRONG is an error above {BARS}, or above "
-        f"{UNRELATED:g} of what outputs differ from image to image. Memory is what a process "
+        f"{UNRELATED:g} in what outputs differ from image to image. Memory is what a process "
         "takes for loading a network and running it three times, after the library's code is "
         "loaded: at its peak, and in the end.",
     )

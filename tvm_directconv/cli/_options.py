@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..epilogue import ACTIVATIONS, REQUANTIZED, Epilogue
-from ..errors import ArgumentError, LogError, WorkloadError, did_you_mean
+from ..errors import ArgumentError, LogError, WorkloadError
 from ..images import Pixels
 from ..kinds import THREADS
 from ..logs.folders import use_logs
@@ -258,8 +258,7 @@ def network_dtype(text: str) -> str:
 
     if text not in NETWORK_DTYPES:
         raise argparse.ArgumentTypeError(
-            f"networks are not compared in {text!r}{did_you_mean(text, NETWORK_DTYPES)}: expected "
-            f"one of {', '.join(NETWORK_DTYPES)}"
+            f"networks are not compared in {text!r}: expected one of {', '.join(NETWORK_DTYPES)}"
         )
     return text
 

@@ -42,9 +42,9 @@ _NETWORKS = (
     "themselves as for their users. Computed in: what convolutions and dense layers were, where a "
     "library or its error tells. Error: against float32, the root mean square over that of the "
     f"outputs, of {IMAGES} images. Agreement: of how many of them the largest output is the same. "
-    "Not measured is what has an error above "
+    "Wrong, and not in the table, is what has an error above "
     + ", ".join(f"{bar:g} ({dtype})" for dtype, bar in NETWORK_TOLERANCE.items())
-    + f", or above {UNRELATED:g} of what outputs differ from image to image."
+    + f", or above {UNRELATED:g} in what outputs differ from image to image."
 )
 _AGAIN = "What is in the folder is not measured again: give a new one."
 

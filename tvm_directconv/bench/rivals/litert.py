@@ -90,11 +90,14 @@ def _converted(source: Source, kind: str, options: str, *words: str) -> Path:
     folder.mkdir()
     # onnx2tf writes into the file that it reads.
     copy = shutil.copy(onnx, folder)
-    # Without a program that it would use only where it is installed.
+    # Without a program that it would use only where it is installed. What is wrong is said by the
+    # cause of what it raises.
     program = (
-        "import sys, onnx2tf; "
-        "onnx2tf.convert(input_onnx_file_path=sys.argv[1], output_folder_path=sys.argv[2], "
-        f"not_use_onnxsim=True, **{options})"
+        "import sys, onnx2tf\n"
+        "try:\n"
+        "    onnx2tf.convert(input_onnx_file_path=sys.argv[1], output_folder_path=sys.argv[2], "
+        f"not_use_onnxsim=True, **{options})\n"
+        "except Exception as error: sys.exit(f'{error}: {error.__cause__}')"
     )
     made = folder / f"{onnx.stem}_{kind}.tflite"
     try:

@@ -78,7 +78,7 @@ def _quantized(path: Path, source: Source) -> Path:
         "used_sample_num": len(samples),
         "batch_size": 1,
         "quant_bits": 8,
-        "feature_quantize_method": "KL",
+        "feature_quantize_method": "ADMM",  # Of its ways the one for few samples.
         "weight_quantize_method": "MAX_ABS",
     }
     config.write_text(json.dumps(settings))

@@ -28,12 +28,12 @@ from tvm.ir import Op, _ffi_api
 from tvm.ir.expr import Call
 
 from ..blocking import Blocking
-from ..epilogue import ACTIVATIONS, ROUNDED, Epilogue
+from ..epilogue import ACTIVATIONS, Epilogue
 from ..layout import ActivationLayout
 from ..quantization import Quantization
 from ..workload import ConvWorkload
 from .rewriter import dtype_of, shape_of, value_of
-from .whole import Whole, pooled, quantize, window_of
+from .whole import Whole, dequantize, pooled, quantize, window_of
 
 CONV2D = "directconv.conv2d"
 ACTIVATION = "directconv.activation"
@@ -247,20 +247,29 @@ def _whole_kernel(builder: Any, call: Any) -> Any:
     return builder.call_te(attributes.computed, *call.args, primfunc_name_hint=name)
 
 
-def _quantize_kernel(builder: Any, call: Any) -> Any:
-    """Return what quantises to 8 bits with our own arithmetic, which is the same everywhere."""
-    dtype, axis = str(call.attrs.out_dtype), int(call.attrs.axis)
-    if dtype not in ROUNDED:
-        return Op.get("relax.quantize").get_attr("FLegalize")(builder, call)
-    parameters = [
+def _of_meaning(call: Any) -> tuple[list[Any], int]:
+    """Return scale and zero point of a call, as numbers where they are known, and the axis."""
+    parts = [
         tirx.const(value.item(), str(value.dtype))
         if (value := value_of(argument)) is not None and value.size == 1
         else argument
         for argument in call.args[1:]
     ]
+    return parts, int(call.attrs.axis)
+
+
+def _quantize_kernel(builder: Any, call: Any) -> Any:
+    """Return what quantises with our own arithmetic, which is the same everywhere."""
+    parts, axis = _of_meaning(call)
+    dtype = str(call.attrs.out_dtype)
     return builder.call_te(
-        quantize, call.args[0], *parameters, axis, dtype, primfunc_name_hint="quantize"
+        quantize, call.args[0], *parts, axis, dtype, primfunc_name_hint="quantize"
     )
+
+
+def _dequantize_kernel(builder: Any, call: Any) -> Any:
+    parts, axis = _of_meaning(call)
+    return builder.call_te(dequantize, call.args[0], *parts, axis, primfunc_name_hint="dequantize")
 
 
 def _conv2d_kernel(builder: Any, call: Any) -> Any:
@@ -386,14 +395,30 @@ def _mean_kernel(builder: Any, call: Any) -> Any:
     return _in_single(builder, call, mean, "mean")
 
 
+def _extreme_kernel(builder: Any, call: Any) -> Any:
+    name = str(call.op.name).removeprefix("relax.")
+    axes, keepdims = call.attrs.axis, call.attrs.keepdims
+
+    def extreme(x: Any) -> Any:
+        return getattr(topi, name)(x, axes, keepdims)
+
+    return _in_single(builder, call, extreme, name)
+
+
 REDUCED = {
+    "relax.max": _extreme_kernel,
+    "relax.min": _extreme_kernel,
     "relax.nn.avg_pool2d": _pool_kernel,
     "relax.nn.max_pool2d": _pool_kernel,
     "relax.mean": _mean_kernel,
 }
 """TVM's operators that reduce, and their kernels: of numbers of two bytes, in float32."""
 
-LEGALIZED = {"relax.quantize": _quantize_kernel, **REDUCED}
+LEGALIZED = {
+    "relax.quantize": _quantize_kernel,
+    "relax.dequantize": _dequantize_kernel,
+    **REDUCED,
+}
 """TVM's operators that become other kernels than TVM's."""
 
 _register(CONV2D, "Direct convolution with an epilogue.", _conv2d_type, _conv2d_kernel)

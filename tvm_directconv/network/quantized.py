@@ -1,7 +1,7 @@
 """What whole numbers of a network stand for, as ``relax.quantize`` and ``relax.dequantize`` say."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,15 @@ class Meaning:
         A number, or one for each place along the axis: float32 and the numbers' own type.
     axis : int
         The axis that they are along; it says nothing where they are numbers.
+    number : str
+        The type that real numbers are rounded to, before they are quantised and when they are
+        dequantised; the type of the scale in Relax.
     """
 
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int
+    number: str = "float32"
 
     @property
     def by_tensor(self) -> bool:
@@ -52,7 +56,7 @@ class Meaning:
 
     def along(self, axis: int) -> "Meaning":
         """Return the same along another axis."""
-        return Meaning(self.scale, self.zero_point, axis)
+        return replace(self, axis=axis)
 
     def broadcast(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scale and zero point in shapes that are broadcast to tensors of a rank."""
@@ -73,7 +77,11 @@ class Meaning:
     def real(self, numbers: np.ndarray) -> np.ndarray:
         """Return the numbers that they stand for, float32."""
         scale, zero_point = self.broadcast(numbers.ndim)
-        return (numbers.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale
+        centered = numbers.astype(np.int32) - zero_point.astype(np.int32)
+        return self._rounded(centered.astype(np.float32) * scale)
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        return values.astype(self.number).astype(np.float32)
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
         """Return the numbers that stand for what is next to values, of whole tensors.
@@ -82,7 +90,7 @@ class Meaning:
         """
         scale, zero_point = self.scale.item(), self.zero_point.item()
         info = np.iinfo(self.zero_point.dtype)
-        found = np.rint(values.astype(np.float32) / np.float32(scale)) + zero_point
+        found = np.rint(self._rounded(values) / np.float32(scale)) + zero_point
         found = np.nan_to_num(found, nan=info.min, posinf=np.inf, neginf=-np.inf)
         return np.clip(found, info.min, info.max).astype(info.dtype)
 
@@ -90,7 +98,7 @@ class Meaning:
         """Return the call that makes what stands for numbers of these."""
         return relax.op.quantize(
             x,
-            constant(self.scale),
+            constant(self.scale.astype(self.number)),
             constant(self.zero_point),
             self.axis,
             str(self.zero_point.dtype),
@@ -98,9 +106,8 @@ class Meaning:
 
     def dequantize(self, x: Any) -> Any:
         """Return the call that makes numbers of what stands for them."""
-        return relax.op.dequantize(
-            x, constant(self.scale), constant(self.zero_point), self.axis, "float32"
-        )
+        scale = constant(self.scale.astype(self.number))
+        return relax.op.dequantize(x, scale, constant(self.zero_point), self.axis, "float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +151,10 @@ def meaning_of(call: Any) -> Meaning | None:
     None if that is computed, or scales are not positive, which turn the order of numbers round.
     """
     scale, zero_point = map(value_of, call.args[1:])
-    if scale is None or zero_point is None or scale.dtype != np.float32:
+    if scale is None or zero_point is None or not (np.isfinite(scale) & (scale > 0)).all():
         return None
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        return None
-    rank = len(shape_of(call.args[0]))
-    return Meaning(scale, zero_point, int(call.attrs.axis) % max(rank, 1))
+    axis = int(call.attrs.axis) % max(len(shape_of(call.args[0])), 1)
+    return Meaning(scale.astype(np.float32), zero_point, axis, scale.dtype.name)
 
 
 def is_quantized(module: Any) -> bool:

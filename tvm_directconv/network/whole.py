@@ -221,29 +221,24 @@ def _look_up(whole: Whole, x: Any, table: Any) -> Any:
 
 
 def quantize(x: Any, scale: Any, zero_point: Any, axis: int, dtype: str) -> Any:
-    """Return a tensor quantised to a type of 8 bits.
+    """Return a tensor quantised to a type of 8 or 16 bits.
 
     Parameters
     ----------
     x : te.Tensor
-        Floats.
+        Floats; they are rounded to the type of the scale.
     scale, zero_point : te.Tensor or number
         Of the whole tensor, or for each place along an axis.
     axis : int
     dtype : str
     """
-    least, most = _limits_of(dtype)
-
-    def at_axis(part: Any, at: tuple[Any, ...]) -> Any:
-        if not isinstance(part, te.Tensor):
-            return part
-        single = all(int(size) == 1 for size in part.shape)
-        return part(*([0] * len(part.shape) if single else [at[axis]]))
+    info = np.iinfo(dtype)
 
     def element(*at: Any) -> Any:
-        zero = at_axis(zero_point, at).astype("int32")
-        low, high = (tirx.const(limit, "int32") - zero for limit in (least, most))
-        value = x(*at).astype("float32") / at_axis(scale, at).astype("float32")
+        zero, by = (_at_axis(part, at, axis) for part in (zero_point, scale))
+        zero = zero.astype("int32")
+        low, high = (tirx.const(int(limit), "int32") - zero for limit in (info.min, info.max))
+        value = x(*at).astype(str(by.ty.dtype)).astype("float32") / by.astype("float32")
         low, high = low.astype("float32"), high.astype("float32")
         # As by ONNX Runtime, what is no number becomes the least one.
         value = tirx.Select(value > low, value, low)
@@ -251,6 +246,33 @@ def quantize(x: Any, scale: Any, zero_point: Any, axis: int, dtype: str) -> Any:
         return (rounded(value) + (zero - ROUNDING_BITS)).astype(dtype)
 
     return te.compute(x.shape, element, name="quantize")
+
+
+def dequantize(x: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+    """Return what whole numbers stand for, float32.
+
+    Parameters
+    ----------
+    x : te.Tensor
+        Whole numbers.
+    scale, zero_point, axis
+        As of :func:`quantize`.
+    """
+
+    def element(*at: Any) -> Any:
+        zero, by = (_at_axis(part, at, axis) for part in (zero_point, scale))
+        centered = (x(*at).astype("int32") - zero.astype("int32")).astype("float32")
+        return (centered * by.astype("float32")).astype(str(by.ty.dtype)).astype("float32")
+
+    return te.compute(x.shape, element, name="dequantize")
+
+
+def _at_axis(part: Any, at: tuple[Any, ...], axis: int) -> Any:
+    """Return the scale or zero point of an element."""
+    if not isinstance(part, te.Tensor):
+        return part
+    single = all(int(size) == 1 for size in part.shape)
+    return part(*([0] * len(part.shape) if single else [at[axis]]))
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -92,6 +92,8 @@ class Graph:
         self._names = set(_names(graph))
         self._aliases: dict[str, str] = {}
         self._at: Node | None = None
+        # Tensors that the model has in 16 bits, and the types of their elements.
+        self._short: dict[str, int] = {}
         # Tensors of which nothing is known, as nodes before them are refused.
         self._unknown: set[str] = set()
         # By the type of the operator and the reason, the names of refused nodes.
@@ -100,6 +102,7 @@ class Graph:
         for name, value in values.items():
             self.set_known(name, value)
         for tensor in [*graph.initializer, *map(_dense, graph.sparse_initializer)]:
+            self._note_short(tensor.name, tensor.data_type)
             if tensor.name not in values:
                 self.set_known(tensor.name, _array(tensor))
         self.stored = _most_stored(model)
@@ -161,6 +164,13 @@ class Graph:
         self.set_known(name, np.asarray(value, dtype))
         return name
 
+    def rounded(self, name: str, kind: int) -> str:
+        """Return a tensor of single precision, rounded to an element type of 16 bits."""
+        if name in self.known:
+            short = self.known[name].astype(helper.tensor_dtype_to_np_dtype(kind))
+            return self.constant(short.astype(np.float32))
+        return str(self.emit("Cast", self._shortened(name, kind), to=_SINGLE))
+
     def emit(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """Add a node in today's version; return the name of its output, a list if several.
 
@@ -197,6 +207,7 @@ class Graph:
         inner |= dict(zip((value.name for value in graph.input), arguments, strict=True))
         for tensor in [*graph.initializer, *map(_dense, graph.sparse_initializer)]:
             inner[tensor.name] = self.constant(_array(tensor))
+            self._note_short(inner[tensor.name], tensor.data_type)
         self._walk(graph, inner, {"": self._at.written}, f"{self._at.name}/")
         return [self._resolved(inner[value.name]) for value in graph.output]
 
@@ -245,7 +256,13 @@ class Graph:
             domain = "" if proto.domain in ("", "ai.onnx") else proto.domain
             kind = f"{domain}.{proto.op_type}" if domain else proto.op_type
             version = versions.get(domain, 1)
-            self._visit(Node(kind, inputs, outputs, attributes, name, version, version, scope))
+            short = [self._short.get(scope.get(tensor, tensor), 0) for tensor in proto.input]
+            short.append(_short_result(proto, short))
+            for tensor in outputs:
+                self._note_short(tensor, short[-1])
+            self._visit(
+                Node(kind, inputs, outputs, attributes, name, version, version, scope, short)
+            )
 
     def _visit(self, node: Node) -> None:
         """Take a node on its way; see the module."""
@@ -464,6 +481,7 @@ class Graph:
 
     def _add_input(self, value: onnx.ValueInfoProto) -> None:
         self.types[value.name] = value.type
+        self._note_short(value.name, value.type.tensor_type.elem_type)
         if too_large := _too_large(value.type):
             raise ModelError(f"input {value.name!r} {too_large}")
         kind = value.type.tensor_type.elem_type
@@ -487,10 +505,21 @@ class Graph:
         declared = value.type.tensor_type.elem_type
         if declared not in _SHORT:
             return name
+        return self._shortened(name, declared, value.name)
+
+    # --- Numbers of 16 bits -------------------------------------------------------------------
+
+    def _shortened(self, name: str, kind: int, said: str = "") -> str:
+        """Return a tensor of 16 bits, which nothing but a conversion or an output may read."""
         short = self._fresh(name)
-        self.types[short] = helper.make_tensor_type_proto(declared, self.shape(name))
-        self.nodes.append(Node("Cast", [name], [short], {"to": declared}, value.name))
+        self.types[short] = helper.make_tensor_type_proto(kind, self.shape(name))
+        said = said or (self._at.name if self._at else "")
+        self.nodes.append(Node("Cast", [name], [short], {"to": kind}, said))
         return short
+
+    def _note_short(self, name: str, kind: int) -> None:
+        if name and kind in _SHORT:
+            self._short[name] = kind
 
 
 _DECIDING: dict[str, tuple[int, ...]] = {
@@ -612,6 +641,22 @@ def _in_single(name: str, value: Any) -> Any:
     if isinstance(value, TensorProto) and value.data_type in _SHORT:
         return numpy_helper.from_array(_array(value), value.name)
     return _SINGLE if name in ("to", "dtype", "output_dtype") and value in _SHORT else value
+
+
+def _short_result(proto: onnx.NodeProto, short: list[int]) -> int:
+    """Return the element type of 16 bits of a node's results, 0 if they have another one.
+
+    Results are of the type of operands where nothing else is said.
+    """
+    given = {attribute.name: attribute for attribute in proto.attribute}
+    said = next((given[name].i for name in ("to", "output_dtype") if name in given), 0)
+    if not said and "value" in given and given["value"].HasField("t"):
+        said = given["value"].t.data_type
+    if said or proto.op_type in ("CastLike", "DequantizeLinear"):
+        found = said or (short[1] if len(short) > 1 else 0)
+    else:
+        found = next(filter(None, short), 0)
+    return found if found in _SHORT else 0
 
 
 def _has_graph(node: Node) -> bool:

@@ -71,6 +71,9 @@ class Node:
         The same of its subgraphs, which are not brought to today's version with it.
     scope : mapping
         For subgraphs among the attributes: what names around them are in the graph.
+    short : list of int
+        For each input, and then for the results, the element type of 16 bits that the model has it
+        in, 0 if that is another one or not known.
     """
 
     kind: str
@@ -81,6 +84,7 @@ class Node:
     version: int = FORM
     written: int = FORM
     scope: Mapping[str, str] = field(default_factory=dict)
+    short: list[int] = field(default_factory=lambda: [0])
 
     def input(self, index: int) -> str:
         """Return the name of an input, empty if it is left out."""

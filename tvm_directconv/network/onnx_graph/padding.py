@@ -1,9 +1,28 @@
 """Rules for padding."""
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from tvm import relax
+
+from ..rewriter import value_of
+from .convert import converter
 from .graph import Graph
-from .nodes import Node, Refusal, rule
+from .nodes import CONVERTERS, Node, Refusal, rule
+
+_of_any_type = CONVERTERS["Pad"]
+
+
+@converter("Pad")
+def padded(builder: Any, inputs: Any, attributes: Any, parameters: Any) -> Any:
+    """Pad floats by the operator that passes over the network know."""
+    x = inputs[0]
+    if str(x.ty.dtype) != "float32":
+        return _of_any_type(builder, inputs, attributes, parameters)
+    pads, value = value_of(inputs[1]), value_of(inputs[2])
+    assert pads is not None and value is not None
+    width = pads.reshape(2, -1).T.ravel().tolist()
+    return relax.op.nn.pad(x, width, "constant", float(value.item()))
 
 
 @rule("Pad")

@@ -13,7 +13,7 @@ from tvm import relax
 
 from .convert import converter
 from .graph import Graph
-from .nodes import Node, Refusal, rule
+from .nodes import FORM, Node, Refusal, rule
 
 _EXACT = 2**24
 """Whole numbers up to this one are exact in single precision."""
@@ -71,8 +71,21 @@ def _saturated(graph: Graph, x: str, zero: str, kind: np.dtype[Any]) -> str:
     return _cast(graph, str(graph.emit("Clip", y, low, high)), kind)
 
 
-_KEPT = {"QuantizeLinear": (np.int8, np.uint8), "DequantizeLinear": (np.int8, np.uint8, np.int32)}
+_KEPT = {
+    "QuantizeLinear": (np.int8, np.uint8, np.int16, np.uint16),
+    "DequantizeLinear": (np.int8, np.uint8, np.int32),
+}
 """Types of whole numbers of which these operators are kept."""
+
+_MICROSOFT = "com.microsoft."
+_SHORT = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+"""Types that nothing is computed in: results are rounded to them."""
+
+_KEPT_SHORT = {TensorProto.FLOAT16: np.float16}
+"""Those that the scales of operators that are kept may be of; TVM has them of no others."""
+
+_TYPES_DIFFER = 23
+"""The version from which on numbers and their scales may be of different types."""
 
 
 @converter(*_KEPT)
@@ -82,20 +95,43 @@ def quantized(builder: Any, inputs: Any, attributes: Any, _params: Any) -> Any:
     axis = attributes["axis"]
     if str(x.ty.dtype) == "float32":
         return relax.op.quantize(x, scale, zero, axis, str(zero.ty.dtype))
+    attributes.get("output_dtype")
     return relax.op.dequantize(x, scale, zero, axis, "float32")
 
 
-def _kept(graph: Graph, node: Node, kind: Any) -> bool:
-    """Bring an operator on numbers of a type to the one form that passes know, if there is one."""
+def _as_onnx(node: Node) -> None:
+    """Let a node of ONNX Runtime's domain be that of ONNX, whose meaning it has."""
+    if node.kind.startswith(_MICROSOFT):
+        node.kind, node.version = node.kind.removeprefix(_MICROSOFT), FORM
+
+
+def _check_scale(graph: Graph, node: Node) -> None:
+    """Refuse constant scales that numbers cannot be multiples of."""
+    name = node.inputs[1]
+    if name not in graph.known:
+        return
+    scale = graph.known[name].astype(np.float32)
+    wrong, expected = ~np.isfinite(scale), "finite numbers"
+    if node.kind == "QuantizeLinear":
+        wrong |= np.abs(scale) < np.finfo(np.float32).tiny
+        expected = f"finite numbers of at least {np.finfo(np.float32).tiny:.3g} in size"
+    if wrong.any():
+        raise Refusal(f"its scale {name!r} is {scale[wrong].flat[0]:g}: expected {expected}")
+
+
+def _kept(graph: Graph, node: Node, kind: Any, short: int = 0) -> bool:
+    """Bring an operator on numbers of a type to the one form that passes know, if there is one.
+
+    Its scale is of a type of 16 bits where real numbers are rounded to that.
+    """
     x, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
-    single = scale if node.kind == "DequantizeLinear" else x
     if (
         kind not in _KEPT[node.kind]
         or scale not in graph.known
         or (zero and zero not in graph.known)
         or graph.dtype(scale) != np.float32
-        or graph.dtype(single) != np.float32
-        or any(node.get(name) for name in ("block_size", "precision"))
+        or (node.kind == "QuantizeLinear" and graph.dtype(x) != np.float32)
+        or node.get("block_size")
         or node.get("output_dtype") not in (None, 0, _ELEMENT[node.kind](kind))
         or len(graph.shape(scale)) > 1
     ):
@@ -113,8 +149,12 @@ def _kept(graph: Graph, node: Node, kind: Any) -> bool:
     shaped = [value.reshape(() if most == 1 else -1) for value in values]
     if most > 1:
         shaped = [np.broadcast_to(value, (most,)) for value in shaped]
+    if short:
+        shaped[0] = shaped[0].astype(_KEPT_SHORT[short])
     node.inputs = [x, *(graph.constant(value) for value in shaped)]
     node.attributes = {"axis": axis}
+    if node.kind == "DequantizeLinear":
+        node.attributes["output_dtype"] = TensorProto.FLOAT
     return True
 
 
@@ -125,38 +165,67 @@ _ELEMENT: dict[str, Any] = {
 """What is the type of the result if it is not given."""
 
 
-@rule("QuantizeLinear")
+@rule("QuantizeLinear", f"{_MICROSOFT}QuantizeLinear")
 def quantize(graph: Graph, node: Node) -> str | None:
     """Divide, round, move and limit."""
+    _as_onnx(node)
     x, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
     wanted = node.get("output_dtype") or TensorProto.UINT8
     kind = graph.dtype(zero) if zero else np.dtype(helper.tensor_dtype_to_np_dtype(wanted))
     if kind not in (np.int8, np.uint8, np.int16, np.uint16):
         raise Refusal(f"its result is of type {kind}: expected integers of 8 or 16 bits")
+    _check_scale(graph, node)
+    of_x, of_scale, *_ = [*node.short, 0, 0]
+    if node.written < _TYPES_DIFFER:
+        of_x = of_x or of_scale
+    precision = node.attributes.pop("precision", 0) or (0 if of_x else of_scale)
+    if precision not in (0, TensorProto.FLOAT, *_SHORT):
+        raise Refusal(f"its precision is {precision}: expected that of floats of 16 or 32 bits")
+    alike = of_x == of_scale and of_x in _KEPT_SHORT
+    if alike and not precision and _kept(graph, node, kind, of_x):
+        return None
+    if precision in _SHORT:
+        x, scale = (graph.rounded(name, precision) for name in (x, scale))
+        quotient = graph.emit("Div", x, _along(graph, scale, x, node))
+        one = graph.constant(1, np.float32)
+        node.inputs = [graph.rounded(quotient, precision), one, *node.inputs[2:]]
+    elif of_x:
+        node.inputs[0] = graph.rounded(x, of_x)
     if _kept(graph, node, kind):
         return None
+    x, scale = node.inputs[:2]
     dtype = graph.dtype(scale) if graph.dtype(x).kind != "f" else graph.dtype(x)
-    if node.get("precision"):
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(node.get("precision")))
     parts = _cast(graph, x, dtype), _cast(graph, _along(graph, scale, x, node), dtype)
     return _saturated(
         graph, graph.emit("Div", *parts), _along(graph, zero, x, node) if zero else "", kind
     )
 
 
-@rule("DequantizeLinear")
+@rule("DequantizeLinear", f"{_MICROSOFT}DequantizeLinear")
 def dequantize(graph: Graph, node: Node) -> str | None:
     """Move and multiply."""
+    _as_onnx(node)
+    _check_scale(graph, node)
     x, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
-    dtype = graph.dtype(scale)
-    if graph.shape(x) and _kept(graph, node, graph.dtype(x)):
+    short, of_scale = node.short[-1], [*node.short, 0][1]
+    whole, ranked = graph.dtype(x), bool(graph.shape(x))
+    alike = short == of_scale and short in (0, *_KEPT_SHORT)
+    if ranked and alike and _kept(graph, node, whole, short):
         return None
+    if short and ranked:
+        # The product is rounded once, whatever it is made of.
+        alone = Node(node.kind, list(node.inputs), [], dict(node.attributes), node.name)
+        if _kept(graph, alone, whole):
+            return graph.rounded(graph.emit(alone.kind, *alone.inputs, **alone.attributes), short)
+    dtype = graph.dtype(scale)
     centered = _centered(graph, x, _along(graph, zero, x, node) if zero else "", dtype)
     scale = _along(graph, scale, x, node)
     if centered in graph.known and scale in graph.known:
         y = graph.constant(graph.known[centered] * graph.known[scale])
     else:
         y = str(graph.emit("Mul", centered, scale))
+    if short:
+        return graph.rounded(y, short)
     wanted = node.get("output_dtype")
     return _cast(graph, y, helper.tensor_dtype_to_np_dtype(wanted)) if wanted else y
 
@@ -169,6 +238,9 @@ def dynamic_quantize(graph: Graph, node: Node) -> list[str]:
     high = graph.emit("Max", graph.emit("ReduceMax", x, keepdims=0), zero)
     low = graph.emit("Min", graph.emit("ReduceMin", x, keepdims=0), zero)
     scale = graph.emit("Div", graph.emit("Sub", high, low), most)
+    # Zeros alone are multiples of anything.
+    one = graph.constant(1, graph.dtype(x))
+    scale = graph.emit("Where", graph.emit("Equal", high, low), one, scale)
     place = graph.emit("Sub", zero, graph.emit("Div", low, scale))
     point = _saturated(graph, place, "", np.dtype(np.uint8))
     return [_saturated(graph, graph.emit("Div", x, scale), point, np.dtype(np.uint8)), scale, point]

@@ -8,12 +8,26 @@ from tvm import relax
 from tvm.ir.expr import Call, Var
 
 from ..quantized import QUANTIZE, Meaning, Quantized, dequantized, meaning_of
-from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of
+from ..rewriter import Rewriter, constant, dtype_of, op_name, rewriting, shape_of, value_of
 
 _PRODUCTS = ("relax.nn.conv2d", "relax.matmul")
 # What chooses among numbers, or moves them, whatever these are.
-_CHOOSING = ("relax.nn.max_pool2d", "relax.strided_slice")
+_CHOOSING = (
+    "relax.broadcast_to",
+    "relax.flip",
+    "relax.gather_elements",
+    "relax.gather_nd",
+    "relax.max",
+    "relax.min",
+    "relax.nn.max_pool2d",
+    "relax.strided_slice",
+    "relax.take",
+    "relax.tile",
+)
 _MOVING = ("relax.reshape", "relax.permute_dims")
+# The same for two tensors; the others' places.
+_BETWEEN = {"relax.maximum": (0, 1), "relax.minimum": (0, 1), "relax.where": (1, 2)}
+_PAD = "relax.nn.pad"
 # Operators of two tensors that there are in whole numbers, and of sums with biases.
 _OF_TWO = ("relax.add", "relax.multiply")
 
@@ -87,6 +101,8 @@ class DequantizeLate(Rewriter):
             return self._requantized(call)
         if name == "relax.concat" and isinstance(call.args[0], relax.Tuple):
             return self._concatenated(call)
+        if name in _BETWEEN:
+            return self._chosen_between(call, _BETWEEN[name])
         source = self._of(call.args[0]) if call.args else None
         if source is None:
             return call
@@ -101,14 +117,30 @@ class DequantizeLate(Rewriter):
         if chooses(call):
             chosen = called(call, [source.numbers, *call.args[1:]])
             return Quantized(self.emit(chosen), source.meaning)
+        if name == _PAD and (padding := _padding(call, source.meaning, exact=True)):
+            padded = relax.op.nn.pad(source.numbers, *padding)
+            return Quantized(self.emit(padded), source.meaning)
         return call
+
+    def _chosen_between(self, call: Any, places: tuple[int, ...]) -> Any:
+        """Return what is chosen of tensors that stand for the same."""
+        parts = [self._of(call.args[place]) for place in places]
+        first = parts[0]
+        if first is None or not all(
+            part and part.meaning.is_that_of(first.meaning) for part in parts
+        ):
+            return call
+        arguments = list(call.args)
+        for place, part in zip(places, parts, strict=True):
+            arguments[place] = part.numbers if part else None
+        return Quantized(self.emit(called(call, arguments)), first.meaning)
 
     def _requantized(self, call: Any) -> Any:
         source, meaning = self._of(call.args[0]), meaning_of(call)
         if source is not None:
             same = meaning and source.meaning.is_that_of(meaning)
             return source.numbers if same else call
-        if meaning is None or not meaning.by_tensor:
+        if meaning is None or not meaning.of_bytes:
             return call
         return self._quantized_before(call.args[0], meaning)
 
@@ -116,12 +148,14 @@ class DequantizeLate(Rewriter):
         """Return a quantised tensor, which is moved, chosen or put together after that."""
         made = self.builder.lookup_binding(x) if isinstance(x, Var) else None
         name = op_name(made)
-        if made is not None and self._alone(x):
+        if made is not None and self._alone(x) and all(map(_is_no_constant, made.args[:1])):
             if name == "relax.concat" and isinstance(made.args[0], relax.Tuple):
                 parts = [self._again(part, meaning) for part in made.args[0].fields]
                 return relax.op.concat(parts, int(made.attrs.axis))
             if moves(made) or chooses(made):
                 return called(made, [self._again(made.args[0], meaning), *made.args[1:]])
+            if name == _PAD and (padding := _padding(made, meaning)):
+                return relax.op.nn.pad(self._again(made.args[0], meaning), *padding)
         return meaning.quantize(x)
 
     def _alone(self, x: Any) -> bool:
@@ -200,6 +234,27 @@ class DequantizeLate(Rewriter):
 def called(call: Any, arguments: list[Any]) -> Any:
     """Return a call of other arguments."""
     return Call(call.op, arguments, attrs=call.attrs, ty_args=call.ty_args, span=call.span)
+
+
+def _is_no_constant(expression: Any) -> bool:
+    return value_of(expression) is None
+
+
+def _padding(
+    call: Any, meaning: Meaning, exact: bool = False
+) -> tuple[list[int], str, float] | None:
+    """Return how to pad whole numbers as a call pads what they stand for.
+
+    None if it pads with the tensor's own, or `exact` is asked for and no number stands for what it
+    pads with.
+    """
+    if str(call.attrs.pad_mode) != "constant":
+        return None
+    value = np.asarray(call.attrs.pad_value, np.float32)
+    number = meaning.quantized(value)
+    if exact and meaning.real(number) != value:
+        return None
+    return [int(each) for each in call.attrs.pad_width], "constant", float(number)
 
 
 def weights_of(weight: Quantized) -> np.ndarray | None:

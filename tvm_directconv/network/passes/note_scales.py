@@ -44,7 +44,7 @@ def _read(network: Rewriter, variable: Any) -> Meaning | None:
             return None
         for reader in network.readers[read]:
             value = network.definitions.get(reader)
-            if isinstance(value, Var) or moves(value) or chooses(value):
+            if isinstance(value, Var) or _hands_on(value, read):
                 waiting.append(reader)
                 continue
             quantized = dequantized(value) if op_name(value) == DEQUANTIZE else None
@@ -52,6 +52,11 @@ def _read(network: Rewriter, variable: Any) -> Meaning | None:
                 return None
             found = quantized.meaning
     return found
+
+
+def _hands_on(call: Any, variable: Any) -> bool:
+    """Return whether an operator moves the numbers of a variable, or chooses among them."""
+    return (moves(call) or chooses(call)) and variable.same_as(call.args[0])
 
 
 def _defined(network: Rewriter, expression: Any) -> Any:

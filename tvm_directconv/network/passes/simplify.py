@@ -1,5 +1,6 @@
 """Graph clean-up: what exporters and importers leave, in the forms that later passes know."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from tvm.ir.expr import GenericConst, Var
 from tvm.tirx import FloatImm
 from tvm_ffi import structural_walk
 
+from ..operators import ELEMENTWISE
 from ..rewriter import (
     Rewriter,
     constant,
@@ -39,6 +41,9 @@ _COMPUTED: dict[str, Any] = {
     "relax.isnan": lambda shape, attrs, x: np.isnan(x),
     "relax.where": lambda shape, attrs, c, a, b: np.where(c, a, b),
 }
+
+_ROUNDING = ("relax.ceil", "relax.floor", "relax.round", "relax.trunc")
+_PASSING = ("relax.permute_dims", "relax.reshape", "relax.where")
 
 
 def _axes(attrs: Any) -> list[int] | None:
@@ -112,7 +117,25 @@ class Simplify(Rewriter):
         divisor = value_of(call.args[1])
         if divisor is None or dtype_of(variable) != "float32" or not np.all(divisor):
             return call
+        if prod(shape_of(variable)) == 1:
+            return call  # It is not worth another result.
+        if self._is_rounded(variable):
+            return call  # What is a little less than a whole number is another one then.
         return _op.multiply(call.args[0], constant(np.float32(1) / divisor))
+
+    def _is_rounded(self, variable: Any) -> bool:
+        """Return whether numbers are rounded, after other operators on single ones or at once."""
+        left, seen = [variable], {variable}
+        while left:
+            for reader in self.readers[left.pop()]:
+                call = self.definitions.get(reader)
+                name = op_name(call)
+                if name in _ROUNDING or (name == "relax.astype" and dtype_of(reader) != "float32"):
+                    return True
+                if reader not in seen and (name in ELEMENTWISE or name in _PASSING):
+                    seen.add(reader)
+                    left.append(reader)
+        return False
 
     def on_subtract(self, variable: Any, call: Any) -> Any:
         subtracted = value_of(call.args[1])

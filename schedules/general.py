@@ -12,10 +12,14 @@ import tvm_ffi
 from tvm.ir.expr import Call
 from tvm.s_tir.schedule import ScheduleError
 
+from tvm_directconv.lowering.marks import ALIKE
+
 from .partial_sums import sum_in_parts
 
 # Elements of the largest intermediate that is kept on the stack, in the cache's first lines.
 _SMALL = 128
+# Of sums that are the same on all processors: elements of the longest vectors.
+_PARTS = 16
 # Elements that are worth the start of a parallel loop, some microseconds.
 _PARALLEL = 1 << 14
 
@@ -46,7 +50,7 @@ def schedule_general(func: Any, lanes: int, threads: int) -> Any:
         return _opaque(func, threads)
     _inline(sch)
     whole = sch.mod["main"]
-    in_parts = sum_in_parts(whole, lanes)
+    in_parts = sum_in_parts(whole, _PARTS if ALIKE in func.attrs else lanes)
     sch = s_tir.Schedule(IRModule({"main": _from_infinity(in_parts)}))
     blocks = _blocks(sch)
     *earlier, last = blocks

@@ -23,7 +23,7 @@ from tvm.tirx import (
 from .. import exponential
 from ..denormals import FLUSH, KEEP, STATES
 from ..epilogue import RANGE
-from .marks import DENORMALS
+from .marks import ALIKE, DENORMALS
 from .registers import is_pin
 from .statements import architecture_of, importing, sequence, tir_pass, with_body
 
@@ -90,6 +90,45 @@ def expand_exponentials(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
         return formula(call.args[0]) if formula and call.ty.dtype == "float32" else call
 
     return func.with_body(tvm_ffi.structural_map(func.body, (Call, expanded)))
+
+
+@tir_pass
+def round_products(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
+    """Round products before they are added, on all processors, in functions marked :data:`ALIKE`.
+
+    TVM lets LLVM fuse the two where the processor can; it does not see what is behind a fence.
+    """
+    if ALIKE not in func.attrs:
+        return func
+    sums: list[Any] = []
+    tvm_ffi.structural_walk(func.body, [(kind, sums.append) for kind in (tirx.Add, tirx.Sub)])
+    if not any(node.ty.dtype.type_code == _FLOAT for node in sums):
+        return func
+
+    def fenced(value: Any) -> Any:
+        if not isinstance(value, tirx.Mul) or value.ty.dtype.type_code != _FLOAT:
+            return value
+        return tirx.call_llvm_pure_intrin(str(value.ty.dtype), "llvm.arithmetic.fence", value)
+
+    def chosen(call: Call) -> Any:
+        if getattr(call.op, "name", "") != "prim.if_then_else":
+            return call
+        return tirx.if_then_else(call.args[0], *map(fenced, call.args[1:]))
+
+    entries = [
+        *((kind, lambda e: type(e)(fenced(e.a), fenced(e.b))) for kind in (tirx.Add, tirx.Sub)),
+        (tirx.Let, lambda e: tirx.Let(e.var, fenced(e.value), e.body)),
+        (tirx.Bind, lambda e: tirx.Bind(e.var, fenced(e.value))),
+        (tirx.Broadcast, lambda e: tirx.Broadcast(fenced(e.value), e.lanes)),
+        (
+            tirx.Select,
+            lambda e: tirx.Select(e.condition, fenced(e.true_value), fenced(e.false_value)),
+        ),
+        (Call, chosen),
+        # What is read again may be in a register.
+        (tirx.BufferStore, lambda e: tirx.BufferStore(e.buffer, fenced(e.value), e.indices)),
+    ]
+    return func.with_body(tvm_ffi.structural_map(func.body, entries))
 
 
 @tir_pass

@@ -77,6 +77,10 @@ TYPES, SHAPES = "directconv.types", "directconv.shapes"
 DENORMALS = "directconv.denormals"
 """Function attribute: one of :data:`.denormals.MODES`, the first if there is none."""
 
+ALIKE = "directconv.alike"
+"""Function attribute: floats have the same bits on all processors. Products are rounded before they
+are added, and how many parts a sum has does not depend on vectors."""
+
 UNCHECKED = "directconv.unchecked"
 """Function attribute: callers are known to give the right arguments, which are not looked at."""
 

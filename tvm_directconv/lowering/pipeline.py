@@ -20,6 +20,7 @@ from .floats import (
     flush_denormals,
     hide_masks,
     propagate_nans,
+    round_products,
 )
 from .groups import load_own_pixels, part_kinds
 from .loads import load_lanes, read_from_bases, stay_in_rows
@@ -76,6 +77,7 @@ def lowered() -> list[Any]:
         multiply_lanes,
         flip_signs,
         read_from_bases,
+        round_products,
         propagate_nans,
         convert_numbers,
         hide_masks,

@@ -29,6 +29,9 @@ errors.go_through_tvm()
 WORK = "directconv.work"
 """Attribute of that function: what it multiplies and adds; see ``passes/count_work.py``."""
 
+QUANTIZED = "directconv.quantized"
+"""Attribute of networks that quantise anything, before that becomes a part of other operators."""
+
 SCALES = "directconv.scales"
 """Attribute of that function: what inputs and outputs stand for; see ``passes/note_scales.py``."""
 

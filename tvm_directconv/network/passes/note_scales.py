@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.ir.expr import Var
 
 from ..quantized import DEQUANTIZE, QUANTIZE, Meaning, dequantized, meaning_of
-from ..rewriter import SCALES, Rewriter, noted, op_name
+from ..rewriter import QUANTIZED, SCALES, Rewriter, noted, op_name
 from .dequantize_late import chooses, moves
 
 
@@ -17,6 +17,8 @@ def _note_scales(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     inputs = [_read(network, parameter) for parameter in network.function.params]
     outputs = [_made(network, result) for result in _results(network)]
     text = json.dumps({"inputs": list(map(_pair, inputs)), "outputs": list(map(_pair, outputs))})
+    if any(op_name(value) == QUANTIZE for _, value in network.bindings):
+        module = noted(module, QUANTIZED, "")
     return noted(module, SCALES, text)
 
 
@@ -24,7 +26,7 @@ NoteScales = tvm.transform.module_pass(_note_scales, opt_level=0, name="directco
 """Pass that writes into an attribute of the network, as JSON, what its inputs and outputs are.
 
 Pairs of scale and zero point, null where there is none of the whole tensor. Run it before
-quantisation becomes a part of other operators.
+quantisation becomes a part of other operators. It notes whether anything is quantised, too.
 """
 
 

@@ -8,11 +8,12 @@ from tvm.tirx import PrimFunc
 
 from ...case import Case
 from ...hardware.device import Device
-from ...lowering.marks import DENORMALS
+from ...lowering.marks import ALIKE, DENORMALS
 from ...registry import general_schedule
 from ...scheduling import scheduled
 from ...tiling import Tiling
 from ..operators import KERNEL, ConvAttributes
+from ..rewriter import MAIN, QUANTIZED
 
 
 def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
@@ -32,12 +33,13 @@ def schedule_kernels(device: Device, threads: int, denormals: str) -> Any:
 
     def transform(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         functions = {}
+        alike = {ALIKE: True} if QUANTIZED in module[MAIN].attrs else {}
         for variable, function in module.functions.items():
             if isinstance(function, PrimFunc) and KERNEL in function.attrs:
                 text = str(function.attrs[KERNEL])
                 function = _convolution(text, device, threads, denormals)
             elif isinstance(function, PrimFunc):
-                function = schedule_general(function, lanes, threads)
+                function = schedule_general(function.with_attr(alike), lanes, threads)
             if isinstance(function, PrimFunc):
                 function = function.with_attr(DENORMALS, denormals)
             functions[variable] = function

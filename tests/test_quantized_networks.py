@@ -169,3 +169,29 @@ def test_weights_with_a_zero_point_are_whole_numbers_if_they_fit(tmp_path: Path)
         assert_equal(network.run(image()), by_onnxruntime(model, x=image()))
         layers = [layer.workload for layer in network.manifest.layers if layer.workload]
         assert [layer.partition("_")[0] if "_" in layer else "" for layer in layers] == types
+
+
+def floats(g: Quantized) -> list[str]:
+    """Return floats that are computed of quantised tensors in many ways."""
+    x = g.real(g.conv(g.image(), 16, 3, 3, 3))
+    wide = g.node("Resize", x, "", g.constant([1, 1, 1.3, 1.7]), mode="linear")
+    twice = g.node("Resize", x, "", g.constant([1, 1, 2, 2]), mode="linear")
+    cubic = g.node("Resize", x, "", g.constant([1, 1, 1.5, 1]), mode="cubic")
+    swish = g.node("Mul", wide, g.node("Sigmoid", wide))
+    rows = g.node("Transpose", x, perm=[0, 1, 3, 2])
+    product = g.node("MatMul", x, rows)
+    weights = [g.constant(g.rng.normal(size=17)) for _ in range(2)]
+    normal = g.node("LayerNormalization", x, *weights)
+    channels = [g.constant(g.rng.normal(size=16)) for _ in range(2)]
+    instance = g.node("InstanceNormalization", x, *channels)
+    mean = g.node("ReduceMean", x, axes=[1, 2, 3])
+    return [swish, twice, cubic, g.node("Softmax", product), normal, instance, mean]
+
+
+@pytest.mark.parametrize("device", ["x86-64-v2", "armv7"])
+def test_floats_between_quantisations_have_the_same_bits(device: str, tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *SHAPE)
+    outputs = floats(g)
+    model = g.made(*outputs, g.quantized(outputs[0]))
+    network = compiled(model, tmp_path)
+    assert_equal(as_computed(model, device, tmp_path), network.run(image()))

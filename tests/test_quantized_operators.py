@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnx_models import Graph, assert_equal, by_onnxruntime, compiled, saved
-from quantized_models import QDQ, Quantized, Tensor
+from quantized_models import OPERATORS, QDQ, Quantized, Tensor
 
 import tvm_directconv as dc
 from tvm_directconv.errors import ModelError
@@ -198,3 +198,44 @@ def _assert_whole(model: onnx.ModelProto, folder: Path) -> None:
     assert network.manifest.conversions == 0
     x = numbers(1, 3, 9, 11, spread=1)
     assert_equal(network.run(x), by_onnxruntime(model, [x], optimized=True))
+
+
+RESIZED: list[dict[str, Any]] = [
+    {"scales": [1, 1, 2, 2]},
+    {"scales": [1, 1, 1.7, 0.6]},
+    {"scales": [1, 1, 1, 3], "coordinate_transformation_mode": "asymmetric"},
+    {"scales": [1, 1, 2.4, 2], "coordinate_transformation_mode": "align_corners"},
+    {"sizes": [1, 8, 15, 1], "coordinate_transformation_mode": "pytorch_half_pixel"},
+]
+
+
+@pytest.mark.parametrize("given", RESIZED, ids=str)
+def test_interpolated_numbers_are_those_of_onnxruntime(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    g = Quantized(QDQ, np.uint8, 1, 3, 9, 11)
+    more = dict(given)
+    scales, sizes = more.pop("scales", None), more.pop("sizes", None)
+    to = [g.constant(scales)] if scales else ["", g.constant(sizes, dtype=np.int64)]
+    x = g.conv(g.image(), 8, 3, 3, 3)
+    model = g.made(g.kept("Resize", x, "", *to, mode="linear", **more))
+    image = numbers(1, 3, 9, 11, spread=1)
+    expected = by_onnxruntime(model, [image], optimized=True)
+    assert_equal(compiled(model, tmp_path).run(image), expected)
+
+
+@pytest.mark.parametrize("form", [QDQ, OPERATORS])
+def test_softmax_is_that_of_onnxruntime(form: str, tmp_path: Path) -> None:
+    for axis, unit, zero in ((1, 1 / 256, 0), (-1, 0.0047, 17)):
+        g = Quantized(form, np.uint8, 3, 30, 7)
+        x = g.image()
+        scale, point = g.constant(unit), g.constant(zero, dtype=np.uint8)
+        if form == QDQ:
+            y = g.node("QuantizeLinear", g.node("Softmax", g.real(x), axis=axis), scale, point)
+        else:
+            given = {"axis": axis, "opset": 13, "domain": MICROSOFT}
+            y = g.node("QLinearSoftmax", *x.names, scale, point, **given)
+        model = g.made(Tensor(y, scale, point))
+        values = numbers(3, 30, 7)
+        expected = by_onnxruntime(model, [values], optimized=True)
+        assert_equal(compiled(model, tmp_path).run(values), expected)

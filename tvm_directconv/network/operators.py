@@ -32,7 +32,8 @@ from ..epilogue import ACTIVATIONS, Epilogue
 from ..layout import ActivationLayout
 from ..quantization import Quantization
 from ..workload import ConvWorkload
-from .rewriter import dtype_of, shape_of, value_of
+from .interpolation import INJECTIVE, TRANSFORMS, interpolated, pixels
+from .rewriter import constant, dtype_of, shape_of, value_of
 from .whole import Whole, dequantize, pooled, quantize, window_of
 
 CONV2D = "directconv.conv2d"
@@ -405,6 +406,27 @@ def _extreme_kernel(builder: Any, call: Any) -> Any:
     return _in_single(builder, call, extreme, name)
 
 
+def _resize_kernel(builder: Any, call: Any) -> Any:
+    """Return what interpolates as ONNX Runtime does; else TVM's kernel."""
+    x, attrs = call.args[0], call.attrs
+    planes = str(attrs.layout).startswith("NCHW") and dtype_of(x) == dtype_of(call) == "float32"
+    transform = str(attrs.coordinate_transformation_mode)
+    if attrs.method != "linear" or not planes or transform not in TRANSFORMS:
+        return Op.get("relax.image.resize2d").get_attr("FLegalize")(builder, call)
+    tables = [
+        table
+        for length, size in zip(shape_of(x)[2:4], shape_of(call)[2:4], strict=True)
+        for table in pixels(length, size, np.float32(size) / np.float32(length), transform)
+    ]
+    return builder.call_te(
+        interpolated,
+        x,
+        *map(constant, tables),
+        primfunc_name_hint="resize2d",
+        primfunc_attrs=INJECTIVE,
+    )
+
+
 REDUCED = {
     "relax.max": _extreme_kernel,
     "relax.min": _extreme_kernel,
@@ -417,6 +439,7 @@ REDUCED = {
 LEGALIZED = {
     "relax.quantize": _quantize_kernel,
     "relax.dequantize": _dequantize_kernel,
+    "relax.image.resize2d": _resize_kernel,
     **REDUCED,
 }
 """TVM's operators that become other kernels than TVM's."""

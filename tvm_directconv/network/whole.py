@@ -1,7 +1,8 @@
 """Operators on quantised tensors that are no convolutions, in whole numbers.
 
 Results are those of ONNX Runtime on x86, to the bit: of its QLinearAdd, QLinearMul,
-QLinearGlobalAveragePool and QLinearAveragePool. Functions of single numbers are tables.
+QLinearGlobalAveragePool, QLinearAveragePool and QLinearSoftmax. Functions of single numbers are
+tables.
 """
 
 import json
@@ -35,6 +36,8 @@ class Whole:
         What sums are held to; see :data:`~tvm_directconv.epilogue.ACTIVATIONS`.
     window : mapping
         Of pools; see :func:`window_of`.
+    axis : int
+        Along which a softmax is computed.
     fused : bool
         Whether the processor has a multiply-add that rounds once.
     """
@@ -45,6 +48,7 @@ class Whole:
     zero_points: tuple[int, ...] = ()
     activation: str = "none"
     window: dict[str, Any] = field(default_factory=dict)
+    axis: int = 0
     fused: bool = True
 
     @classmethod
@@ -214,6 +218,51 @@ def _average(whole: Whole, x: Any) -> Any:
     )
 
 
+def powers(scale: float, count: int) -> np.ndarray:
+    """Return e^(scale k) for k from -255 to 0, all times a number.
+
+    It is the largest of which so many could be added up in float32, but for 2^7: that of ONNX
+    Runtime, whose table is rounded like this one.
+    """
+    most = np.log(np.float64(np.finfo(np.float32).max / np.float32(count)))
+    shift = max(0.0, most - 5) / np.float64(np.float32(scale))
+    return np.exp((np.arange(-255.0, 1) + shift) * np.float64(np.float32(scale))).astype(np.float32)
+
+
+def _softmax(whole: Whole, x: Any, table: Any) -> Any:
+    """Divide powers of e by their sum, in float32 and in the order of ONNX Runtime.
+
+    The table has those of differences from the largest number; see :func:`powers`.
+    """
+    axis, shape = whole.axis, [int(size) for size in x.shape]
+    single = [1 if place == axis else size for place, size in enumerate(shape)]
+    _, zero_point = whole.zero_points
+    steps = _single(np.floor(np.float32(1) / np.float32(whole.scales[1])))
+    _, most = whole.limits
+
+    def number(at: Any, place: Any) -> Any:
+        return x(*at[:axis], place, *at[axis + 1 :]).astype("int32")
+
+    def first(at: Any) -> Any:
+        return (*at[:axis], 0, *at[axis + 1 :])
+
+    along = te.reduce_axis((0, shape[axis]), "along")
+    largest = te.compute(single, lambda *at: te.max(number(at, along), axis=along), name="largest")
+
+    def power(at: Any, place: Any) -> Any:
+        return table[number(at, place) - largest(*first(at)) + (table.shape[0] - 1)]
+
+    again = te.reduce_axis((0, shape[axis]), "again")
+    total = te.compute(single, lambda *at: te.sum(power(at, again), axis=again), name="total")
+
+    def element(*at: Any) -> Any:
+        value = power(at, at[axis]) * steps / total(*first(at))
+        bits = rounded(limited(value, _single(0), _single(most - zero_point)))
+        return (bits + (zero_point - ROUNDING_BITS)).astype(whole.dtype)
+
+    return te.compute(shape, element, name="whole")
+
+
 def _look_up(whole: Whole, x: Any, table: Any) -> Any:
     """Look numbers up in a table, which begins with that of the least number."""
     least, _ = whole.limits
@@ -281,6 +330,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mean": _mean,
     "average_pool": _average,
     "look_up": _look_up,
+    "softmax": _softmax,
 }
 """What is computed, by name, of a :class:`Whole` and tensors of TE."""
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..interpolation import INJECTIVE, TRANSFORMS, interpolated, pixels
+from ..rewriter import constant, shape_of, value_of
+from .convert import converter
 from .graph import Graph
-from .nodes import Node, Refusal, rule
+from .nodes import CONVERTERS, Node, Refusal, rule
 
 BEFORE_11 = "floor, or ceil where an axis shrinks"
 """The ``nearest_mode`` of opset 10, whose text leaves it open: what its tests and runtimes do."""
@@ -32,6 +35,15 @@ def resize(graph: Graph, node: Node) -> str | None:
         if settings.mode == "nearest":
             node.attributes["nearest_mode"] = "floor"
         return None
+    if settings.is_interpolation() and graph.dtype(x) == np.float32:
+        scales = [graph.constant(settings.scales, np.float32)]
+        sizes = ["", graph.constant(settings.sizes, np.int64)]
+        node.inputs = [x, "", *(sizes if settings.by_sizes else scales)]
+        node.attributes = {
+            "mode": "linear",
+            "coordinate_transformation_mode": settings.transform,
+        }
+        return None
     y, outside = x, np.zeros((), bool)
     for axis, size in enumerate(settings.sizes):
         if settings.is_identity(axis):
@@ -44,6 +56,42 @@ def resize(graph: Graph, node: Node) -> str | None:
         mask = np.broadcast_to(outside, [1, *outside.shape][-len(shape) :])
         y = graph.emit("Where", graph.constant(mask), value, y)
     return y
+
+
+_tvms = CONVERTERS["Resize"]
+
+
+@converter("Resize")
+def resized(builder: Any, inputs: Any, attributes: Any, parameters: Any) -> Any:
+    """Interpolate where scales are not those of sizes, which TVM takes, or it has no such form."""
+    mode, transform = (
+        attributes[name].decode() for name in ("mode", "coordinate_transformation_mode")
+    )
+    scales, sizes = map(_values, (inputs[2], inputs[3]))
+    if not scales.size and (mode != "linear" or transform in _TVM_TRANSFORMS):
+        return _tvms(builder, inputs, attributes, parameters)
+    tables: list[Any] = []
+    for axis in (2, 3):
+        length = shape_of(inputs[0])[axis]
+        if scales.size:
+            size, scale = _size(length, scales[axis]), scales[axis]
+        else:
+            size, scale = int(sizes[axis]), np.float32(sizes[axis]) / np.float32(length)
+        tables += pixels(length, size, scale, transform)
+    return builder.emit_te(
+        interpolated, inputs[0], *map(constant, tables), primfunc_attrs=INJECTIVE
+    )
+
+
+def _values(given: Any) -> np.ndarray:
+    """Return the values of an input that is known, none if it is left out."""
+    values = None if given is None else value_of(given)
+    return np.zeros(0) if values is None else values
+
+
+def _size(length: int, scale: Any) -> int:
+    """Return the size of an axis that is scaled; as float32, which scales are."""
+    return math.floor(np.float32(length) * np.float32(scale))
 
 
 def _weighted(graph: Graph, x: str, axis: int, indices: np.ndarray, weights: np.ndarray) -> str:
@@ -70,6 +118,8 @@ class Settings:
         Of the result.
     scales : list of float
         By which positions are divided; 1 where an axis stays as it is.
+    by_sizes : bool
+        Whether the node gives sizes, which scales are of.
     """
 
     def __init__(self, graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
@@ -85,10 +135,10 @@ class Settings:
         axes = [axis % rank for axis in node.get("axes") or range(rank)]
         self.sizes, self.scales = list(shape), [1.0] * rank
         self.roi = [(0.0, 1.0)] * rank
+        self.by_sizes = False
         if scales := self._given(graph, node, 2):
             for axis, scale in zip(axes, scales, strict=True):
-                # As float32, which the scales are.
-                self.sizes[axis] = math.floor(np.float32(shape[axis]) * np.float32(scale))
+                self.sizes[axis] = _size(shape[axis], scale)
                 self.scales[axis] = float(scale)
         else:
             self._set_sizes(node, axes, [int(size) for size in self._given(graph, node, 3)])
@@ -107,6 +157,7 @@ class Settings:
     def _set_sizes(self, node: Node, axes: list[int], sizes: list[int]) -> None:
         policy = node.get("keep_aspect_ratio_policy")
         if policy in (None, "stretch"):
+            self.by_sizes = True
             for axis, size in zip(axes, sizes, strict=True):
                 self.sizes[axis], self.scales[axis] = size, size / self.shape[axis]
             return
@@ -122,6 +173,22 @@ class Settings:
             self.scales[axis] == 1
             and self.sizes[axis] == self.shape[axis]
             and self.roi[axis] == (0.0, 1.0)
+        )
+
+    def is_interpolation(self) -> bool:
+        """Return whether images are interpolated, with the sizes or scales that are given."""
+        return (
+            len(self.shape) == 4
+            and self.is_identity(0)
+            and self.is_identity(1)
+            and self.mode == "linear"
+            and self.transform in TRANSFORMS
+            and not self.exclude_outside
+            and not (self.antialias and min(self.scales) < 1)
+            and (
+                self.by_sizes
+                or all(_size(self.shape[a], self.scales[a]) == self.sizes[a] for a in (2, 3))
+            )
         )
 
     def tvms(self) -> str:

@@ -11,7 +11,7 @@ from ..elementwise import evaluated, is_known
 from ..operators import whole
 from ..quantized import QUANTIZE, Meaning, Quantized, dequantized, dequantized_by, meaning_of
 from ..rewriter import Rewriter, constant, op_name, rewriting, shape_of, value_of
-from ..whole import Whole, window_of
+from ..whole import Whole, powers, window_of
 
 _LIMITS = {row.relax: name for name, row in ACTIVATIONS.items() if row.relax and row.limits}
 # More operators than a function of one number is written in.
@@ -68,6 +68,13 @@ class WholeOperators(Rewriter):
             attributes = Whole.of(
                 "average_pool", [operand.meaning, meaning], window=window_of(call.attrs, "NCHW")
             )
+        elif name == "relax.nn.softmax" and meaning.zero_point.dtype == np.uint8:
+            # ONNX Runtime computes that of int8 in floats.
+            shape = shape_of(call)
+            axis = int(call.attrs.axis) % len(shape)
+            attributes = Whole.of("softmax", [operand.meaning, meaning], axis=axis)
+            table = powers(operand.meaning.scale.item(), shape[axis])
+            return whole(attributes, self.copied(operand.numbers), constant(table))
         else:
             return None
         return whole(attributes, self.copied(operand.numbers))

@@ -175,7 +175,6 @@ def floats(g: Quantized) -> list[str]:
     """Return floats that are computed of quantised tensors in many ways."""
     x = g.real(g.conv(g.image(), 16, 3, 3, 3))
     wide = g.node("Resize", x, "", g.constant([1, 1, 1.3, 1.7]), mode="linear")
-    twice = g.node("Resize", x, "", g.constant([1, 1, 2, 2]), mode="linear")
     cubic = g.node("Resize", x, "", g.constant([1, 1, 1.5, 1]), mode="cubic")
     swish = g.node("Mul", wide, g.node("Sigmoid", wide))
     rows = g.node("Transpose", x, perm=[0, 1, 3, 2])
@@ -185,7 +184,7 @@ def floats(g: Quantized) -> list[str]:
     channels = [g.constant(g.rng.normal(size=16)) for _ in range(2)]
     instance = g.node("InstanceNormalization", x, *channels)
     mean = g.node("ReduceMean", x, axes=[1, 2, 3])
-    return [swish, twice, cubic, g.node("Softmax", product), normal, instance, mean]
+    return [swish, cubic, g.node("Softmax", product), normal, instance, mean]
 
 
 @pytest.mark.parametrize("device", ["x86-64-v2", "armv7"])

@@ -14,6 +14,7 @@ import tvm_directconv as dc
 from tvm_directconv.errors import ModelError
 
 SHAPE = (6, 5, 13)
+IMAGE = (1, 3, 9, 11)
 MICROSOFT = "com.microsoft"
 HALF, BRAIN = TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -28,29 +29,38 @@ def short(g: Graph, values: Any, kind: int) -> str:
     return g.constant(values, dtype=helper.tensor_dtype_to_np_dtype(kind))
 
 
-def round_trip(kind: int, zero: int, dtype: Any, scale: Any, **given: Any) -> onnx.ModelProto:
-    """Return a model that quantises what is converted to a type, and dequantises it again."""
-    g = Graph(x=SHAPE)
-    meaning = short(g, scale, kind), g.constant(np.full(np.shape(scale), zero), dtype=dtype)
-    x = g.node("Cast", "x", to=kind) if kind != TensorProto.FLOAT else "x"
-    q = g.node("QuantizeLinear", x, *meaning, **given)
-    y = g.node("Cast", g.node("DequantizeLinear", q, *meaning, **given), to=TensorProto.FLOAT)
-    return g.model(q, y, opset=21, ir_version=10)
-
-
 TYPES = [(np.uint8, 120), (np.int8, -3), (np.uint16, 30000), (np.int16, -7)]
 
 
-@pytest.mark.parametrize(("dtype", "zero"), TYPES)
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT, HALF])
-def test_numbers_are_rounded_as_onnxruntime_rounds_them(
-    kind: int, dtype: type, zero: int, tmp_path: Path
-) -> None:
+def scale_of(dtype: Any, axis: int | None) -> Any:
+    """Return a scale for a tensor, or those along an axis."""
     unit = 0.02 if np.iinfo(dtype).bits == 8 else 0.0007
-    for scale in (unit, unit * np.linspace(0.4, 1.6, SHAPE[1])):
-        model = round_trip(kind, zero, dtype, scale, axis=1)
-        x = numbers(spread=8)
-        assert_equal(compiled(model, tmp_path).run(x), by_onnxruntime(model, [x]))
+    return unit if axis is None else unit * np.linspace(0.4, 1.6, SHAPE[axis])
+
+
+def round_trip(
+    g: Graph, kind: int, zero: int, dtype: Any, along: int | None, **given: Any
+) -> list[str]:
+    """Quantise what is converted to a type, and dequantise it again."""
+    scale = scale_of(dtype, along)
+    meaning = short(g, scale, kind), g.constant(np.full(np.shape(scale), zero), dtype=dtype)
+    x = g.node("Cast", "x", to=kind) if kind != TensorProto.FLOAT else "x"
+    q = g.node("QuantizeLinear", x, *meaning, **given)
+    y = g.node("DequantizeLinear", q, *meaning, **given)
+    return [q, g.node("Cast", y, to=TensorProto.FLOAT) if kind != TensorProto.FLOAT else y]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, HALF])
+def test_numbers_are_rounded_as_onnxruntime_rounds_them(kind: int, tmp_path: Path) -> None:
+    g = Graph(x=SHAPE)
+    outputs = []
+    for (dtype, zero), axis in zip(TYPES, (None, 1, None, 1), strict=True):
+        outputs += round_trip(g, kind, zero, dtype, axis)
+    model = g.model(*outputs, opset=21, ir_version=10)
+    # Half of them lie in the middle between two that whole ones stand for.
+    x = np.random.default_rng(3).integers(-9999, 9999, SHAPE) * np.float32(0.0007 / 2)
+    x = x.astype(np.float32)
+    assert_equal(compiled(model, tmp_path).run(x), by_onnxruntime(model, [x]))
 
 
 def test_numbers_are_rounded_to_bfloat16(tmp_path: Path) -> None:
@@ -58,8 +68,9 @@ def test_numbers_are_rounded_to_bfloat16(tmp_path: Path) -> None:
     x, scale = numbers(), np.float32(brain.type(0.02))
     q = np.clip(np.rint(x.astype(brain).astype(np.float32) / scale) + 120, 0, 255)
     y = ((q - 120).astype(np.float32) * scale).astype(brain).astype(np.float32)
-    found = compiled(round_trip(BRAIN, 120, np.uint8, 0.02), tmp_path).run(x)
-    assert_equal(found, [q.astype(np.uint8), y])
+    g = Graph(x=SHAPE)
+    model = g.model(*round_trip(g, BRAIN, 120, np.uint8, None), opset=21, ir_version=10)
+    assert_equal(compiled(model, tmp_path).run(x), [q.astype(np.uint8), y])
 
 
 @pytest.mark.parametrize(
@@ -93,18 +104,15 @@ def test_convolutions_of_halves_are_of_whole_numbers(tmp_path: Path) -> None:
     assert sum("uint8" in layer.workload for layer in network.manifest.layers) == 1
 
 
-@pytest.mark.parametrize(("dtype", "zero"), TYPES)
-@pytest.mark.parametrize("axis", [None, 1, 2])
-def test_operators_of_the_other_domain(
-    axis: int | None, dtype: type, zero: int, tmp_path: Path
-) -> None:
+def test_operators_of_the_other_domain(tmp_path: Path) -> None:
     g = Graph(x=SHAPE)
-    scale = 0.02 if axis is None else np.linspace(0.01, 0.03, SHAPE[axis])
-    meaning = g.constant(scale), g.constant(np.full(np.shape(scale), zero), dtype=dtype)
-    given = {"axis": axis} if axis == 2 else {}  # 1 is what it is if nothing is said.
-    q = g.node("QuantizeLinear", "x", *meaning, domain=MICROSOFT, **given)
-    y = g.node("DequantizeLinear", q, *meaning, domain=MICROSOFT, **given)
-    model = g.model(y, domains=[MICROSOFT])
+    outputs = []
+    for dtype, zero in TYPES[:1] + TYPES[3:]:
+        for axis in (None, 1, 2):
+            given = {"axis": axis} if axis == 2 else {}  # 1 is what it is if nothing is said.
+            pair = round_trip(g, TensorProto.FLOAT, zero, dtype, axis, domain=MICROSOFT, **given)
+            outputs += pair[1:]
+    model = g.model(*outputs, domains=[MICROSOFT])
     model.ir_version = 8
     x = numbers()
     assert_equal(compiled(model, tmp_path).run(x), by_onnxruntime(model, [x]))
@@ -147,56 +155,51 @@ def test_quotients_by_constants_are_exact_before_they_are_rounded(tmp_path: Path
     assert_equal(compiled(model, tmp_path).run(x), by_onnxruntime(model, [x]))
 
 
-CHOSEN: dict[str, tuple[list[Any], dict[str, Any]]] = {
-    "Expand": ([[2, 8, 7, 9]], {}),
-    "Gather": ([[0, 2, 1, 1]], {"axis": 1}),
-    "GatherElements": ([np.ones((1, 8, 7, 9))], {"axis": 2}),
-    "GatherND": ([[[0, 1], [0, 3]]], {}),
-    "GlobalMaxPool": ([], {}),
-    "ReduceMax": ([], {"axes": [1], "keepdims": 1}),
-    "ReduceMin": ([], {"axes": [2, 3], "keepdims": 0}),
-    "Slice": ([[-1], [-1000], [3], [-1]], {}),
-    "Tile": ([[1, 1, 2, 3]], {}),
-}
-PADS = [0, 0, 1, 2, 0, 0, 2, 1]
+CHOSEN: list[tuple[str, list[Any], dict[str, Any]]] = [
+    ("Expand", [[2, 8, 7, 9]], {}),
+    ("Gather", [[0, 2, 1, 1]], {"axis": 1}),
+    ("GatherElements", [np.ones((1, 8, 7, 9))], {"axis": 2}),
+    ("GatherND", [[[0, 1], [0, 3]]], {}),
+    ("GlobalMaxPool", [], {}),
+    ("Pad", [[0, 0, 1, 2, 0, 0, 2, 1]], {"mode": "reflect"}),
+    ("Pad", [[0, 0, 1, 2, 0, 0, 2, 1]], {"mode": "edge"}),
+    ("Pad", [[0, 0, 1, 2, 0, 0, 2, 1], 0.313], {"mode": "constant"}),
+    ("ReduceMax", [], {"axes": [1], "keepdims": 1}),
+    ("ReduceMin", [], {"axes": [2, 3], "keepdims": 0}),
+    ("Slice", [[-1], [-1000], [3], [-1]], {}),
+    ("Tile", [[1, 1, 2, 3]], {}),
+]
 
 
-def between(kind: str, *operands: Any, **given: Any) -> onnx.ModelProto:
-    """Return a model with an operator between two tensors that are quantised alike."""
-    g = Quantized(QDQ, np.uint8, 1, 3, 9, 11)
-    constants = [
-        g.constant(each, dtype=np.float32 if np.ndim(each) == 0 else np.int64) for each in operands
-    ]
-    return g.made(g.kept(kind, g.conv(g.image(), 8, 3, 3, 3), *constants, **given))
+def test_what_chooses_numbers_chooses_whole_ones(tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *IMAGE)
+    x = g.conv(g.image(), 8, 3, 3, 3)
+    outputs = []
+    for kind, operands, given in CHOSEN:
+        constants = [
+            g.constant(each, dtype=np.float32 if np.ndim(each) == 0 else np.int64)
+            for each in operands
+        ]
+        outputs.append(g.kept(kind, x, *constants, **given))
+    _assert_whole(g.made(*outputs), tmp_path)
 
 
-@pytest.mark.parametrize("kind", CHOSEN)
-def test_what_chooses_numbers_chooses_whole_ones(kind: str, tmp_path: Path) -> None:
-    operands, given = CHOSEN[kind]
-    _assert_whole(between(kind, *operands, **given), tmp_path)
-
-
-@pytest.mark.parametrize("operands", [["reflect"], ["edge"], ["wrap"], ["constant", 0.313]])
-def test_pads_are_whole_numbers(operands: list[Any], tmp_path: Path) -> None:
-    mode, *value = operands
-    _assert_whole(between("Pad", PADS, *value, mode=mode), tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["Max", "Min", "Where"])
-def test_what_chooses_between_two_tensors_chooses_whole_numbers(kind: str, tmp_path: Path) -> None:
-    g = Quantized(QDQ, np.uint8, 1, 3, 9, 11)
+def test_what_chooses_between_two_tensors_chooses_whole_numbers(tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *IMAGE)
     x, y = (g.conv(g.image(), 8, 3, 3, 3) for _ in range(2))
     y = Tensor(y.name, x.scale, x.zero)
-    mask = [g.constant(np.arange(9) % 2, dtype=bool)] if kind == "Where" else []
-    chosen = g.node(kind, *mask, g.real(x), g.real(y))
-    model = g.made(Tensor(g.node("QuantizeLinear", chosen, x.scale, x.zero), x.scale, x.zero))
-    _assert_whole(model, tmp_path)
+    outputs = []
+    for kind in ("Max", "Min", "Where"):
+        mask = [g.constant(np.arange(9) % 2, dtype=bool)] if kind == "Where" else []
+        chosen = g.node(kind, *mask, g.real(x), g.real(y))
+        outputs.append(Tensor(g.node("QuantizeLinear", chosen, x.scale, x.zero), x.scale, x.zero))
+    _assert_whole(g.made(*outputs), tmp_path)
 
 
 def _assert_whole(model: onnx.ModelProto, folder: Path) -> None:
     network = compiled(model, folder)
     assert network.manifest.conversions == 0
-    x = numbers(1, 3, 9, 11, spread=1)
+    x = numbers(*IMAGE, spread=1)
     assert_equal(network.run(x), by_onnxruntime(model, [x], optimized=True))
 
 
@@ -209,17 +212,17 @@ RESIZED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("given", RESIZED, ids=str)
-def test_interpolated_numbers_are_those_of_onnxruntime(
-    given: dict[str, Any], tmp_path: Path
-) -> None:
-    g = Quantized(QDQ, np.uint8, 1, 3, 9, 11)
-    more = dict(given)
-    scales, sizes = more.pop("scales", None), more.pop("sizes", None)
-    to = [g.constant(scales)] if scales else ["", g.constant(sizes, dtype=np.int64)]
+def test_interpolated_numbers_are_those_of_onnxruntime(tmp_path: Path) -> None:
+    g = Quantized(QDQ, np.uint8, *IMAGE)
     x = g.conv(g.image(), 8, 3, 3, 3)
-    model = g.made(g.kept("Resize", x, "", *to, mode="linear", **more))
-    image = numbers(1, 3, 9, 11, spread=1)
+    outputs = []
+    for given in RESIZED:
+        more = dict(given)
+        scales, sizes = more.pop("scales", None), more.pop("sizes", None)
+        to = [g.constant(scales)] if scales else ["", g.constant(sizes, dtype=np.int64)]
+        outputs.append(g.kept("Resize", x, "", *to, mode="linear", **more))
+    model = g.made(*outputs)
+    image = numbers(*IMAGE, spread=1)
     expected = by_onnxruntime(model, [image], optimized=True)
     assert_equal(compiled(model, tmp_path).run(image), expected)
 

@@ -207,7 +207,7 @@ RESIZED: list[dict[str, Any]] = [
     {"scales": [1, 1, 2, 2]},
     {"scales": [1, 1, 1.7, 0.6]},
     {"scales": [1, 1, 1, 3], "coordinate_transformation_mode": "asymmetric"},
-    {"scales": [1, 1, 2.4, 2], "coordinate_transformation_mode": "align_corners"},
+    {"scales": [1, 1, 3, 2], "coordinate_transformation_mode": "align_corners"},
     {"sizes": [1, 8, 15, 1], "coordinate_transformation_mode": "pytorch_half_pixel"},
 ]
 

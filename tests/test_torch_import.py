@@ -158,3 +158,17 @@ def test_quantised_models_compute_in_whole_numbers(torch: Any, tmp_path: Path) -
     assert np.abs(found - expected - 0.01 * steps).max() < 1e-6
     assert np.abs(steps).max() <= 1 and np.count_nonzero(steps) < 0.01 * steps.size
     assert expected.max() == np.float32(1.24)  # It is held to 127.
+
+
+def test_a_scale_of_zero_is_refused(torch: Any, tmp_path: Path) -> None:
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
+    class Quantised(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            quantize = torch.ops.quantized_decomposed.quantize_per_tensor
+            return quantize(x, 0.0, 3, 0, 255, torch.uint8)
+
+    program = torch.export.export(Quantised(), (torch.ones(1, 3),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(ModelError, match="the scale of quantize_per_tensor is 0: expected finite"):
+        dc.compile_network(tmp_path / "model.pt2", tmp_path / "model.so")

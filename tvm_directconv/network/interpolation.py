@@ -36,10 +36,14 @@ def pixels(length: int, size: int, scale: np.float32, transform: str) -> list[np
             places = at
         case "asymmetric":
             places = at / scale
-        case "align_corners":
-            places = at * np.float32(length - 1) / np.float32(max(size - 1, 1))
-        case "pytorch_half_pixel" if size == 1:
+        case "align_corners" | "pytorch_half_pixel" if size == 1:
             places = at
+        case "align_corners":
+            # ONNX means the size before it is rounded down, where ONNX Runtime takes it after that.
+            reached = np.float32(length) * scale
+            if np.isclose(reached, size, rtol=1e-6):
+                reached = np.float32(size)
+            places = at * np.float32(length - 1) / (reached - np.float32(1))
         case _:
             places = (at + half) / scale - half
     places = np.clip(places, 0, np.float32(length - 1))

@@ -110,6 +110,24 @@ class Meaning:
         return relax.op.dequantize(x, scale, constant(self.zero_point), self.axis, "float32")
 
 
+def wrong_scale(scale: np.ndarray, divides: bool) -> str:
+    """Return what is wrong with scales, empty if nothing is.
+
+    Parameters
+    ----------
+    scale : numpy.ndarray
+    divides : bool
+        Whether numbers are divided by them, which quantises these.
+    """
+    scale, expected = scale.astype(np.float32), "finite numbers"
+    wrong = ~np.isfinite(scale)
+    if divides:
+        least = np.finfo(np.float32).tiny
+        wrong |= np.abs(scale) < least
+        expected = f"finite numbers of at least {least:.3g} in size"
+    return f"is {scale[wrong].flat[0]:g}: expected {expected}" if wrong.any() else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Quantized:
     """A tensor of whole numbers, and what they stand for.

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 
 from ..errors import ModelError, absence, said_by
+from .quantized import wrong_scale
 
 _TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -78,6 +79,8 @@ def import_torch(program: str | Path | Any) -> Any:
         return from_exported_program(
             program, unwrap_unit_return_tuple=True, custom_convert_map=_QUANTIZED
         )
+    except ModelError:
+        raise
     except Exception as error:  # Whatever a converter of TVM's does not expect.
         raise ModelError(f"TVM cannot import the model: {said_by(error)}") from error
 
@@ -86,10 +89,12 @@ def _number_type(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _meaning(importer: Any, scale: Any, zero_point: Any, dtype: str) -> tuple[Any, Any]:
+def _meaning(node: Any, importer: Any, scale: Any, zero_point: Any, dtype: str) -> tuple[Any, Any]:
     """Return what numbers of a type stand for, which PyTorch has as numbers or tensors."""
     if isinstance(scale, float | int):
         scale = relax.const(np.float32(scale))
+        if wrong := wrong_scale(scale.value.numpy(), node.name.startswith("quantize")):
+            raise ModelError(f"the scale of {node.name} {wrong}")
     if isinstance(zero_point, int):
         return scale, relax.const(np.array(zero_point, dtype))
     return scale, importer.block_builder.emit(relax.op.astype(zero_point, dtype))
@@ -99,7 +104,7 @@ def _quantized(node: Any, importer: Any) -> Any:
     """Quantise, and hold numbers to a range, which may be smaller than that of their type."""
     x, scale, zero_point, *axis, least, most, dtype = importer.retrieve_args(node)
     kind = _number_type(dtype)
-    meaning = _meaning(importer, scale, zero_point, kind)
+    meaning = _meaning(node, importer, scale, zero_point, kind)
     found = importer.block_builder.emit(
         relax.op.quantize(x, *meaning, axis[0] if axis else 0, kind)
     )
@@ -115,7 +120,7 @@ def _quantized(node: Any, importer: Any) -> Any:
 
 def _dequantized(node: Any, importer: Any) -> Any:
     x, scale, zero_point, *axis, _least, _most, dtype = importer.retrieve_args(node)
-    meaning = _meaning(importer, scale, zero_point, _number_type(dtype))
+    meaning = _meaning(node, importer, scale, zero_point, _number_type(dtype))
     return importer.block_builder.emit(
         relax.op.dequantize(x, *meaning, axis[0] if axis else 0, "float32")
     )

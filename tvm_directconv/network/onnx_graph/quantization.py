@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper
 from tvm import relax
 
+from ..quantized import wrong_scale
 from .convert import converter
 from .graph import Graph
 from .nodes import FORM, Node, Refusal, rule
@@ -108,15 +109,10 @@ def _as_onnx(node: Node) -> None:
 def _check_scale(graph: Graph, node: Node) -> None:
     """Refuse constant scales that numbers cannot be multiples of."""
     name = node.inputs[1]
-    if name not in graph.known:
-        return
-    scale = graph.known[name].astype(np.float32)
-    wrong, expected = ~np.isfinite(scale), "finite numbers"
-    if node.kind == "QuantizeLinear":
-        wrong |= np.abs(scale) < np.finfo(np.float32).tiny
-        expected = f"finite numbers of at least {np.finfo(np.float32).tiny:.3g} in size"
-    if wrong.any():
-        raise Refusal(f"its scale {name!r} is {scale[wrong].flat[0]:g}: expected {expected}")
+    if name in graph.known:
+        wrong = wrong_scale(graph.known[name], node.kind == "QuantizeLinear")
+        if wrong:
+            raise Refusal(f"its scale {name!r} {wrong}")
 
 
 def _kept(graph: Graph, node: Node, kind: Any, short: int = 0) -> bool:

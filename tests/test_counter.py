@@ -1,6 +1,7 @@
 """Instructions executed in the emulator: of known code, and of compiled layers."""
 
 import platform
+import subprocess
 from collections.abc import Hashable
 from dataclasses import asdict, replace
 from math import gcd
@@ -28,23 +29,61 @@ INSTRUCTIONS = {
     "fmla v0.4h, v1.4h, v2.h[1]": "fma",
     "fmls v0.8h, v1.8h, v2.8h": "fma",
     "fmls v0.8h, v1.8h, v2.h[3]": "fma",
-    "fmul v0.8h, v1.8h, v2.8h": "vector",
-    "fmul v0.8h, v1.8h, v2.h[3]": "vector",
-    "fadd v0.8h, v1.8h, v2.8h": "vector",
+    "sdot v0.4s, v1.16b, v2.16b": "dot",
+    "sdot v0.4s, v1.16b, v2.4b[3]": "dot",
+    "udot v0.2s, v1.8b, v2.8b": "dot",
+    "udot v16.4s, v31.16b, v15.4b[1]": "dot",
+    "mla v0.8h, v1.8h, v2.8h": "multiply",
+    "mla v0.8h, v1.8h, v2.h[1]": "multiply",
+    "mls v0.4s, v1.4s, v2.s[3]": "multiply",
+    "mul v0.16b, v1.16b, v2.16b": "multiply",
+    "mul v0.4h, v1.4h, v2.h[7]": "multiply",
+    "smlal v0.4s, v1.4h, v2.h[1]": "multiply",
+    "smlal2 v0.8h, v1.16b, v2.16b": "multiply",
+    "smull v0.8h, v1.8b, v2.8b": "multiply",
+    "umull2 v0.4s, v1.8h, v2.h[2]": "multiply",
+    "umlal v0.2d, v1.2s, v2.2s": "multiply",
+    "sqdmulh v0.4s, v1.4s, v2.4s": "multiply",
+    "sqrdmulh v0.8h, v1.8h, v2.h[1]": "multiply",
+    "sqrdmlah v0.4s, v1.4s, v2.4s": "multiply",
+    "mla v0.4s, v1.4s, v2.4s": "multiply",
+    "mla v0.4s, v1.4s, v2.s[1]": "multiply",
+    "fmul v0.8h, v1.8h, v2.8h": "floating",
+    "fmul v0.8h, v1.8h, v2.h[3]": "floating",
+    "fadd v0.8h, v1.8h, v2.8h": "floating",
+    "fsqrt v0.8h, v1.8h": "floating",
+    "fcvtl v0.4s, v1.4h": "floating",
+    "fcvtn v0.4h, v1.4s": "floating",
+    "fcvtns v0.4s, v1.4s": "floating",
+    "scvtf v0.4s, v1.4s": "floating",
+    "frintn v0.4s, v1.4s": "floating",
+    "fabs v0.4s, v1.4s": "floating",
+    "fcmlt v0.4s, v1.4s, #0.0": "floating",
+    "fcmgt v0.4s, v1.4s, v2.4s": "floating",
+    "fmul v0.4s, v1.4s, v2.4s": "floating",
+    "fmul v0.4s, v1.4s, v2.s[1]": "floating",
+    "fmulx v0.4s, v1.4s, v2.s[1]": "floating",
+    "fadd v0.4s, v1.4s, v2.4s": "floating",
+    "faddp v0.4s, v1.4s, v2.4s": "floating",
+    "fmax v0.4s, v1.4s, v2.4s": "floating",
     "fmla h0, h1, v2.h[1]": "vector",
-    "fcvtl v0.4s, v1.4h": "vector",
-    "fcvtn v0.4h, v1.4s": "vector",
-    "mla v0.8h, v1.8h, v2.8h": "vector",
-    "mla v0.8h, v1.8h, v2.h[1]": "vector",
-    "smlal v0.4s, v1.4h, v2.h[1]": "vector",
-    "fmul v0.4s, v1.4s, v2.4s": "vector",
-    "fmul v0.4s, v1.4s, v2.s[1]": "vector",
-    "fadd v0.4s, v1.4s, v2.4s": "vector",
-    "fmax v0.4s, v1.4s, v2.4s": "vector",
     "fmla s0, s1, v2.s[1]": "vector",
     "fmadd s0, s1, s2, s3": "vector",
-    "mla v0.4s, v1.4s, v2.4s": "vector",
-    "mla v0.4s, v1.4s, v2.s[1]": "vector",
+    "fcvtzs w9, s0": "vector",
+    "add v0.4s, v1.4s, v2.4s": "vector",
+    "smax v0.16b, v1.16b, v2.16b": "vector",
+    "sadalp v0.4s, v1.8h": "vector",
+    "saddl v0.4s, v1.4h, v2.4h": "vector",
+    "saddw2 v0.8h, v1.8h, v2.16b": "vector",
+    "sqxtn v0.8b, v1.8h": "vector",
+    "xtn2 v0.16b, v1.8h": "vector",
+    "sshll v0.8h, v1.8b, #0": "vector",
+    "srshl v0.4s, v1.4s, v2.4s": "vector",
+    "addv s0, v1.4s": "vector",
+    "eor v0.16b, v1.16b, v2.16b": "vector",
+    "zip1 v0.4s, v1.4s, v2.4s": "vector",
+    "ext v0.16b, v1.16b, v2.16b, #4": "vector",
+    "tbl v0.16b, { v1.16b }, v2.16b": "vector",
     "movi v0.2d, #0": "vector",
     "dup v0.4s, v1.s[2]": "vector",
     "dup v0.4s, w9": "vector",
@@ -66,6 +105,13 @@ INSTRUCTIONS = {
     "ld1 { v0.4s, v1.4s }, [x10]": "load",
     "ld1 { v0.s }[2], [x10]": "load",
     "ld1r { v0.4s }, [x10]": "load",
+    "ld1 { v0.16b - v3.16b }, [x10]": "load",
+    "ld1 { v0.8b - v2.8b }, [x10]": "load",
+    "ld4 { v0.4s - v3.4s }, [x10]": "load",
+    "ld2 { v0.8b, v1.8b }, [x10], #16": "load",
+    "ldp s0, s1, [sp, #32]": "load",
+    "ldp d0, d1, [sp, #32]": "load",
+    "ldnp q0, q1, [sp, #32]": "load",
     "str q0, [sp]": "store",
     "stur s0, [sp, #1]": "store",
     "str q0, [sp, x12]": "store",
@@ -87,10 +133,21 @@ INSTRUCTIONS = {
     "cbnz xzr, kernel": "branch",
     "nop": "branch",
 }
+MOVED = {"load": "loaded", "store": "stored"}
+# How many times up to 16 bytes are moved, by those that do it not just once.
+TRANSFERS = {
+    "ldp q0, q1, [sp, #32]": 2,
+    "ldnp q0, q1, [sp, #32]": 2,
+    "stp q0, q1, [sp, #32]": 2,
+    "ld1 { v0.4s, v1.4s }, [x10]": 2,
+    "ld1 { v0.16b - v3.16b }, [x10]": 4,
+    "ld1 { v0.8b - v2.8b }, [x10]": 2,
+    "ld4 { v0.4s - v3.4s }, [x10]": 4,
+}
 ROUNDS = 5
 # A library with one function, which does them so many times.
 CODE = """
-    .arch armv8.2-a+fp16
+    .arch armv8.2-a+fp16+dotprod
     .globl __tvm_ffi_kernel
     .type __tvm_ffi_kernel, %function
 __tvm_ffi_kernel:
@@ -120,24 +177,134 @@ def test_each_kind_is_counted(kind: str, toolchain: Toolchain, tmp_path: Path) -
         source, library = tmp_path / f"{name}.s", tmp_path / f"{name}.so"
         source.write_text(CODE.format(rounds=rounds, instructions="\n".join(instructions)))
         run_cc(["-shared", str(source)], library, toolchain)
-        return asdict(count_instructions(library, "kernel", [], toolchain))
+        executed = asdict(count_instructions(library, "kernel", [], toolchain))
+        assert executed.pop("caches") == ()
+        return executed
 
     # What runs before and after the function, when libraries are loaded and left, counts as well.
     empty = counts("empty", [], ROUNDS)
     few = [text for text, found in INSTRUCTIONS.items() if found == kind]
     found = counts("few", few, ROUNDS)
-    assert found == {**empty, kind: empty[kind] + len(few) * ROUNDS}
-    assert sum(empty.values()) < 200
+    expected = {**empty, kind: empty[kind] + len(few) * ROUNDS}
+    if kind in MOVED:
+        transfers = sum(TRANSFERS.get(text, 1) for text in few)
+        expected[MOVED[kind]] += transfers * ROUNDS
+    assert found == expected
+    assert Executed(**{**empty, "caches": ()}).total < 200
     more = counts("more", few, ROUNDS + 1)
-    loop = {"integer": 1, "branch": 1}
-    assert {name: more[name] - found[name] for name in more} == {
-        name: loop.get(name, 0) + (len(few) if name == kind else 0) for name in more
-    }
+    once = {"integer": 1, "branch": 1}
+    once[kind] = once.get(kind, 0) + len(few)
+    if kind in MOVED:
+        once[MOVED[kind]] = transfers
+    assert {name: more[name] - found[name] for name in more} == {n: once.get(n, 0) for n in more}
 
 
 def test_parts() -> None:
-    counts = Executed(60, 20, 10, 5, 1, 2, 1, 1)
-    assert (counts.of_arithmetic, counts.of_all) == (0.75, 0.6)
+    counts = Executed(60, 4, 5, 6, 5, 10, 5, 1, 2, 1, 1, 20, 5)
+    assert (counts.total, counts.of_arithmetic, counts.of_all) == (100, 0.75, 0.6)
+
+
+# --- A program between its marks, and caches
+
+
+PROGRAM = """
+    .globl _start
+_start:
+    adrp x10, memory
+    add x10, x10, :lo12:memory
+    ldr x9, [x10]
+    hint #100
+    b begin
+begin:
+    {instructions}
+    hint #101
+    b end
+end:
+    str x9, [x10]
+    mov x0, #0
+    mov x8, #93
+    svc #0
+    .bss
+    .balign 4096
+memory:
+    .skip 65536
+"""
+LINE = 64
+
+
+def load(address: int) -> list[str]:
+    return [f"mov x9, #{address}", "ldr x9, [x10, x9]"]
+
+
+def store(address: int) -> list[str]:
+    return [f"mov x9, #{address}", "str x9, [x10, x9]"]
+
+
+def lines(first: int, count: int) -> list[int]:
+    return [LINE * (first + i) for i in range(count)]
+
+
+def run_marked(
+    instructions: list[str], toolchain: Toolchain, folder: Path, **options: str
+) -> Executed:
+    source, program, counts = (folder / name for name in ("program.s", "program", "counts"))
+    source.write_text(PROGRAM.format(instructions="\n".join(instructions)))
+    run_cc(["-nostdlib", "-static", str(source)], program, toolchain)
+    counted = counter.counting(toolchain, counts, **options)
+    done = subprocess.run(counted.command(str(program)), capture_output=True, text=True)
+    return counter.read_counts(counts, counted, done.returncode, done.stderr)
+
+
+# 16 lines in 8 sets, and 64 lines in 16 sets.
+CACHES = "1024/2:4096/4"
+
+
+@pytest.mark.parametrize(
+    ("accesses", "missed", "written"),
+    [
+        ([load(a) for a in lines(0, 16) * 3], (16, 16), (0, 0)),
+        # One after the other, each has gone when it is needed again.
+        ([load(a) for a in lines(0, 32) * 2], (64, 32), (0, 0)),
+        ([load(a) for a in lines(0, 80) * 2], (160, 160), (0, 0)),
+        # Three lines that are in one set of the first level, where there is place for two.
+        ([load(a) for a in [0, 8 * LINE, 16 * LINE] * 4], (12, 3), (0, 0)),
+        # The line that was used longest ago goes, not the one that came first.
+        ([load(a) for a in [0, 8 * LINE, 0, 16 * LINE, 0]], (3, 3), (0, 0)),
+        ([store(a) for a in lines(0, 16) * 2], (16, 16), (0, 0)),
+        ([store(a) for a in lines(0, 32)], (32, 32), (16, 0)),
+        # What is written goes back through both levels, once.
+        ([*map(store, lines(0, 32)), *map(load, lines(32, 128))], (160, 160), (32, 32)),
+        # Only what was written does, and is read again after that.
+        ([*map(store, lines(0, 1)), *map(load, lines(1, 128)), load(0)], (130, 130), (1, 1)),
+        ([["ldur q0, [x10, #56]"]], (2, 2), (0, 0)),
+        ([["prfm pldl1keep, [x10]"]], (0, 0), (0, 0)),
+    ],
+)
+def test_caches(
+    accesses: list[list[str]],
+    missed: tuple[int, ...],
+    written: tuple[int, ...],
+    toolchain: Toolchain,
+    tmp_path: Path,
+) -> None:
+    instructions = [each for access in accesses for each in access]
+    executed = run_marked(instructions, toolchain, tmp_path, caches=CACHES)
+    assert tuple(level.missed for level in executed.caches) == missed
+    assert tuple(level.written for level in executed.caches) == written
+    # Nothing before and after the marks counts, but for the last one itself and perhaps its branch.
+    assert executed.total - len(instructions) in (1, 2)
+
+
+def test_without_caches(toolchain: Toolchain, tmp_path: Path) -> None:
+    executed = run_marked([*load(0), *store(64), "nop"], toolchain, tmp_path)
+    assert executed.caches == ()
+    assert (executed.integer, executed.load, executed.store, executed.branch) == (2, 1, 1, 3)
+
+
+@pytest.mark.parametrize("caches", ["32768", "32768/0", "100/2", "32768/2;1/1", "64/1:" * 5, "x/2"])
+def test_caches_that_cannot_be(caches: str, toolchain: Toolchain, tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="expected up to four times BYTES/WAYS"):
+        run_marked(["nop"], toolchain, tmp_path, caches=caches)
 
 
 # --- Compiled layers

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,16 @@ from _count_arm import Compiled
 
 import tvm_directconv as dc
 from tvm_directconv import DirectConvError, cache, files
-from tvm_directconv.bench.models import MODELS, model
-from tvm_directconv.bench.rivals.base import NETWORK_SHAPE, Contestant, Failed, NotHere, end_of
+from tvm_directconv.bench.models import MODELS, images, model
+from tvm_directconv.bench.rivals.base import (
+    DEFAULTS,
+    Contestant,
+    Failed,
+    NotHere,
+    Source,
+    Unsupported,
+    end_of,
+)
 from tvm_directconv.bench.rivals.litert import LiteRt
 from tvm_directconv.bench.rivals.mnn import Mnn
 from tvm_directconv.bench.rivals.ncnn import Ncnn
@@ -36,6 +44,8 @@ PROGRAM = "scripts/compare_arm"
 NETWORKS = ("squeezenet", "mobilenetv1", "resnet18", "googlenet", "resnet50")
 GUEST = Path(__file__).with_name("_count_arm.py")
 LINE_BYTES = 64
+SAMPLES = 4
+"""Images that ranges of tensors are found with."""
 SECONDS = 3600
 """The longest that a count may take."""
 
@@ -135,33 +145,62 @@ PUBLISHER = "ncnn"
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant in one number type.
+    """A contestant in a number type.
 
     Attributes
     ----------
     contestant : Contestant
     dtype : str
-        Of ours, for :func:`tvm_directconv.compile_network`; the model's if empty.
+        What it is asked for: one of :data:`NETWORK_DTYPES`, or :data:`DEFAULTS`; of ours what
+        :func:`tvm_directconv.compile_network` is told, if anything.
+    not_here : str, optional
+        Why it cannot take part.
     """
 
     contestant: Contestant
-    dtype: str = ""
+    dtype: str
+    not_here: str | None = None
 
 
 ENTRIES: Mapping[str, Sequence[Entry]] = {
     "float32": (
-        Entry(Compiled()),
-        Entry(OnnxRuntime()),
-        Entry(OpenVino()),
-        Entry(LiteRt()),
-        Entry(Ncnn(name="ncnn, no Winograd", winograd=False)),
-        Entry(Ncnn()),
-        Entry(Mnn()),
+        Entry(Compiled(), ""),
+        Entry(OnnxRuntime(), "float32"),
+        Entry(OpenVino(), "float32"),
+        Entry(LiteRt(), "float32"),
+        Entry(Ncnn(name="ncnn, no Winograd", winograd=False), "float32"),
+        Entry(Ncnn(), "float32"),
+        Entry(Mnn(), "float32"),
     ),
-    "fp16": (Entry(Compiled(), "fp16acc16"),),
-    "int8": (Entry(Compiled()), Entry(OnnxRuntime()), Entry(OpenVino())),
+    "fp16": (
+        Entry(Compiled(), "fp16acc16"),
+        Entry(OnnxRuntime(), "float32"),  # Of a model whose weights are halves.
+        Entry(OpenVino(), DEFAULTS),
+        Entry(
+            LiteRt(),
+            "",
+            "LiteRT computes in half precision if an option of its C interface says so, which its "
+            "Python package does not have",
+        ),
+        Entry(Ncnn(), DEFAULTS),
+        Entry(Mnn(), "fp16"),
+    ),
+    "int8": (
+        Entry(Compiled(), ""),
+        Entry(OnnxRuntime(), "int8"),
+        Entry(
+            OpenVino(),
+            "int8",
+            "it executes hundreds of instructions for each vector of products of such models, "
+            "which would take hours to count",
+        ),
+        Entry(LiteRt(), "int8"),
+        Entry(Ncnn(), "int8"),
+        Entry(Mnn(), "int8"),
+    ),
 }
-"""By number type, ours first."""
+"""By number type, ours first. Libraries choose half precision by themselves on such processors,
+but for MNN."""
 
 RIVALS = tuple(
     dict.fromkeys(
@@ -202,7 +241,11 @@ def made(path: Path, make: Callable[[Path], None]) -> Path:
             draft = scratch / path.name
             draft.mkdir()
             make(draft)
-            draft.rename(path)
+            try:
+                draft.rename(path)
+            except OSError:
+                if not path.exists():  # Else another process has made it meanwhile.
+                    raise
     return path
 
 
@@ -340,7 +383,7 @@ def root_of(device: str, kind: type) -> Path:
 
 
 class Network:
-    """A network with random weights, and an image.
+    """A network with random weights, and images.
 
     Parameters
     ----------
@@ -355,36 +398,51 @@ class Network:
         import onnxruntime
 
         self.name, self.folder = name, folder
-        self.paths = {"float32": folder / f"{name}.onnx"}
-        onnx.save(model(name), self.paths["float32"])
-        self.input = folder / "x.npy"
-        x = np.random.default_rng(1).standard_normal(NETWORK_SHAPE, np.float32)
-        np.save(self.input, x)
+        self.float32, self.samples, self.input = (
+            folder / file for file in ("float32.onnx", "samples.npy", "x.npy")
+        )
+        onnx.save(model(name), self.float32)
+        *samples, x = images(SAMPLES + 1)
+        np.save(self.samples, np.stack(samples))
+        np.save(self.input, x[np.newaxis])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(
-            str(self.paths["float32"]), options, providers=["CPUExecutionProvider"]
+            str(self.float32), options, providers=["CPUExecutionProvider"]
         )
-        (self.reference,) = session.run(None, {"x": x})
+        (self.reference,) = session.run(None, {"x": x[np.newaxis]})
+
+    @cached_property
+    def int8(self) -> Path:
+        """The model that onnxruntime's quantiser makes of it."""
+        path = self.folder / "int8.onnx"
+        samples = [{"x": image[np.newaxis]} for image in np.load(self.samples)]
+        # ARM's instructions multiply numbers that both have signs.
+        dc.quantize_network(self.float32, path, samples, check=samples[:1], types="s8s8")
+        return path
+
+    @cached_property
+    def fp16(self) -> Path:
+        """The model in half precision, with inputs and outputs as they were."""
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        path = self.folder / "fp16.onnx"
+        onnx.save(convert_float_to_float16(onnx.load(self.float32), keep_io_types=True), path)
+        return path
 
     def onnx(self, dtype: str) -> Path:
-        """Return its model of a number type: that of float32 unless it has to be quantised."""
-        if dtype != "int8":
-            return self.paths["float32"]
-        if dtype not in self.paths:
-            path = self.folder / f"{self.name}.int8.onnx"
-            random = np.random.default_rng(2)
-            samples = [{"x": random.standard_normal(NETWORK_SHAPE, np.float32)} for _ in range(4)]
-            dc.quantize_network(self.paths["float32"], path, samples, types="s8s8")
-            self.paths[dtype] = path
-        return self.paths[dtype]
+        """Return its model of a number type."""
+        found: Path = getattr(self, dtype)
+        return found
 
 
 def compiled(network: Network, device: str, dtype: str, entry: Entry) -> tuple[Path, Contestant]:
     """Return a library of ours, and who calls it."""
     folder = network.folder / f"{device}-{dtype}" / "model"
+    onnx = network.int8 if dtype == "int8" else network.float32
     manifest = dc.compile_network(
-        network.onnx(dtype), folder, device, emit="c", check=False, dtype=entry.dtype or None
+        onnx, folder, device, emit="c", check=False, dtype=entry.dtype or None
     )
     library = folder.with_suffix(".so")
     sources = ["model.c", "model_weights.c", "runtime/directconv.c", "runtime/network.c"]
@@ -394,16 +452,27 @@ def compiled(network: Network, device: str, dtype: str, entry: Entry) -> tuple[P
     return library, Compiled(arena_bytes=manifest.arena_bytes)
 
 
-def converted(network: Network, dtype: str, contestant: Contestant) -> Path:
+def converted(network: Network, dtype: str, entry: Entry) -> Path:
     """Return the file that a rival loads, which is kept."""
-    onnx = network.onnx(dtype)
-    kind = type(contestant)
+    kind = type(entry.contestant)
+    given = {network.onnx(dtype), network.float32}
     use_converters(kind)
-    wanted = digest(onnx.read_bytes(), source_of(kind), " ".join(CONVERTERS.get(kind, ())))
+    wanted = digest(
+        *(path.read_bytes() for path in sorted({*given, network.samples})),
+        source_of(kind),
+        json.dumps([CONVERTERS.get(kind, ()), entry.dtype]),
+    )
 
     def convert(draft: Path) -> None:
-        os.link(onnx, draft / "network.onnx")
-        path = contestant.convert(draft / "network.onnx", 1)
+        for path in given:
+            os.link(path, draft / path.name)
+        source = Source(
+            dtype=entry.dtype,
+            onnx=str(draft / network.onnx(dtype).name),
+            float32=str(draft / network.float32.name),
+            samples=str(network.samples),
+        )
+        path = entry.contestant.convert(source, 1)
         (draft / "path").write_text(str(path.relative_to(draft)))
 
     name = f"{network.name}-{kind.__name__}-{dtype}-{wanted[:16]}"
@@ -451,7 +520,7 @@ class Counted:
     output: np.ndarray
 
 
-def counted(path: Path, device: str, contestant: Contestant, x: Path) -> Counted:
+def counted(path: Path, device: str, contestant: Contestant, dtype: str, x: Path) -> Counted:
     """Return the counts of a network's run, which are kept."""
     kind = type(contestant)
     packages = [wheels(("numpy", "ml_dtypes"))]
@@ -461,13 +530,12 @@ def counted(path: Path, device: str, contestant: Contestant, x: Path) -> Counted
     recipe = digest(
         *(each.read_bytes() for each in [*kept, counter._SOURCE, GUEST]),
         source_of(kind),
-        json.dumps([device, CORES[device].caches, asdict(contestant)]),
+        json.dumps([device, CORES[device].caches, asdict(contestant), dtype]),
         *(entry.name for folder in packages for entry in sorted(folder.glob("*.dist-info"))),
     )
-    name = f"{path.parent.name}-{device}-{recipe[:16]}"
     folder = made(
-        cache.folder("arm-counts") / name,
-        lambda draft: _count(draft, path, device, contestant, x, packages),
+        cache.folder("arm-counts") / recipe[:32],
+        lambda draft: _count(draft, path, device, contestant, dtype, x, packages),
     )
     found = json.loads((folder / "counts.json").read_text())
     levels = tuple(Cached(**level) for level in found["executed"].pop("caches"))
@@ -480,6 +548,7 @@ def _count(
     path: Path,
     device: str,
     contestant: Contestant,
+    dtype: str,
     x: Path,
     packages: Sequence[Path],
 ) -> None:
@@ -495,6 +564,7 @@ def _count(
         "class": kind.__qualname__,
         "fields": asdict(contestant),
         "path": str(path),
+        "dtype": dtype,
         "input": str(x),
         "output": str(draft / "y.npy"),
     }
@@ -530,7 +600,9 @@ def _count(
 # --- Rows -------------------------------------------------------------------------------------
 
 
-def compared(network: Network, device: str, dtype: str, rivals: Sequence[str]) -> list[Row]:
+def compared(
+    network: Network, device: str, dtype: str, rivals: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return a row for each contestant, ours first."""
     found: list[dict[str, Any]] = []
     for entry in ENTRIES[dtype]:
@@ -540,12 +612,14 @@ def compared(network: Network, device: str, dtype: str, rivals: Sequence[str]) -
             continue
         note(f"{network.name}, {device}, {dtype}: {name}")
         try:
+            if entry.not_here:
+                raise NotHere(entry.not_here)
             if ours:
                 path, contestant = compiled(network, device, dtype, entry)
             else:
-                path, contestant = converted(network, dtype, entry.contestant), entry.contestant
-            what = counted(path, device, contestant, network.input)
-        except (NotHere, Failed) as error:
+                path, contestant = converted(network, dtype, entry), entry.contestant
+            what = counted(path, device, contestant, entry.dtype, network.input)
+        except (NotHere, Unsupported, Failed) as error:
             if ours:
                 raise
             found.append(row(network, device, dtype, name, None, str(error), None))
@@ -692,11 +766,7 @@ def main() -> int:
         metavar="NETWORK",
         help=f"of {', '.join(MODELS)}; default: {' '.join(NETWORKS)}",
     )
-    for option, known, default in (
-        ("device", tuple(CORES), tuple(CORES)),
-        ("dtype", TYPES, TYPES),
-        ("rival", RIVALS, RIVALS),
-    ):
+    for option, known in (("device", tuple(CORES)), ("dtype", TYPES), ("rival", RIVALS)):
         parser.add_argument(
             f"--{option}",
             action="append",
@@ -704,7 +774,6 @@ def main() -> int:
             metavar=option.upper(),
             help=f"of {'; '.join(known)}; repeatedly for several; default: all",
         )
-        del default
     add_format(parser)
     args = parser.parse_args()
     networks = args.network or NETWORKS
@@ -725,7 +794,7 @@ def main() -> int:
             f"{' and '.join(args.device)} cannot compute in {' or '.join(args.dtype)}: expected "
             + "; ".join(f"{name} with {', '.join(core.types)}" for name, core in CORES.items())
         )
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for name in networks:
         with files.scratch() as folder:
             network = Network(name, folder)

@@ -45,7 +45,7 @@ class Compiled(Contestant):
     def library(self) -> str:
         return f"{self.title} {__version__}"
 
-    def prepare_network(self, path: Path, threads: int, x: np.ndarray) -> Prepared:
+    def prepare_network(self, path: Path, threads: int, x: np.ndarray, dtype: str) -> Prepared:
         library = ctypes.CDLL(str(path))
         weights = ctypes.c_ubyte.in_dll(library, "model_weights")
         library.directconv_error.restype = ctypes.c_char_p
@@ -91,7 +91,7 @@ def main() -> None:
     loaded = np.load(job["input"])
     x = aligned_zeros(loaded.shape, loaded.dtype)
     x[...] = loaded
-    prepared = contestant.prepare_network(Path(job["path"]), 1, x)
+    prepared = contestant.prepare_network(Path(job["path"]), 1, x, job["dtype"])
     prepared.call()  # Some plan in the first call, or bring weights into their layouts.
     with counted():
         prepared.call()

@@ -15,7 +15,7 @@ from .base import NETWORK_DTYPES, Contestant, Prepared, Source, run_converter
 from .onnxruntime import layer_model
 
 # What it calls them. It computes in float32 where it has no code for what it is told.
-_PRECISIONS = {"float32": "high", "bf16": "low_bf16"}
+_PRECISIONS = {"float32": "high", "bf16": "low_bf16", "fp16": "low"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ SCRIPTS = (
     "scripts/check_search",
     "scripts/fingerprint",
     "scripts/fit_model",
+    "scripts/compare_arm",
     "scripts/compare_networks",
     "scripts/compare_pools",
     "scripts/compare_types",

@@ -250,7 +250,7 @@ def made(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def call(command: Sequence[str], error: type[DirectConvError], purpose: str) -> None:
-    """Run a program.
+    """Run a program that downloads something or unpacks it.
 
     Raises
     ------
@@ -259,7 +259,10 @@ def call(command: Sequence[str], error: type[DirectConvError], purpose: str) -> 
     """
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        raise error(f"{purpose} has failed: {end_of(done.stderr or done.stdout)}")
+        raise error(
+            f"{purpose} has failed: {end_of(done.stderr or done.stdout)}. Expected a connection, "
+            "and space on the disk; run it again then"
+        )
 
 
 @lru_cache
@@ -729,7 +732,7 @@ def for_eyes(row: Mapping[str, Any]) -> Row:
 
 
 def summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how far forecasts are from published times, and who is not here."""
+    """Say how far forecasts are from published times, and who and what is not here."""
     lines = []
     for device, core in CORES.items():
         own = [row for row in rows if row["device"] == device and row["forecast_error"] is not None]
@@ -783,12 +786,8 @@ def main() -> int:
                 f"there is no network {name!r}: expected some of {', '.join(MODELS)}"
                 f"{did_you_mean(name, MODELS)}"
             )
-    wanted = [
-        (device, dtype)
-        for device in args.device or CORES
-        for dtype in args.dtype or TYPES
-        if dtype in CORES[device].types
-    ]
+    asked = [(device, dtype) for device in args.device or CORES for dtype in args.dtype or TYPES]
+    wanted = [(device, dtype) for device, dtype in asked if dtype in CORES[device].types]
     if not wanted:
         parser.error(
             f"{' and '.join(args.device)} cannot compute in {' or '.join(args.dtype)}: expected "
@@ -803,7 +802,9 @@ def main() -> int:
     text = render(rows, args.format, [for_eyes(row) for row in rows if not row["not_here"]])
     if for_people(args.format):
         bullet = "- " if args.format == "markdown" else ""
-        text += "\n\n" + "\n".join(bullet + line for line in summaries(rows))
+        lines = summaries(rows)
+        lines += [f"{d} cannot compute in {t}" for d, t in asked if (d, t) not in wanted]
+        text += "\n\n" + "\n".join(bullet + line for line in lines)
     print(text)
     return 0
 

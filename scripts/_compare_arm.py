@@ -814,3 +814,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except DirectConvError as error:
         sys.exit(f"{PROGRAM}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{PROGRAM}: interrupted; what was counted is kept")

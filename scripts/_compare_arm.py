@@ -741,7 +741,7 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             errors = [row["forecast_error"] for row in own]
             lines.append(
                 f"{core.board}: forecasts of {PUBLISHER} are {min(errors):+.0%} to "
-                f"{max(errors):+.0%} off its {len(errors)} published times, "
+                f"{max(errors):+.0%} off what it publishes ({len(errors)} rows), "
                 f"{np.mean(np.abs(errors)):.0%} in the mean"
             )
     reasons: dict[tuple[str, str], list[str]] = {}

@@ -199,7 +199,11 @@ def follow(words: list[str]) -> None:
         subprocess.run(words, check=True)
     else:
         # Those that take hours, whatever they are told.
-        of_hours = words[0] in ("scripts/compare_arm", "scripts/test")
+        of_hours = words[0] in (
+            "scripts/compare_arm",
+            "scripts/compare_networks",
+            "scripts/test",
+        )
         assert of_hours or words[:3] in NOT_FOLLOWED, words
 
 

@@ -15,6 +15,7 @@ from tvm_directconv import files
 from tvm_directconv.bench.models import MODELS, model
 from tvm_directconv.cli._options import positive
 from tvm_directconv.cli._output import Row, add_format, render
+from tvm_directconv.network.check import relative_error
 from tvm_directconv.network.onnx_session import session
 
 NETWORKS = ["resnet18", "resnet50", "mobilenetv1", "mobilenetv2", "squeezenet", "googlenet"]
@@ -58,10 +59,8 @@ def pixels(text: str, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(2, 0, 1)[np.newaxis])
 
 
-def read(path: Path, scores: np.ndarray) -> str:
+def read(letters: list[str], scores: np.ndarray) -> str:
     """Return the text that PP-OCR's last network has found."""
-    known = session(str(path)).get_modelmeta().custom_metadata_map["character"]
-    letters = ["", *known.splitlines(), " "]
     best = scores[0].argmax(axis=1)
     return "".join(letters[b] for n, b in enumerate(best) if n == 0 or best[n - 1] != b).strip()
 
@@ -80,6 +79,8 @@ def rows(network: str, count: int, folder: Path) -> list[Row]:
     exact_session = session(str(path))
     name = exact_session.get_inputs()[0].name
     exact = [exact_session.run(None, {name: x})[0] for x in inputs]
+    known = exact_session.get_modelmeta().custom_metadata_map.get("character", "")
+    letters = ["", *known.splitlines(), " "]
     shapes = {name: inputs[0].shape}
     library, whole = folder / "network.so", folder / "int8.onnx"
     made = []
@@ -92,9 +93,9 @@ def rows(network: str, count: int, folder: Path) -> list[Row]:
         else:
             dc.compile_network(path, library, dtype=dtype, input_shapes=shapes, check=False)
             found = list(map(dc.load_network(library).run, inputs))
-        lost = np.linalg.norm(np.stack(found) - np.stack(exact)) / np.linalg.norm(np.stack(exact))
+        lost = relative_error(np.stack(found), np.stack(exact))
         pairs = zip(found, exact, strict=True) if network == "rec" else ()
-        same = [read(path, one) == read(path, other) for one, other in pairs]
+        same = [read(letters, one) == read(letters, other) for one, other in pairs]
         made.append(
             {
                 "network": network,

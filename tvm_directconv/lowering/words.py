@@ -155,10 +155,9 @@ def _code(
 ) -> str:
     """Return a function that multiplies words of one lane or more and adds the products to sums.
 
-    Its pixels are those of a lane, of a register with so many of them if it is not one for each
-    sum; else each lane has its own.
-    Where these may be the same words again and again, LLVM would multiply once. It does not see
-    what inline assembly computes.
+    Where a `lane` is given, all words of pixels are the one in that lane, of a register with so
+    many `pixels`, by default one for each sum. Where words may be the same again and again, LLVM
+    would multiply once: it does not see what inline assembly computes.
     """
     function, element = str(marked["function"]), str(marked["element"])
     values: dict[str, Any] = {"name": name, "function": function, "n": lanes, "n2": 2 * lanes}

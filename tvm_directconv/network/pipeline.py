@@ -94,12 +94,12 @@ def passes(
 
 
 def later_passes(
-    device: Device | str = "native",
-    threads: int = 1,
-    blocking: str | None = None,
-    denormals: str | None = None,
-    dtype: str | None = None,
-    keep: Collection[str | int] = (),
+    device: Device | str,
+    threads: int,
+    blocking: str | None,
+    denormals: str | None,
+    dtype: str | None,
+    keep: Collection[str | int],
 ) -> list[Any]:
     """Return those of :func:`passes` that depend on the processor and the number types."""
     check_threads(threads)
